@@ -1,0 +1,49 @@
+"""Batch: images with their padded ground truth, the only thing that rooms exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """B images and their ground truth, padded to G boxes each, so that every shape is known beforehand.
+
+    The number G comes from a short list of sizes (see `paceline.data.loader`), and no box is ever left out for want
+    of room. Entries where `valid` is False are zeros and mean nothing.
+    """
+
+    images: Tensor
+    """B3HW, RGB, uint8 in [0, 255]; channels-last in memory."""
+    boxes: Tensor
+    """BG4, float32, xyxy in pixels of the network's input."""
+    labels: Tensor
+    """BG, int64, class numbers from 0."""
+    valid: Tensor
+    """BG, bool, True where there is a box."""
+    samples: Tensor
+    """B, int64, row of each image in its index; -1 for an image that only fills up the batch (evaluation)."""
+    original_hw: Tensor
+    """B2, int64, height and width of each image file in pixels, after EXIF rotation; 1 x 1 for filling images."""
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the network's input, in pixels."""
+        return self.images.shape[2], self.images.shape[3]
+
+    def network_input(self) -> Tensor:
+        """Images B3HW as float32 in [0, 1], in the same memory format."""
+        return self.images.float().div_(255.0)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+        """Return the batch with every tensor on `device`."""
+        moved = {field.name: getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)}
+        return type(self)(**moved)

@@ -1,0 +1,31 @@
+"""Callbacks: what a user's own code is told while a run goes on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from paceline.records import EndRecord, EpochRecord, EvaluationRecord, RunRecord, StepRecord
+
+
+class Callback(Protocol):
+    """Derive from this class and override what you need; every method receives one immutable record.
+
+    Methods are called on the main thread, in the order of the list that was given to `train`; an exception in one
+    ends the run like any other error.
+    """
+
+    def on_start(self, record: RunRecord) -> None:
+        """Before the first step, when the data, the network and the run folder stand."""
+
+    def on_step(self, record: StepRecord) -> None:
+        """After every step; losses are filled in only where the device has been read anyway."""
+
+    def on_evaluation(self, epoch: int, record: EvaluationRecord) -> None:
+        """After every evaluation."""
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """After every epoch, its evaluation and its checkpoint."""
+
+    def on_end(self, record: EndRecord) -> None:
+        """After the last epoch, when all files are written."""

@@ -1,0 +1,1 @@
+"""What each command does: the places where rooms are put together."""

@@ -1,0 +1,58 @@
+"""What a user may set about validation and prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValConfig:
+    """What is evaluated, and what is written about it."""
+
+    data: str = ""
+    """Data set, as for training; empty takes the one that the weights were trained on."""
+    split: Literal["val", "test", "train"] = "val"
+    """Part of the data set to evaluate."""
+    imgsz: int = 0
+    """Side of the network's square input, in pixels; 0 takes that of the weights."""
+    batch: int = 16
+    """Images per step."""
+    workers: int = -1
+    """Loader threads; -1 takes one per core, 8 at most."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, or the number of a GPU."""
+    single_cls: bool = False
+    """Treat all classes as one."""
+    classes: tuple[int, ...] = ()
+    """Only evaluate these classes; empty means all."""
+    plots: bool = True
+    """Draw the confusion matrix, curves and predictions beside truths."""
+    save_json: bool = False
+    """Write the detections in COCO's results format."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """What is looked at, and what is written about it."""
+
+    source: tuple[str, ...] = ()
+    """Image files, folders, patterns such as `street/*.jpg`, or a text file with one of these per line."""
+    imgsz: int = 0
+    """Side of the network's square input, in pixels; 0 takes that of the weights."""
+    batch: int = 16
+    """Images per step."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, or the number of a GPU."""
+    classes: tuple[int, ...] = ()
+    """Only report these classes; empty means all."""
+    save: bool = True
+    """Write each picture with its boxes."""
+    save_txt: bool = False
+    """Write a YOLO label file per picture."""
+    save_conf: bool = False
+    """Add the score as a sixth column to these label files."""
+    save_json: bool = False
+    """Write all detections into `predictions.json`."""
+    show_conf: bool = True
+    """Write the score beside each box."""

@@ -1,0 +1,60 @@
+"""Evaluating a network on a data set: the loader, the network and the evaluator put together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from paceline.evaluation.evaluator import Evaluator, evaluate
+from paceline.evaluation.ground_truth import GroundTruth
+from paceline.models.fusion import fuse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from paceline.batch import Batch
+    from paceline.data.index import Index
+    from paceline.evaluation.config import PostprocessConfig
+    from paceline.evaluation.evaluator import Evaluation
+    from paceline.models.graph import DetectionModel
+
+
+def ground_truth_of(index: Index) -> GroundTruth:
+    """Hand the boxes of an index to the evaluation, crowds and difficult ones included."""
+    return GroundTruth(
+        num_images=len(index),
+        num_classes=len(index.names),
+        offsets=index.offsets,
+        boxes=index.boxes,
+        labels=index.labels,
+        crowd=index.crowd,
+        difficult=index.difficult,
+        area=index.area,
+        sizes=index.sizes,
+    )
+
+
+@torch.inference_mode()
+def evaluate_network(
+    network: DetectionModel,
+    batches: Iterable[Batch],
+    index: Index,
+    config: PostprocessConfig,
+    *,
+    device: torch.device,
+    amp_dtype: torch.dtype | None,
+) -> Evaluation:
+    """Run the network, with normalisations folded into its convolutions, over all batches and score it.
+
+    Images that have become unreadable since they were indexed count as images in which nothing was found.
+    """
+    folded = fuse(network).to(device, memory_format=torch.channels_last).eval()
+    ground_truth = ground_truth_of(index)
+    evaluator = Evaluator(config, ground_truth, index.names)
+    for batch in batches:
+        moved = batch.to(device, non_blocking=True)
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+            predictions = folded(moved.network_input())
+        evaluator.add(moved, predictions)
+    return evaluate(ground_truth, evaluator.detections, index.names)

@@ -1,0 +1,89 @@
+"""`paceline val`: scores weights on a part of a data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+
+from paceline.commands.device import resolve_device
+from paceline.commands.evaluation import evaluate_network
+from paceline.commands.pictures import RunPictures
+from paceline.commands.weights import find_weights, load_network
+from paceline.data.dataset import open_data_set
+from paceline.data.loader import EvalLoader
+from paceline.errors import UserError
+from paceline.options import TrainOptions, read_mapping
+from paceline.records import RunFolder, to_jsonable, write_atomically
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paceline.data.config import DataConfig
+    from paceline.data.index import Index
+    from paceline.evaluation.evaluator import Evaluation
+    from paceline.options import ValOptions
+
+log = logging.getLogger("paceline")
+
+
+def validate(options: ValOptions) -> Evaluation:
+    """Score the weights that `options.model` names; writes figures, and what else was asked for, into a run folder.
+
+    The network computes in float32. Raises UserError for whatever the user can mend.
+    """
+    if not options.model:
+        raise UserError("val needs weights to evaluate: model=runs/train, or a .safetensors file.")
+    device = resolve_device(options.validation.device)
+    loaded = load_network(options.model, None)
+    data = _data_config(options, loaded.imgsz or 640)
+    index = _split(options, data)
+    if len(index.names) != loaded.network.num_classes:
+        raise UserError(
+            f"{data.data} has {len(index.names)} classes, but the weights were trained on "
+            f"{loaded.network.num_classes}; name the data set that they belong to."
+        )
+    network = loaded.network.to(device, memory_format=torch.channels_last)
+    folder = RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="val")
+    with EvalLoader(index, data.imgsz, batch=data.batch, workers=data.workers, cache="none") as batches:
+        evaluation = evaluate_network(network, batches, index, options.postprocess, device=device, amp_dtype=None)
+        options.write(folder.config)
+        folder.append("evaluation", evaluation.record)
+        if options.validation.plots:
+            RunPictures(run=folder, names=index.names).evaluation(evaluation, batches, index)
+    if options.validation.save_json:
+        _write_detections(folder.path / "detections.json", evaluation, index)
+    log.info("Figures and pictures are in %s.", folder.path)
+    return evaluation
+
+
+def _data_config(options: ValOptions, imgsz: int) -> DataConfig:
+    """Fill in what the user left open from the run that the weights come from."""
+    data = options.data
+    if not data.data:
+        source = find_weights(options.model)
+        config = source.parents[1] / "config.yaml" if source is not None else None
+        if config is None or not config.is_file():
+            raise UserError("val needs a data set: data=path/to/data.yaml (the weights' run folder does not name one).")
+        trained = TrainOptions.from_flat(read_mapping(config)).data
+        data = dataclasses.replace(
+            data, data=trained.data, single_cls=trained.single_cls, classes=data.classes or trained.classes
+        )
+    return data if data.imgsz else dataclasses.replace(data, imgsz=imgsz)
+
+
+def _split(options: ValOptions, data: DataConfig) -> Index:
+    split = options.validation.split
+    data_set = open_data_set(data, seed=0, splits=(split,))
+    index = {"train": data_set.train, "val": data_set.val, "test": data_set.test}[split]
+    if index is None or len(index) == 0:
+        raise UserError(f"{data.data} has no {split} images; choose another split.")
+    return index
+
+
+def _write_detections(path: Path, evaluation: Evaluation, index: Index) -> None:
+    entries = evaluation.detections.to_coco_json(index.image_ids, index.category_ids)
+    write_atomically(path, json.dumps(to_jsonable(entries), allow_nan=False).encode())

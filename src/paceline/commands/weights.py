@@ -1,0 +1,105 @@
+"""From what the user calls a model to a network with weights."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.errors import UserError
+from paceline.models.catalogue import model_names
+from paceline.models.registry import build_model
+from paceline.models.weights import transfer
+from paceline.training.checkpoint import load_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paceline.models.graph import DetectionModel
+
+log = logging.getLogger("paceline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedNetwork:
+    """A network and what is known of it."""
+
+    network: DetectionModel
+    model: str
+    """Name of the architecture."""
+    names: tuple[str, ...]
+    """Class names; empty for an architecture without weights."""
+    imgsz: int | None
+    """Side of the images that the weights were trained on, in pixels."""
+    source: Path | None
+    """File of the weights, None for an architecture by name."""
+
+
+def find_weights(model: str) -> Path | None:
+    """Return the weights file that `model` names, or None when it names an architecture.
+
+    A run folder stands for its best weights. Raises UserError for anything that is neither.
+    """
+    path = Path(model)
+    if path.suffix == ".pt":
+        raise UserError(
+            f"{model} is a PyTorch pickle, which Paceline cannot read yet; name the architecture "
+            f"(model={path.stem.lower()}) to train from scratch, or a .safetensors file of a Paceline run."
+        )
+    if path.suffix in {".yaml", ".yml"} and not path.exists() and path.stem in model_names():
+        return None
+    if path.is_dir():
+        candidates = [path / "weights" / "best.safetensors", path / "best.safetensors"]
+        found = [candidate for candidate in candidates if candidate.is_file()]
+        if not found:
+            raise UserError(f"The folder {path} holds no weights/best.safetensors; name a finished run's folder.")
+        return found[0]
+    if path.is_file() or path.suffix == ".safetensors" or len(path.parts) > 1:
+        if not path.is_file():
+            raise UserError(f"The weights {path} do not exist; check the path.")
+        if path.suffix != ".safetensors":
+            raise UserError(f"{path} is not a .safetensors file; name the weights of a Paceline run.")
+        return path
+    return None
+
+
+def load_network(model: str, names: Sequence[str] | None, *, pretrained: bool = True) -> LoadedNetwork:
+    """Build the network that `model` names, for the classes `names`; None keeps the classes of the weights.
+
+    Weights made for other classes are taken over as far as they fit, and the log says what was left out.
+    """
+    source = find_weights(model)
+    if source is None:
+        if names is None:
+            raise UserError(
+                f"model={model} names an architecture without weights; name the weights of a run, "
+                "such as runs/train/weights/best.safetensors."
+            )
+        name = Path(model).stem if model.endswith((".yaml", ".yml")) else model
+        network = build_model(name, len(names))
+        return LoadedNetwork(network=network, model=name, names=(), imgsz=None, source=None)
+    tensors, header = load_weights(source)
+    own_names = tuple(names) if names is not None else header.names
+    network = build_model(header.model, len(own_names))
+    if pretrained:
+        report = transfer(network, tensors)
+        if names is None and (report.left_out or report.missing):
+            raise UserError(f"{source} does not fit {header.model} with {len(own_names)} classes; copy the file again.")
+        if report.left_out:
+            log.info(
+                "Weights of %s: %d of %d tensors taken over; left out, as they are made for %d classes: %s.",
+                source,
+                len(report.kept),
+                len(tensors),
+                len(header.names),
+                _summary(report.left_out),
+            )
+        else:
+            log.info("Weights of %s: all %d tensors taken over.", source, len(report.kept))
+    return LoadedNetwork(network=network, model=header.model, names=header.names, imgsz=header.imgsz, source=source)
+
+
+def _summary(keys: Sequence[str], most: int = 4) -> str:
+    shown = ", ".join(keys[:most])
+    return shown if len(keys) <= most else f"{shown} and {len(keys) - most} more"

@@ -1,0 +1,243 @@
+"""Check: what is wrong in a data set, file by file, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.data.dataset import VAL_SHARE, require_usable
+from paceline.data.findings import KINDS, ScanReport
+from paceline.data.index_cache import scan_or_load
+from paceline.data.source import recognise
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paceline.data.config import DataConfig
+    from paceline.data.index import Index
+
+SMALL_PX2, MEDIUM_PX2 = 32.0**2, 96.0**2
+"""Areas in square pixels at which COCO calls a box medium and large."""
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Shares of the boxes for which their size is reported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitSummary:
+    """What one split holds after bad files and boxes are left out."""
+
+    name: str
+    """`train`, `val` or `test`."""
+    index: Index
+    num_boxes: int
+    """Boxes to train on; crowd and difficult ones are counted apart."""
+    num_crowd: int
+    num_difficult: int
+    num_without_boxes: int
+    """Images without a box to train on."""
+    class_boxes: tuple[int, ...]
+    """K, boxes of each class."""
+    class_images: tuple[int, ...]
+    """K, images with each class."""
+    most_boxes: int
+    """Boxes in the fullest image."""
+    image_sizes: tuple[tuple[int, int, int], ...]
+    """(height, width, images), the most frequent first."""
+    box_sizes_px: tuple[float, ...]
+    """Square root of the box area at each of QUANTILES; empty without boxes."""
+    area_shares: tuple[float, float, float]
+    """Shares of small, medium and large boxes by COCO's bounds, of all boxes that are no crowd or difficult."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckReport:
+    """The result of a check."""
+
+    source: Path
+    root: Path
+    """Folder that file names in the findings start from."""
+    format: str
+    names: tuple[str, ...]
+    splits: tuple[SplitSummary, ...]
+    report: ScanReport
+    errors: tuple[str, ...]
+    """Why this set cannot be trained on; empty if it can."""
+    repeated: tuple[tuple[str, str], ...]
+    """Images of equal content in two splits, as (`train: a.jpg`, `val: b.jpg`)."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a training on this set would start."""
+        return not self.errors
+
+    def format_text(self) -> str:
+        """Write the report for a person to read."""
+        lines = [f"{self.source} ({self.format}), {len(self.names)} classes", ""]
+        lines += [*self._wrong(), ""]
+        for split in self.splits:
+            lines += _describe(split)
+        lines += self._class_table()
+        if "val" not in {split.name for split in self.splits}:
+            lines += ["", f"There is no val: {VAL_SHARE:.0%} of the train images are held back for it, by the seed."]
+        if self.repeated:
+            lines += [
+                "",
+                f"{len(self.repeated):,} images are in two splits, so results would look better than they are:",
+            ]
+            lines += [f"  {first} = {second}" for first, second in self.repeated[:20]]
+            if len(self.repeated) > 20:
+                lines.append(f"  ... and {len(self.repeated) - 20:,} more")
+        return "\n".join(lines)
+
+    def _wrong(self) -> list[str]:
+        """List what is wrong, by kind, then what forbids a training."""
+        lines: list[str] = []
+        for kind, number in self.report.counts.items():
+            severity, words = KINDS[kind]
+            done = {"file": " (left out)", "box": " (dropped)", "note": ""}[severity]
+            lines.append(f"{words}{done}: {number:,}")
+            found = [finding for finding in self.report.findings if finding.kind == kind]
+            lines += [f"  {finding}" for finding in found]
+            if number > len(found):
+                lines.append(f"  ... and {number - len(found):,} more")
+        lines = (
+            [f"What is wrong (files are in {self.root}):", *lines] if lines else ["Nothing is wrong with its files."]
+        )
+        if self.errors:
+            lines += ["", "No training can start:", *(f"  {error}" for error in self.errors)]
+        return lines
+
+    def _class_table(self) -> list[str]:
+        """Count boxes per class and split."""
+        width = max([5, *(len(name) for name in self.names)])
+        lines = [
+            "",
+            f"{'class':>5}  {'name':<{width}}" + "".join(f"{split.name + ' boxes':>14}" for split in self.splits),
+        ]
+        for label, name in enumerate(self.names):
+            counts = "".join(f"{split.class_boxes[label]:>14,}" for split in self.splits)
+            lines.append(f"{label:>5}  {name:<{width}}{counts}")
+        return lines if self.splits else []
+
+
+def check_data(config: DataConfig, *, cache_folder: Path | None = None) -> CheckReport:
+    """Look at all splits of the data set that `config.data` names.
+
+    What would stop a training is in the report's `errors`; raises UserError only where nothing can be opened at all.
+    """
+    source = recognise(config.data, cache_folder)
+    summaries: list[SplitSummary] = []
+    reports: list[ScanReport] = []
+    errors: list[str] = []
+    for name in source.splits:
+        try:
+            scan = scan_or_load(source, name, cache_folder)
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        reports.append(scan.report)
+        summaries.append(summarise(name, scan.index))
+        try:
+            require_usable(source, name, scan)
+        except UserError as error:
+            errors.append(str(error).split(":\n", 1)[0])  # the files are listed anyway
+    if not summaries:
+        raise UserError(errors[0])
+    return CheckReport(
+        source=source.path,
+        root=source.root,
+        format=source.format,
+        names=summaries[0].index.names,
+        splits=tuple(summaries),
+        report=ScanReport.join(reports),
+        errors=tuple(errors),
+        repeated=tuple(_repeated_images(summaries)),
+    )
+
+
+def summarise(name: str, index: Index) -> SplitSummary:
+    """Count what an index holds."""
+    targets = index.targets
+    labels, images = index.labels[targets], index.images_of_boxes[targets]
+    num_classes = len(index.names)
+    per_image = np.bincount(images, minlength=len(index))
+    pairs = np.unique(images * num_classes + labels)
+    sizes = Counter((int(height), int(width)) for height, width in index.sizes)
+    spans = index.boxes[targets][:, 2:] - index.boxes[targets][:, :2]
+    area = index.area[targets]
+    shares = [float(np.mean(part)) if len(area) else 0.0 for part in (area < SMALL_PX2, area >= MEDIUM_PX2)]
+    return SplitSummary(
+        name=name,
+        index=index,
+        num_boxes=int(targets.sum()),
+        num_crowd=int(index.crowd.sum()),
+        num_difficult=int(index.difficult.sum()),
+        num_without_boxes=int((per_image == 0).sum()),
+        class_boxes=tuple(np.bincount(labels, minlength=num_classes).tolist()),
+        class_images=tuple(np.bincount(pairs % num_classes, minlength=num_classes).tolist()),
+        most_boxes=int(per_image.max(initial=0)),
+        image_sizes=tuple((*size, number) for size, number in sizes.most_common()),
+        box_sizes_px=tuple(np.quantile(np.sqrt(spans.prod(axis=1)), QUANTILES).tolist()) if len(spans) else (),
+        area_shares=(shares[0], 1.0 - sum(shares) if len(area) else 0.0, shares[1]),
+    )
+
+
+def _describe(split: SplitSummary) -> list[str]:
+    """Write the summary of a split."""
+    apart = [(split.num_crowd, "crowd regions"), (split.num_difficult, "difficult boxes")]
+    besides = "".join(f", {number:,} {words}" for number, words in apart if number)
+    lines = [
+        f"{split.name}: {len(split.index):,} images ({split.num_without_boxes:,} without boxes), "
+        f"{split.num_boxes:,} boxes{besides}; at most {split.most_boxes:,} in one image"
+    ]
+    sizes = ", ".join(f"{width} x {height} ({number:,})" for height, width, number in split.image_sizes[:3])
+    others = len(split.image_sizes) - 3
+    lines.append(f"  image sizes: {sizes}" + (f", and {others:,} other sizes" if others > 0 else ""))
+    if split.box_sizes_px:
+        sides = ", ".join(f"{side:.0f}" for side in split.box_sizes_px)
+        shares = "small {:.0%}, medium {:.0%}, large {:.0%}".format(*split.area_shares)
+        quantiles = ", ".join(f"{100 * share:.0f}" for share in QUANTILES)
+        lines.append(f"  box sizes (root of the area) at {quantiles} % of the boxes: {sides} px; {shares}")
+    return lines
+
+
+def _repeated_images(splits: list[SplitSummary]) -> list[tuple[str, str]]:
+    """Find images of equal content in two splits; only files whose size occurs in several splits are read."""
+    files = [(split.name, split.index.root / path) for split in splits for path in split.index.paths]
+    sizes = [_file_size(path) for _, path in files]
+    where: dict[int, set[str]] = {}
+    for (name, _), size in zip(files, sizes, strict=True):
+        where.setdefault(size, set()).add(name)
+    suspects = [file for file, size in zip(files, sizes, strict=True) if len(where[size]) > 1]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        digests = list(threads.map(lambda file: _digest(file[1]), suspects))
+    first: dict[str, tuple[str, Path]] = {}
+    repeated = []
+    for (name, path), digest in zip(suspects, digests, strict=True):
+        other, other_path = first.setdefault(digest, (name, path))
+        if other != name:
+            repeated.append((f"{other}: {other_path.name}", f"{name}: {path.name}"))
+    return repeated
+
+
+def _file_size(path: Path) -> int:
+    """Return the size of a file in bytes, -1 where it is gone."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _digest(path: Path) -> str:
+    """Return a hash of a file's content; of its name where it cannot be read."""
+    try:
+        return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    except OSError:
+        return str(path)

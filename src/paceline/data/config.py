@@ -1,0 +1,56 @@
+"""What a user may set about data and augmentation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where images come from and how they are delivered."""
+
+    data: str = "shapes"
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    imgsz: int = 640
+    """Side of the network's square input, in pixels; a multiple of 32."""
+    batch: int = 16
+    """Images per step over all devices."""
+    workers: int = -1
+    """Loader threads; -1 takes one per core, 8 at most."""
+    cache: Literal["auto", "none", "ram"] = "auto"
+    """Keep decoded images in memory: `auto` does when they fit well within what is free."""
+    fraction: float = 1.0
+    """Share of the training images to use."""
+    single_cls: bool = False
+    """Treat all classes as one."""
+    classes: tuple[int, ...] = ()
+    """Only use boxes of these classes; empty means all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Strengths of the random transforms of training images."""
+
+    hsv_h: float = 0.015
+    """Hue shift, as a share of the whole circle, at most."""
+    hsv_s: float = 0.7
+    """Saturation gain: drawn from 1 ± this."""
+    hsv_v: float = 0.4
+    """Brightness gain: drawn from 1 ± this."""
+    degrees: float = 0.0
+    """Rotation, in degrees, at most."""
+    translate: float = 0.1
+    """Shift, as a share of the image, at most."""
+    scale: float = 0.5
+    """Zoom: drawn from 1 ± this."""
+    shear: float = 0.0
+    """Shear, in degrees, at most."""
+    flipud: float = 0.0
+    """Probability of a flip upside down."""
+    fliplr: float = 0.5
+    """Probability of a flip left to right."""
+    mosaic: float = 1.0
+    """Probability that four images are laid together."""
+    close_mosaic: int = 10
+    """No mosaic during this many last epochs."""

@@ -1,0 +1,69 @@
+"""Faults: images that could be read when the data set was indexed and cannot be read now."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paceline.data.index import Index
+
+log = logging.getLogger("paceline")
+
+_TOLERATED_SHARE = 0.01
+_NUM_LISTED = 20
+
+
+class Faults:
+    """The broken images of an index: each is named once in the log, and more than 1 % of them end the run.
+
+    One broken image is always tolerated, however small the set.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+        self._reasons: dict[int, str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    def add(self, number: int, reason: str) -> None:
+        """Take image `number` out. Raises UserError with the list when there are too many."""
+        with self._lock:
+            if number in self._reasons:
+                return
+            self._reasons[number] = reason
+            num_broken = len(self._reasons)
+        log.warning("%s %s: the next image takes its place", self._index.path(number), reason)
+        if num_broken > max(1, _TOLERATED_SHARE * len(self._index)):
+            raise UserError(self._list())
+
+    def replace(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Put the next whole image of the index in the place of each broken one, in an array of any shape."""
+        if not self._reasons:
+            return images
+        images = images.copy()
+        for _ in range(len(self._index)):
+            broken = np.isin(images, list(self._reasons))
+            if not broken.any():
+                return images
+            images[broken] = (images[broken] + 1) % len(self._index)
+        raise UserError(self._list())
+
+    def _list(self) -> str:
+        with self._lock:
+            listed = [f"\n  {self._index.path(number)} {why}" for number, why in list(self._reasons.items())]
+        more = len(listed) - _NUM_LISTED
+        shown = "".join(listed[:_NUM_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
+        return (
+            f"{len(listed)} of {len(self._index)} images cannot be read any more; restore them, or take them out of the"
+            f" data set and start again:{shown}"
+        )

@@ -1,0 +1,1 @@
+"""Readers of the published annotation formats, each to the same table."""

@@ -1,0 +1,298 @@
+"""COCO format: JSON files of all boxes, and folders of images.
+
+Three ways to name a set: a folder in the published layout (`annotations/instances_train2017.json`,
+`annotations/instances_val2017.json`, images in `train2017` and `val2017`, with or without `images/` before them; or
+one `instances.json` beside `images`); one JSON file; or a yaml file such as
+
+```yaml
+path: coco                                              # optional; else the folder of this file
+train: {annotations: annotations/train.json, images: photos/train}
+val: {annotations: annotations/val.json, images: photos/val}
+```
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.data.findings import Finding, FindingCollector, ScanReport
+from paceline.data.formats.coco_file import CocoFile
+from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, root_of
+from paceline.data.headers import IMAGE_SUFFIXES
+from paceline.data.near_names import no_such_path
+from paceline.data.rows import Rows, clean
+from paceline.data.scan import Images, Listing, Scan, absence, make_index, scan_headers, shown
+from paceline.data.stamps import stamp, walk
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_ROBOFLOW = "_annotations.coco.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoPart:
+    """One split: its annotation file and the folder of its images."""
+
+    annotations: Path
+    images: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoSource:
+    """A data set of annotation files."""
+
+    path: Path
+    root: Path
+    parts: Mapping[str, CocoPart]
+    names: tuple[str, ...] | None = None
+    """Names that the user's yaml gives besides; they must agree with the categories."""
+    _files: dict[Path, CocoFile] = field(default_factory=dict, repr=False)
+
+    format = "COCO"
+
+    @classmethod
+    def recognise(cls, folder: Path) -> CocoSource | None:
+        """Return the source if the folder looks like one of this format.
+
+        Raises UserError where several annotation files could be meant.
+        """
+        for place in (folder / "annotations", folder):
+            files = sorted(place.glob("*.json")) if place.is_dir() else []
+            chosen = _choose(files, folder, sure=place != folder)
+            if chosen:
+                parts = {split: CocoPart(annotations=file, images=_images_of(file)) for split, file in chosen.items()}
+                return cls(path=folder, root=folder, parts=parts)
+        exported = {
+            split: folder / name / _ROBOFLOW
+            for name, split in (("train", "train"), ("valid", "val"), ("val", "val"), ("test", "test"))
+            if (folder / name / _ROBOFLOW).is_file()
+        }
+        parts = {split: CocoPart(annotations=file, images=file.parent) for split, file in exported.items()}
+        return cls(path=folder, root=folder, parts=parts) if parts else None
+
+    @classmethod
+    def of_json(cls, file: Path) -> CocoSource:
+        """Take one annotation file as an undivided set."""
+        images = _images_of(file)
+        parent = file.parent
+        root = parent.parent if parent.name == "annotations" else parent
+        return cls(path=file, root=root, parts={"train": CocoPart(annotations=file, images=images)})
+
+    @classmethod
+    def of_yaml(cls, path: Path, content: Mapping[str, object]) -> CocoSource | None:
+        """Return the source if a yaml names annotation files; raises UserError where it names them by halves."""
+        entries = {split: entry_of(content, split) for split in SPLITS}
+        if not any(isinstance(entry, dict) for entry in entries.values()):
+            return None
+        root, parts = root_of(path, content), {}
+        for split, entry in entries.items():
+            if not entry:
+                continue
+            if not isinstance(entry, dict) or set(entry) != {"annotations", "images"}:
+                raise UserError(
+                    f"{path}: `{split}` must name a JSON file and a folder; "
+                    f"write `{split}: {{annotations: {split}.json, images: images/{split}}}`."
+                )
+            annotations, images = (_existing(root / str(entry[key]), path) for key in ("annotations", "images"))
+            parts[split] = CocoPart(annotations=annotations, images=images)
+        return cls(path=path, root=root, parts=parts, names=names_of(path, content))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that have an annotation file."""
+        return tuple(self.parts)
+
+    def identity(self) -> tuple[str, ...]:
+        """Return the folder of each split, since a yaml may change it."""
+        return tuple(f"{split}:{part.annotations.name}:{part.images.name}" for split, part in self.parts.items())
+
+    def list_files(self, split: str) -> Listing:
+        """Stamp all annotation files (their categories belong together) and the split's images."""
+        stamps = walk(str(self.parts[split].images), IMAGE_SUFFIXES)
+        for part in self.parts.values():
+            stamps[str(part.annotations)] = stamp(str(part.annotations)) or (0, 0)
+        return Listing(stamps=stamps)
+
+    def scan(self, split: str, listing: Listing) -> Scan:
+        """Read the annotation file, then the headers of its images."""
+        part, root = self.parts[split], str(self.root)
+        categories = self._categories()
+        coco = self._read(part.annotations)
+        collector = FindingCollector()
+        name = shown(str(coco.path), root)
+        paths, listed, absent = _find_images(coco, str(part.images), listing, name)
+        images, headers_report = scan_headers(paths, self.root)
+        kept = listed[images.kept]
+        _compare_sizes(coco, kept, images, collector)
+        rows = _rows(coco, kept, np.array(list(categories), np.int64), name, collector)
+        rows = clean(rows, images.sizes, len(categories), lambda _: name, collector)
+        boxes_report = ScanReport(
+            num_boxes=len(coco.boxes), counts=dict(collector.counts), findings=tuple(collector.findings)
+        )
+        index = make_index(
+            tuple(categories.values()),
+            self.root,
+            [shown(paths[row], root) for row in images.kept],
+            images,
+            rows,
+            image_ids=coco.image_ids[kept],
+            category_ids=np.array(list(categories), np.int64),
+        )
+        return Scan(index=index, report=ScanReport.join([absence(absent), headers_report, boxes_report]))
+
+    def where_labels_are(self, split: str) -> str:
+        """Name the annotation file."""
+        return f"{self.parts[split].annotations} (the list `annotations`)"
+
+    def _read(self, file: Path) -> CocoFile:
+        """Read a file once."""
+        if file not in self._files:
+            self._files[file] = CocoFile.read(file)
+        return self._files[file]
+
+    def _categories(self) -> dict[int, str]:
+        """Return the categories of all splits, in the order of their ids."""
+        joined: dict[int, str] = {}
+        for part in self.parts.values():
+            for number, name in self._read(part.annotations).categories.items():
+                if joined.setdefault(number, name) != name:
+                    raise UserError(
+                        f"{part.annotations}: category {number} is {name!r}, but {joined[number]!r} in another split; "
+                        "make the files agree."
+                    )
+        joined = dict(sorted(joined.items()))
+        if self.names is not None and self.names != tuple(joined.values()):
+            raise UserError(
+                f"{self.path}: `names` differs from the categories of the JSON files ({', '.join(joined.values())}); "
+                "leave `names` out."
+            )
+        return joined
+
+
+def _choose(files: list[Path], folder: Path, *, sure: bool) -> dict[str, Path]:
+    """Choose the annotation file of each split, or one for an undivided set."""
+    chosen: dict[str, Path] = {}
+    for split in SPLITS:
+        for prefix in (f"instances_{split}", split):
+            matching = [file for file in files if file.name.lower().startswith(prefix)]
+            if len(matching) > 1:
+                raise UserError(
+                    f"{folder} has several annotation files for {split} "
+                    f"({', '.join(file.name for file in matching)}); write a yaml file that names one, such as "
+                    f"`{split}: {{annotations: annotations/{matching[0].name}, images: {split}}}`."
+                )
+            if matching:
+                chosen[split] = matching[0]
+                break
+    if chosen:
+        return chosen
+    instances = [file for file in files if file.name.lower().startswith("instances")] or files
+    if len(instances) == 1:
+        return {"train": instances[0]}
+    if instances and sure:
+        raise UserError(
+            f"{folder} has several annotation files ({', '.join(file.name for file in instances[:5])}); "
+            "name one of them as the data, or call them instances_train.json and instances_val.json."
+        )
+    return {}
+
+
+def _images_of(file: Path) -> Path:
+    """Return the folder that most likely holds a JSON's images: the first of the usual places that exists."""
+    base = file.parent.parent if file.parent.name == "annotations" else file.parent
+    tag = file.stem.removeprefix("instances").strip("_")
+    split = next((split for split in SPLITS if tag.startswith(split)), tag)
+    names = [name for name in dict.fromkeys((tag, split, "valid" if split == "val" else "")) if name]
+    places = [base / name for name in names] + [base / "images" / name for name in names]
+    places += [base / "images", base / "JPEGImages", base]
+    return next(place for place in places if place.is_dir())
+
+
+def _find_images(
+    coco: CocoFile, folder: str, listing: Listing, name: str
+) -> tuple[list[str], NDArray[np.int64], list[Finding]]:
+    """Return the images that are there, their numbers in the file, and findings for those that are not."""
+    paths, listed, absent = [], [], []
+    seen: set[int] = set()
+    for number, (text, image_id) in enumerate(zip(coco.file_names, coco.image_ids.tolist(), strict=True)):
+        if image_id in seen:
+            continue
+        seen.add(image_id)
+        candidates = (os.path.join(folder, text), os.path.join(os.path.dirname(folder), text))
+        for candidate in candidates:
+            path = os.path.normpath(candidate)
+            if path in listing.stamps or os.path.isfile(path):
+                paths.append(path)
+                listed.append(number)
+                break
+        else:
+            message = f"the image {text} is not in {folder}; put it there, or take it out of `images`"
+            absent.append(Finding(kind="absent", file=name, line=0, message=message))
+    return paths, np.array(listed, np.int64), absent
+
+
+def _compare_sizes(coco: CocoFile, kept: NDArray[np.int64], images: Images, collector: FindingCollector) -> None:
+    """Note images whose size is not what the file says."""
+    claimed = coco.sizes[kept]
+    for row in np.flatnonzero(claimed.all(axis=1) & (claimed != images.sizes).any(axis=1)):
+        (height, width), (own_height, own_width) = claimed[row], images.sizes[row]
+        message = (
+            f"has {own_width} x {own_height} px, but the annotations were made for {width} x {height}; "
+            "check that its boxes fit"
+        )
+        collector.add("size", coco.file_names[kept[row]], 0, message)
+
+
+def _rows(
+    coco: CocoFile, kept: NDArray[np.int64], category_ids: NDArray[np.int64], name: str, collector: FindingCollector
+) -> Rows:
+    """Return the annotations of the images that are kept, those that are no boxes reported and left out."""
+    image_rows = _places(coco.image_of, coco.image_ids[kept])
+    labels = _places(coco.category_of, category_ids)
+    known = np.isin(coco.image_of, coco.image_ids)
+    here = image_rows >= 0
+    for number in np.flatnonzero(~known):
+        message = f"belongs to image {coco.image_of[number]}, which is not among `images`; add it, or take this out"
+        collector.add("line", name, int(number) + 1, message)
+    for number in np.flatnonzero(here & ~coco.formed):
+        collector.add("line", name, int(number) + 1, "has no bbox of four numbers [x, y, width, height]; draw it again")
+    for number in np.flatnonzero(here & coco.formed & (labels < 0)):
+        message = f"has category {coco.category_of[number]}, which is not among `categories`; correct it, or add it"
+        collector.add("class", name, int(number) + 1, message)
+    numbers = np.flatnonzero(here & coco.formed & (labels >= 0))
+    numbers = numbers[np.argsort(image_rows[numbers], kind="stable")]
+    return Rows(
+        images=image_rows[numbers],
+        lines=numbers + 1,
+        labels=labels[numbers],
+        boxes=coco.boxes[numbers],
+        crowd=coco.crowd[numbers],
+        difficult=np.zeros(len(numbers), np.bool_),
+        area=coco.area[numbers],
+    )
+
+
+def _places(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the place of each wanted id among unique `ids`, -1 where it is not there."""
+    if not len(ids):
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(ids, kind="stable")
+    near = np.minimum(np.searchsorted(ids[order], wanted), len(ids) - 1)
+    places: NDArray[np.int64] = np.where(ids[order][near] == wanted, order[near], -1)
+    return places
+
+
+def _existing(path: Path, named_by: Path) -> Path:
+    """Return a path that exists; raises UserError with near names."""
+    if not path.exists():
+        raise no_such_path(str(path), f"which {named_by} names")
+    return path

@@ -1,0 +1,127 @@
+"""COCO file: one JSON of images, categories and annotations, condensed to arrays as soon as it is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CocoFile:
+    """N images and M annotations as a file has them."""
+
+    path: Path
+    categories: dict[int, str]
+    """Category id -> name."""
+    file_names: tuple[str, ...]
+    image_ids: NDArray[np.int64]
+    """N."""
+    sizes: NDArray[np.int64]
+    """N2, (height, width) as the file says; 0 where it does not."""
+    image_of: NDArray[np.int64]
+    """M, image id of each annotation; -1 where it has none."""
+    category_of: NDArray[np.int64]
+    """M, category id; -1 where it has none."""
+    boxes: NDArray[np.float64]
+    """M4, xyxy px."""
+    formed: NDArray[np.bool_]
+    """M, False where there is no box of four numbers."""
+    crowd: NDArray[np.bool_]
+    area: NDArray[np.float64]
+    """M, NaN where the annotation gives none."""
+
+    @classmethod
+    def read(cls, path: Path) -> CocoFile:
+        """Read a file; raises UserError for what is no annotation file of this format."""
+        document = _parse(path)
+        images = _list_of(document, "images", path, '{"id": 1, "file_name": "a.jpg"}')
+        categories = _list_of(document, "categories", path, '{"id": 1, "name": "cat"}')
+        annotations = document.get("annotations", [])
+        if not isinstance(annotations, list):
+            raise UserError(f"{path}: `annotations` is not a list; export the file again.")
+        try:
+            names = {int(entry["id"]): str(entry["name"]) for entry in categories}
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: every entry of `categories` needs an `id` (a number) and a `name`.") from error
+        try:
+            file_names = tuple(str(entry["file_name"]).replace("\\", "/") for entry in images)
+            image_ids = np.array([int(entry["id"]) for entry in images], np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: every entry of `images` needs an `id` (a number) and a `file_name`.") from error
+        entries = [entry if isinstance(entry, dict) else {} for entry in annotations]
+        quads = [_quad(entry.get("bbox")) for entry in entries]
+        boxes = np.array([quad or (0.0, 0.0, 0.0, 0.0) for quad in quads], np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return cls(
+            path=path,
+            categories=dict(sorted(names.items())),
+            file_names=file_names,
+            image_ids=image_ids,
+            sizes=np.array(
+                [(_whole(entry.get("height")), _whole(entry.get("width"))) for entry in images], np.int64
+            ).reshape(-1, 2),
+            image_of=np.array([_whole(entry.get("image_id"), -1) for entry in entries], np.int64),
+            category_of=np.array([_whole(entry.get("category_id"), -1) for entry in entries], np.int64),
+            boxes=boxes,
+            formed=np.array([quad is not None for quad in quads], np.bool_),
+            crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], np.bool_),
+            area=np.array([_real(entry.get("area")) for entry in entries], np.float64),
+        )
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """Read a JSON object."""
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}; check the file and its permissions.") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}); export or download it again.") from error
+    if not isinstance(document, dict):
+        raise UserError(
+            f"{path} is not a COCO annotation file (an object with images, annotations and categories); name that one."
+        )
+    return document
+
+
+def _list_of(document: dict[str, Any], key: str, path: Path, example: str) -> list[Any]:
+    """Return a list that the file must have."""
+    entries = document.get(key)
+    if not isinstance(entries, list) or not entries:
+        raise UserError(f'{path} has no `{key}`; add them as a list, such as "{key}": [{example}].')
+    return entries
+
+
+def _quad(box: object) -> tuple[float, float, float, float] | None:
+    """Return x, y, width and height; None for anything else."""
+    if not isinstance(box, list) or len(box) != 4:
+        return None
+    try:
+        x, y, width, height = box
+        return float(x), float(y), float(width), float(height)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _whole(value: object, missing: int = 0) -> int:
+    """Return a whole number that 64 bits hold, else `missing`."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if isinstance(value, int) and abs(value) < 1 << 62 else missing
+
+
+def _real(value: object) -> float:
+    """Return a number, else NaN."""
+    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else float("nan")

@@ -1,0 +1,84 @@
+"""Yaml file: the description of a data set, read as the plain text that its author wrote."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+SPLITS = ("train", "val", "test")
+
+
+def read_yaml(path: Path) -> Mapping[str, object]:
+    """Read a yaml mapping; every scalar stays text, so that a class may be called `no` or `1.0`.
+
+    Raises UserError for what is no yaml, or no mapping.
+    """
+    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=loader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text; name the data set's yaml file, or its folder.") from error
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}; check the file and its permissions.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise UserError(f"{path} is not valid yaml{place} ({problem}); correct that line.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a mapping; write lines such as `train: images/train` and `names: [cat, dog]`.")
+    return content
+
+
+def root_of(path: Path, content: Mapping[str, object]) -> Path:
+    """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder."""
+    own = Path(os.path.abspath(path)).parent
+    named = content.get("path") or ""
+    if not isinstance(named, str):
+        raise UserError(f"{path}: `path` must be one folder; write `path: folder`, or leave it out.")
+    root = Path(os.path.normpath(own / Path(named).expanduser()))
+    return root if root.is_dir() else own
+
+
+def entry_of(content: Mapping[str, object], split: str) -> object:
+    """Return what a yaml says of a split; empty where it says nothing (`valid` is taken for `val`)."""
+    return content.get(split) or (content.get("valid") if split == "val" else None) or ""
+
+
+def names_of(path: Path, content: Mapping[str, object]) -> tuple[str, ...] | None:
+    """Read `names` (a list, or a map from class numbers) and `nc`; None where a yaml has neither.
+
+    Raises UserError where they contradict each other.
+    """
+    names, count = content.get("names"), content.get("nc")
+    number = _integer(path, "nc", count) if count else None
+    if not names:
+        return None if number is None else tuple(str(label) for label in range(number))
+    if isinstance(names, dict):
+        listed = {_integer(path, "names", label): str(name) for label, name in names.items()}
+        missing = sorted(set(range(len(listed))) - set(listed))
+        if missing:
+            raise UserError(f"{path}: `names` has no class {missing[0]}; number the {len(listed)} classes from 0.")
+        result = tuple(listed[label] for label in range(len(listed)))
+    elif isinstance(names, list) and all(isinstance(name, str) for name in names):
+        result = tuple(names)
+    else:
+        raise UserError(f"{path}: `names` must be a list or a map; write `names: [cat, dog]`.")
+    if number is not None and number != len(result):
+        raise UserError(f"{path}: `nc` is {number}, but `names` has {len(result)} entries; make them agree.")
+    return result
+
+
+def _integer(path: Path, key: str, text: object) -> int:
+    """Read a number that is not negative."""
+    if not (isinstance(text, str) and text.strip().isdecimal()):
+        raise UserError(f"{path}: `{key}` holds {text!r} where a whole number from 0 is needed; correct it.")
+    return int(text)

@@ -1,0 +1,272 @@
+"""YOLO format: a `data.yaml`, folders or lists of images, and one text file of normalised boxes per image."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.data.findings import Finding
+from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, read_yaml, root_of
+from paceline.data.headers import IMAGE_SUFFIXES
+from paceline.data.near_names import no_such_path
+from paceline.data.rows import TOLERANCE
+from paceline.data.scan import BadLabels, Labels, Listing, scan_pairs
+from paceline.data.stamps import Stamps, stamp, walk
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from paceline.data.headers import Header
+    from paceline.data.scan import Scan
+
+_LABEL_SUFFIXES = frozenset({".txt"})
+_MOST_CLASSES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloSource:
+    """A data set that a yaml file describes."""
+
+    path: Path
+    root: Path
+    names: tuple[str, ...]
+    entries: Mapping[str, tuple[str, ...]]
+    """Split -> folders and list files, as they are written."""
+
+    format = "YOLO"
+
+    @classmethod
+    def open(cls, path: Path, content: Mapping[str, object] | None = None) -> YoloSource:
+        """Read a yaml file; raises UserError where it does not describe a data set."""
+        content = read_yaml(path) if content is None else content
+        names = names_of(path, content)
+        if not names:
+            raise UserError(f"{path} has no `names`; list the classes in it, such as `names: [cat, dog]`.")
+        entries = {split: _texts(path, split, entry_of(content, split)) for split in SPLITS}
+        entries = {split: texts for split, texts in entries.items() if texts}
+        if not entries:
+            raise UserError(f"{path} names no images; write `train: images/train` (a folder or a list of files) in it.")
+        return cls(path=path, root=root_of(path, content), names=names, entries=entries)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those that the yaml names."""
+        return tuple(self.entries)
+
+    def identity(self) -> tuple[str, ...]:
+        """Return the class names: they decide which boxes are kept."""
+        return self.names
+
+    def list_files(self, split: str) -> Listing:
+        """Walk folders and read list files; labels are found by the images -> labels rule."""
+        stamps: Stamps = {}
+        labels: Stamps = {}
+        images: dict[str, None] = {}
+        absent: list[Finding] = []
+        for entry in self.entries[split]:
+            place = self._locate(entry)
+            if os.path.isdir(place):
+                found = walk(place, IMAGE_SUFFIXES)
+                stamps |= found
+                images |= dict.fromkeys(found)
+                for folder in {image.rpartition(os.sep)[0] for image in found}:
+                    labels |= _stamp_labels(_label_folder(folder))
+            else:
+                listed = self._read_list(place, absent)
+                stamps |= listed
+                stamps[place] = stamp(place) or (0, 0)
+                images |= dict.fromkeys(listed)
+                for image in listed:
+                    text = label_path(image)
+                    mark = stamp(text)
+                    if mark:
+                        labels[text] = mark
+        by_stem = {os.path.splitext(label)[0]: label for label in labels}
+        paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
+        used = {label: labels[label] for label in paired if label}
+        return Listing(stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent))
+
+    def scan(self, split: str, listing: Listing) -> Scan:
+        """Read images and label files."""
+        return scan_pairs(listing, self.root, self.names, YoloLabels())
+
+    def where_labels_are(self, split: str) -> str:
+        """Name the folder that the rule leads to."""
+        place = self._locate(self.entries[split][0])
+        example = os.path.dirname(label_path(os.path.join(place, "image.jpg")))
+        folder = example if os.path.isdir(place) else "the folders that the rule images -> labels leads to"
+        return f"{folder} (one text file per image, of the same name, with lines `class x y width height`)"
+
+    def _locate(self, entry: str) -> str:
+        """Find a folder or list file; entries such as `../train/images` are looked for beside the yaml as well."""
+        own = os.path.dirname(os.path.abspath(self.path))
+        text = os.path.expanduser(entry)
+        bare = text
+        while bare.startswith("../"):
+            bare = bare[3:]
+        candidates = [os.path.join(self.root, text), os.path.join(own, text), os.path.join(self.root, bare)]
+        for candidate in candidates:
+            if os.path.exists(candidate):
+                return os.path.normpath(candidate)
+        raise no_such_path(os.path.normpath(candidates[0]), f"which {self.path} names")
+
+    def _read_list(self, place: str, absent: list[Finding]) -> Stamps:
+        """Read a text file of image paths, relative to `root` or to the list's own folder."""
+        if not place.lower().endswith(".txt"):
+            raise UserError(
+                f"{self.path} names {place}, which is neither a folder nor a .txt list of images; correct it."
+            )
+        try:
+            with open(place, encoding="utf-8-sig") as stream:
+                lines = stream.read().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"Cannot read the list of images {place}; write one path per line as UTF-8 text."
+            ) from error
+        found: Stamps = {}
+        folders = (str(self.root), os.path.dirname(place))
+        for number, text in enumerate(lines, 1):
+            if not text.strip():
+                continue
+            for folder in folders:
+                path = os.path.normpath(os.path.join(folder, text.strip()))
+                mark = stamp(path)
+                if mark:
+                    found[path] = mark
+                    break
+            else:
+                message = f"the image {text.strip()} is not there; put it in its place, or take the line out"
+                absent.append(Finding(kind="absent", file=place, line=number, message=message))
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloLabels:
+    """Reads lines `class x y width height`, or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), all shares of the image."""
+
+    def read(self, content: bytes, header: Header) -> Labels:
+        """Parse a label file; where not one line is a box, the file is taken for something else."""
+        rows = [line.split() for line in _text(content).splitlines()]
+        entries = Labels()
+        for number, row in enumerate(rows, 1):
+            if not row:
+                continue
+            try:
+                values = [float(text) for text in row]
+                label = int(values[0])
+            except (ValueError, OverflowError):
+                entries.problems.append(("line", number, _no_numbers(row)))
+                continue
+            if label != values[0] or abs(label) > _MOST_CLASSES:
+                entries.problems.append(("class", number, f"class {row[0]} is no number of a class; correct it"))
+            elif len(values) == 5:
+                entries.labels.append(label)
+                entries.quads += values[1:]
+                entries.lines.append(number)
+            elif len(values) > 6 and len(values) % 2:
+                entries.labels.append(label)
+                entries.quads += _surround(values[1:])
+                entries.lines.append(number)
+            else:
+                entries.problems.append(("line", number, _wrong_count(len(values))))
+        if entries.problems and not entries.labels and all(kind == "line" for kind, _, _ in entries.problems):
+            raise BadLabels(f"holds no boxes (line {entries.problems[0][1]} {entries.problems[0][2]})")
+        entries.difficult = [False] * len(entries.labels)
+        return entries
+
+    def place(
+        self, quads: NDArray[np.float64], sizes: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Turn (x, y, width, height) as shares of the image into xyxy pixels."""
+        scale = sizes[:, ::-1].astype(np.float64)
+        half = quads[:, 2:] / 2
+        boxes = np.concatenate([(quads[:, :2] - half) * scale, (quads[:, :2] + half) * scale], axis=1)
+        outside = np.any(quads > 1 + TOLERANCE, axis=1) | np.any(quads[:, :2] < -TOLERANCE, axis=1)
+        outside &= np.all(np.isfinite(quads), axis=1) & np.all(quads[:, 2:] > 0, axis=1)  # those are named otherwise
+        return boxes, outside
+
+    def range_message(self, quad: NDArray[np.float64]) -> str:
+        """Guess pixels where a number is far above 1."""
+        numbers = " ".join(f"{value:.6g}" for value in quad)
+        if quad.max() > 2:
+            return f"the box {numbers} looks like pixels; divide by the image's width (x, width) and height (y, height)"
+        return f"the box {numbers} has a number outside 0 to 1; draw it again"
+
+
+def label_path(image: str) -> str:
+    """Return the label file of an image: the last folder `images` becomes `labels`, the ending `.txt`."""
+    folder, name = os.path.split(image)
+    return os.path.join(_label_folder(folder), os.path.splitext(name)[0] + ".txt")
+
+
+def _label_stems(images: Iterable[str]) -> Iterator[str]:
+    """Yield the label file of each image without its ending, looking at each folder only once."""
+    folders: dict[str, str] = {}
+    for image in images:
+        folder, _, name = image.rpartition(os.sep)
+        if folder not in folders:
+            folders[folder] = os.path.join(_label_folder(folder), "")
+        yield folders[folder] + os.path.splitext(name)[0]
+
+
+def _label_folder(folder: str) -> str:
+    """Return the folder of labels for a folder of images."""
+    parts = folder.split(os.sep)
+    for number in range(len(parts) - 1, -1, -1):
+        if parts[number] == "images":
+            parts[number] = "labels"
+            break
+    return os.sep.join(parts)
+
+
+def _stamp_labels(folder: str) -> Stamps:
+    """Stamp the label files of one folder, without those below it."""
+    return walk(folder, _LABEL_SUFFIXES, deep=False) if os.path.isdir(folder) else {}
+
+
+def _surround(points: list[float]) -> list[float]:
+    """Return the box (x, y, width, height) around a polygon x1 y1 x2 y2 ...; NaN stays NaN."""
+    xs, ys = np.array(points[0::2]), np.array(points[1::2])
+    left, top, right, bottom = xs.min(), ys.min(), xs.max(), ys.max()
+    return [float((left + right) / 2), float((top + bottom) / 2), float(right - left), float(bottom - top)]
+
+
+def _text(content: bytes) -> str:
+    """Decode a label file: UTF-8, with or without its mark, or UTF-16 with it."""
+    try:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            return content.decode("utf-16")
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadLabels("is not text; write one line `class x y width height` per box") from error
+    if "\0" in text:
+        raise BadLabels("is not text (it holds zero bytes); write one line `class x y width height` per box")
+    return text
+
+
+def _no_numbers(row: Iterable[str]) -> str:
+    """Say that a line holds words."""
+    line = " ".join(row)
+    return f"reads {line[:40]!r}, which is not `class x y width height` in numbers; correct it"
+
+
+def _wrong_count(count: int) -> str:
+    """Say that a line has too few or too many numbers."""
+    return f"has {count} numbers; a box has 5 (class x y width height), a polygon a class and 3 or more points"
+
+
+def _texts(path: Path, split: str, entry: object) -> tuple[str, ...]:
+    """Read a split's entry: one text, or a list of texts."""
+    if not entry:
+        return ()
+    texts = entry if isinstance(entry, list) else [entry]
+    if not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"{path}: `{split}` must be a folder, a list file, or a list of these; correct it.")
+    return tuple(texts)

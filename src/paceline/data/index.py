@@ -1,0 +1,250 @@
+"""Index: one table of images and boxes, as numpy arrays that may lie in a memory-mapped file."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import numpy as safetensors_numpy
+
+from paceline.records import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_ARRAYS = {
+    "paths.blob": np.uint8,
+    "paths.offsets": np.int64,
+    "sizes": np.int32,
+    "orientation": np.uint8,
+    "offsets": np.int64,
+    "boxes": np.float64,
+    "labels": np.int32,
+    "crowd": np.bool_,
+    "difficult": np.bool_,
+    "area": np.float64,
+    "image_ids": np.int64,
+    "category_ids": np.int64,
+}
+_STORED_AS = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F64": np.float64, "BOOL": np.bool_}
+_VERSION = "1"
+
+
+class TornIndexError(ValueError):
+    """A stored index that is cut off, damaged or of another version; it has to be built again."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Strings:
+    """N texts in one byte array: text i is `blob[offsets[i]:offsets[i + 1]]`, encoded as file names are."""
+
+    blob: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Strings:
+        """Pack texts."""
+        encoded = [os.fsencode(text) for text in texts]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        return cls(blob=np.frombuffer(b"".join(encoded), np.uint8), offsets=offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> str:
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        return os.fsdecode(self.blob[self.offsets[row] : self.offsets[row + 1]].tobytes())
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[row] for row in range(len(self)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Index:
+    """N images and their M boxes in original pixels; the boxes of image i are the rows `slice(i)`.
+
+    Boxes lie inside their image and have an area. Training targets are those that are neither crowd nor difficult.
+    """
+
+    names: tuple[str, ...]
+    """K class names."""
+    root: Path
+    """Folder that relative `paths` start from."""
+    paths: Strings
+    """N image files, relative to `root` or absolute."""
+    sizes: NDArray[np.int32]
+    """N2, (height, width) in pixels after EXIF rotation."""
+    orientation: NDArray[np.uint8]
+    """N, EXIF orientation of the file, 1 to 8; 1 is upright."""
+    offsets: NDArray[np.int64]
+    """N + 1, first row of each image in the arrays of boxes."""
+    boxes: NDArray[np.float64]
+    """M4, xyxy in pixels of the image after EXIF rotation."""
+    labels: NDArray[np.int32]
+    """M, class numbers from 0 to K - 1."""
+    crowd: NDArray[np.bool_]
+    """M, boxes around many objects: no targets, and evaluation takes them as regions to ignore."""
+    difficult: NDArray[np.bool_]
+    """M, boxes that neither training nor evaluation counts."""
+    area: NDArray[np.float64]
+    """M, square pixels; that of the annotation where the format has one, else of the box."""
+    image_ids: NDArray[np.int64]
+    """N, ids of the images in a COCO file, else the row."""
+    category_ids: NDArray[np.int64]
+    """K, ids of the classes in a COCO file, else 0 to K - 1."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def path(self, row: int) -> Path:
+        """File of an image."""
+        return self.root / self.paths[row]
+
+    def slice(self, row: int) -> slice:
+        """Rows of an image's boxes."""
+        return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+
+    @property
+    def targets(self) -> NDArray[np.bool_]:
+        """M, True for boxes to train on."""
+        mask: NDArray[np.bool_] = ~(self.crowd | self.difficult)
+        return mask
+
+    @property
+    def images_of_boxes(self) -> NDArray[np.int64]:
+        """M, row of the image that each box lies in."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offsets))
+
+    def select_images(self, rows: NDArray[np.integer]) -> Index:
+        """Return the index of the images `rows`, in that order, with their boxes."""
+        rows = np.asarray(rows, np.int64)
+        counts = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+        picked = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        return Index(
+            names=self.names,
+            root=self.root,
+            paths=Strings.of(self.paths[int(row)] for row in rows),
+            sizes=self.sizes[rows],
+            orientation=self.orientation[rows],
+            offsets=offsets,
+            boxes=self.boxes[picked],
+            labels=self.labels[picked],
+            crowd=self.crowd[picked],
+            difficult=self.difficult[picked],
+            area=self.area[picked],
+            image_ids=self.image_ids[rows],
+            category_ids=self.category_ids,
+        )
+
+    def select_boxes(self, keep: NDArray[np.bool_]) -> Index:
+        """Return the index of the same images with the boxes where the mask `keep` (M) is True."""
+        kept_before = np.concatenate([np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)])
+        return Index(
+            names=self.names,
+            root=self.root,
+            paths=self.paths,
+            sizes=self.sizes,
+            orientation=self.orientation,
+            offsets=kept_before[self.offsets],
+            boxes=self.boxes[keep],
+            labels=self.labels[keep],
+            crowd=self.crowd[keep],
+            difficult=self.difficult[keep],
+            area=self.area[keep],
+            image_ids=self.image_ids,
+            category_ids=self.category_ids,
+        )
+
+    def save(self, file: Path, notes: Mapping[str, str] | None = None) -> None:
+        """Write a safetensors file in one atomic step; `notes` are kept with it.
+
+        Raises UserError where the file cannot be written.
+        """
+        arrays: dict[str, NDArray[Any]] = {
+            name: np.ascontiguousarray(self._array(name), dtype) for name, dtype in _ARRAYS.items()
+        }
+        metadata = {
+            "version": _VERSION,
+            "names": json.dumps(self.names),
+            "checksum": str(_checksum(arrays)),
+            "notes": json.dumps(dict(notes or {})),
+        }
+        write_atomically(file, safetensors_numpy.save(arrays, metadata))
+
+    @classmethod
+    def load(cls, file: Path, root: Path) -> tuple[Index, dict[str, str]]:
+        """Map a file that `save` wrote; return it with its notes.
+
+        Raises TornIndexError where the file is damaged, FileNotFoundError where there is none.
+        """
+        arrays, metadata = _map_arrays(file)
+        try:
+            names, notes = tuple(json.loads(metadata["names"])), dict(json.loads(metadata["notes"]))
+            complete = metadata["version"] == _VERSION and metadata["checksum"] == str(_checksum(arrays))
+        except (KeyError, ValueError, TypeError) as error:
+            raise TornIndexError(f"{file}: {error}") from error
+        if not complete:
+            raise TornIndexError(f"{file}: its checksum or version is another")
+        paths = Strings(blob=arrays.pop("paths.blob"), offsets=arrays.pop("paths.offsets"))
+        return cls(names=names, root=root, paths=paths, **arrays), notes
+
+    def _array(self, name: str) -> NDArray[Any]:
+        """Return an array by its name in the file."""
+        columns: dict[str, NDArray[Any]] = {
+            "paths.blob": self.paths.blob,
+            "paths.offsets": self.paths.offsets,
+            "sizes": self.sizes,
+            "orientation": self.orientation,
+            "offsets": self.offsets,
+            "boxes": self.boxes,
+            "labels": self.labels,
+            "crowd": self.crowd,
+            "difficult": self.difficult,
+            "area": self.area,
+            "image_ids": self.image_ids,
+            "category_ids": self.category_ids,
+        }
+        return columns[name]
+
+
+def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
+    """CRC-32 over all arrays, in the order of their names."""
+    value = 0
+    for name in sorted(arrays):
+        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data, value)
+    return value
+
+
+def _map_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Map the arrays of a safetensors file without reading them into memory.
+
+    Layout: 8 bytes length of the header (little-endian), header (JSON), data; offsets count from the data's start.
+    """
+    if file.stat().st_size < 8:
+        raise TornIndexError(f"{file}: too short")
+    data = np.memmap(file, np.uint8, "r")
+    start = 8 + int(data[:8].view("<u8")[0])
+    try:
+        header = json.loads(data[8:start].tobytes())
+        metadata = header.pop("__metadata__", {})
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, entry in header.items():
+            first, last = entry["data_offsets"]
+            if start + last > len(data):
+                raise TornIndexError(f"{file}: cut off")
+            arrays[name] = data[start + first : start + last].view(_STORED_AS[entry["dtype"]]).reshape(entry["shape"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TornIndexError(f"{file}: {error}") from error
+    if set(arrays) != set(_ARRAYS):
+        raise TornIndexError(f"{file}: holds other arrays")
+    return arrays, metadata

@@ -1,0 +1,100 @@
+"""Index cache: keeps the scan of a split beside the data, or in the cache folder where that is read-only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from paceline.data import cache_folder as package_cache
+from paceline.data.findings import Finding, ScanReport
+from paceline.data.index import Index, TornIndexError
+from paceline.data.scan import Scan
+from paceline.data.stamps import fingerprint
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from paceline.data.scan import Listing, Source
+
+FOLDER = ".paceline"
+"""Folder beside the data."""
+_RECIPE = "1"
+"""Goes up whenever the same files would give another index."""
+
+_log = logging.getLogger("paceline")
+
+
+def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -> Scan:
+    """Return the scan of a split: a stored one where no file has changed since, else a new one, which is stored.
+
+    The stored file is `.paceline/<name>-<split>.safetensors` in the set's folder, or lies in `cache_folder` (the
+    package's own if None). A damaged one is built again. Raises UserError where the user's paths lead nowhere.
+    """
+    listing = source.list_files(split)
+    _require_images(source, split, listing)
+    state = fingerprint(str(source.root), listing.stamps, (_RECIPE, source.format, split, *source.identity()))
+    places = _places(source, split, cache_folder)
+    for place in places:
+        stored = _load(place, source.root, state)
+        if stored:
+            return stored
+    scan = source.scan(split, listing)
+    _store(places, scan, state)
+    return scan
+
+
+def _require_images(source: Source, split: str, listing: Listing) -> None:
+    """Raise UserError where a split names no file at all."""
+    if not listing.images and not listing.absent and source.format != "COCO":
+        raise UserError(
+            f"{source.path}: no images found for {split}; put .jpg, .png, .bmp, .webp or .tiff files there, "
+            "or correct the path."
+        )
+
+
+def _places(source: Source, split: str, cache_folder: Path | None) -> tuple[Path, ...]:
+    """Return where a stored scan may lie, best first; a folder without any right to write is left alone."""
+    name = f"{source.path.stem}-{split}.safetensors"
+    key = hashlib.blake2b(os.fsencode(source.path), digest_size=6).hexdigest()
+    central = (cache_folder or package_cache.cache_folder()) / "indexes" / f"{key}-{name}"
+    root = source.root
+    writable = os.access(root, os.W_OK) and root.stat().st_mode & 0o222
+    return (root / FOLDER / name, central) if writable else (central,)
+
+
+def _load(place: Path, root: Path, state: str) -> Scan | None:
+    """Read a stored scan; None where there is none, it is damaged, or files have changed."""
+    try:
+        index, notes = Index.load(place, root)
+        if notes.get("fingerprint") != state:
+            return None
+        return Scan(index=index, report=_report_of(json.loads(notes["report"])))
+    except FileNotFoundError:
+        return None
+    except (TornIndexError, OSError, KeyError, ValueError, TypeError) as error:
+        _log.warning("The stored index %s is damaged (%s); it is built again.", place, error)
+        return None
+
+
+def _store(places: tuple[Path, ...], scan: Scan, state: str) -> None:
+    """Write a scan to the first place that takes it; where none does, the next run scans again."""
+    notes = {"fingerprint": state, "report": json.dumps(asdict(scan.report))}
+    for place in places:
+        try:
+            scan.index.save(place, notes)
+            return
+        except UserError as error:
+            reason = error
+    _log.warning("The index cannot be stored, so the next run reads all files again: %s", reason)
+
+
+def _report_of(content: dict[str, object]) -> ScanReport:
+    """Rebuild a report from JSON."""
+    findings = content.pop("findings")
+    assert isinstance(findings, list)
+    return ScanReport(findings=tuple(Finding(**finding) for finding in findings), **content)  # type: ignore[arg-type]

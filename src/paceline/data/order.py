@@ -1,0 +1,76 @@
+r"""Order: which sample comes when, as one endless stream.
+
+    pass 0           pass 1           pass 2
+    [4 0 2 1 3]      [1 3 0 4 2]      [2 ...          each pass is a permutation of all samples, from (seed, pass)
+     \____/ \____/    \____/ \____/   \____          batch k is stream[k * batch : (k + 1) * batch], always full
+      k=0    k=1       k=2    k=3      k=4             an epoch ends with the batch that completes its pass
+
+A batch may span passes, so nothing has to be padded or dropped, and the state of the order is k alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paceline.data.draws import permutation
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_KEPT_PASSES = 4
+
+
+class Order:
+    """The stream of samples for (number of samples, batch, seed); any step is found without walking there."""
+
+    def __init__(self, num_samples: int, batch: int, seed: int) -> None:
+        assert num_samples >= 1
+        assert batch >= 1
+        self.num_samples = num_samples
+        self.batch_size = batch
+        self.seed = seed
+        self._kept: dict[int, NDArray[np.int64]] = {}
+        self._lock = threading.Lock()
+
+    def steps_until_pass(self, number: int) -> int:
+        """Return the first step that begins in pass `number` or later; epoch e ends where pass e + 1 begins."""
+        return -(-number * self.num_samples // self.batch_size)
+
+    def positions(self, step: int) -> NDArray[np.int64]:
+        """Places B in the stream of the samples of `step`."""
+        return np.arange(step * self.batch_size, (step + 1) * self.batch_size, dtype=np.int64)
+
+    def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return samples and passes at `positions` of the stream, in arrays of the same shape."""
+        passes, places = np.divmod(positions, self.num_samples)
+        samples = np.empty_like(positions)
+        for number in np.unique(passes):
+            inside = passes == number
+            samples[inside] = self._permutation(int(number))[places[inside]]
+        return samples, passes
+
+    def batch(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return samples B and passes B of batch `step`."""
+        return self.at(self.positions(step))
+
+    def recent(self, positions: NDArray[np.int64], draws: NDArray[np.float64], window: int) -> NDArray[np.int64]:
+        """Pick samples BP by `draws` BP in [0, 1) from the `window` samples before each of `positions` B.
+
+        At the very start of the stream the window is its first `window` samples.
+        """
+        first = np.maximum(positions - window, 0)
+        return self.at(first[:, None] + (draws * window).astype(np.int64))[0]
+
+    def _permutation(self, number: int) -> NDArray[np.int64]:
+        with self._lock:
+            found = self._kept.get(number)
+        if found is None:
+            found = permutation(self.seed, number, self.num_samples)
+            with self._lock:
+                self._kept[number] = found
+                while len(self._kept) > _KEPT_PASSES:
+                    del self._kept[min(self._kept)]
+        return found

@@ -1,0 +1,136 @@
+"""Prefetch: a bounded number of batches made ahead by threads, delivered in order.
+
+    consumer   | take 0 | take 1 |   ...            at most `depth` batches are begun and not yet taken:
+    threads    | parts of 0, 1, 2 | parts of 3 ...  a slow consumer stops the threads, a fast one waits for them
+
+A batch is begun by one task; that adds one task for each of its parts (images); the last part to end finishes it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+T = TypeVar("T")
+Result = TypeVar("Result", covariant=True)
+
+
+class Work(Protocol[Result]):
+    """A batch to be made; each method runs in some thread of the pool."""
+
+    def begin(self) -> int:
+        """Prepare, and return the number of parts."""
+
+    def make(self, part: int) -> None:
+        """Make one part; parts run beside each other."""
+
+    def finish(self) -> Result:
+        """Return the batch after all parts are made."""
+
+
+class _Job(Generic[T]):
+    """A work on its way: its result, and how many parts are still to come."""
+
+    def __init__(self, work: Work[T]) -> None:
+        self.work = work
+        self.result: Future[T] = Future()
+        self.stopped = False
+        self._left = 0
+        self._lock = threading.Lock()
+
+    def start(self, pool: ThreadPoolExecutor) -> None:
+        """Begin in the pool."""
+        pool.submit(self._guard, partial(self._begin, pool))
+
+    def stop(self) -> None:
+        """Do nothing more for it; whoever still waits for the result gets `CancelledError`."""
+        self.stopped = True
+        self.result.cancel()
+
+    def _begin(self, pool: ThreadPoolExecutor) -> None:
+        self._left = num_parts = self.work.begin()
+        for part in range(num_parts):
+            pool.submit(self._guard, partial(self._make, part))
+
+    def _make(self, part: int) -> None:
+        self.work.make(part)
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            self.result.set_result(self.work.finish())
+
+    def _guard(self, task: Callable[[], None]) -> None:
+        """Run a task unless the job was stopped; hand its exception to the consumer, the first one only."""
+        if self.stopped:
+            return
+        try:
+            task()
+        except BaseException as error:
+            with self._lock:
+                first = not self.stopped
+                self.stopped = True
+            if first:
+                self.result.set_exception(error)
+
+
+class Prefetcher:
+    """A pool of `num_threads` threads that stays up to `depth` batches ahead of the consumer."""
+
+    def __init__(self, num_threads: int, depth: int) -> None:
+        assert num_threads >= 1
+        assert depth >= 1
+        self.num_threads = num_threads
+        self.depth = depth
+        self.waited_s = 0.0
+        self._open: list[deque[_Job[Any]]] = []
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="paceline-data")
+
+    def stream(self, works: Iterable[Work[T]]) -> Iterator[T]:
+        """Deliver the results of `works` in order; an exception of a thread is raised here.
+
+        Works that are on their way when the consumer stops are dropped.
+        """
+        coming = iter(works)
+        jobs: deque[_Job[T]] = deque()
+        self._open.append(jobs)
+        try:
+            for work in islice(coming, self.depth):
+                jobs.append(self._start(work))
+            while jobs:
+                result = self._wait(jobs[0])
+                jobs.popleft()
+                for work in islice(coming, 1):
+                    jobs.append(self._start(work))
+                yield result
+        finally:
+            self._open.remove(jobs)
+            for job in jobs:
+                job.stop()
+
+    def close(self) -> None:
+        """Stop all threads, and wait until they have: at most as long as one image takes."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for jobs in self._open:
+            for job in jobs:
+                job.stop()
+
+    def _start(self, work: Work[T]) -> _Job[T]:
+        job = _Job(work)
+        job.start(self._pool)
+        return job
+
+    def _wait(self, job: _Job[T]) -> T:
+        start = time.perf_counter()
+        try:
+            return job.result.result()
+        finally:
+            self.waited_s += time.perf_counter() - start

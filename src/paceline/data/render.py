@@ -1,0 +1,172 @@
+"""Render: pixels from transforms, every source pixel read once and every output pixel written once.
+
+Two paths. Aligned: each tile is one `resize` of whole source pixels into whole output pixels. Turned: each tile is one
+`warpAffine` into its bounds, kept where its own outline is. Sources that shrink a lot are halved by averaging first.
+Colour jitter then runs over the picture in strips that stay in the core's cache.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from paceline.data.augment import Transforms
+    from paceline.letterbox import Letterbox
+
+    Pixels = NDArray[np.uint8]
+
+FILL = 114
+"""Grey value of pixels that no image covers."""
+
+_STRIP_ROWS = 160
+_FRACTION_BITS = 8
+_SHRINK_FOR_AREA = 1.6
+
+
+class Workspace:
+    """Buffers of one thread for pictures of `size` x `size`, allocated once."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.colour = np.empty((size, size, 3), np.uint8)
+        self.turned = np.empty((size, size, 3), np.uint8)
+        self.plane = np.empty((size, size), np.uint8)
+        self.turned_plane = np.empty((size, size), np.uint8)
+        self.strip = np.empty((min(_STRIP_ROWS, size), size, 3), np.uint8)
+        self.strip_planes = [np.empty(self.strip.shape[:2], np.uint8) for _ in range(3)]
+
+
+def render(
+    transforms: Transforms, row: int, images: Sequence[Pixels | None], workspace: Workspace, out: Pixels
+) -> None:
+    """Draw picture `row` into `out` (HW3, RGB).
+
+    `images` has the decoded image of each tile, HW3 or, without colour, HW; None where the tile has no source.
+    Where all are without colour the picture is drawn in one plane.
+    """
+    seen = [tile for tile in range(len(images)) if transforms.sources[row, tile] >= 0]
+    grey = all(_image(images, tile).ndim == 2 for tile in seen)
+    picture, spare = (workspace.plane, workspace.turned_plane) if grey else (workspace.colour, workspace.turned)
+    places = transforms.places[row, seen]
+    covered = int(np.prod(places[:, 2:] - places[:, :2], axis=1).sum())
+    if not (transforms.aligned and covered == transforms.size**2):
+        picture.fill(FILL)
+    for tile in seen:
+        if transforms.aligned:
+            _draw_aligned(transforms, row, tile, _image(images, tile), picture)
+        else:
+            _draw_turned(transforms, row, tile, _image(images, tile), picture)
+    if transforms.aligned and transforms.flips[row].any():
+        picture = _flip(picture, transforms.flips[row], spare)
+    if grey:
+        if transforms.hsv[row, 2] != 1:  # without colour, only the value of a pixel can change
+            cv2.convertScaleAbs(picture, dst=picture, alpha=float(transforms.hsv[row, 2]))
+        cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB, dst=out)
+    else:
+        jitter_colour(picture, transforms.hsv[row], workspace, out)
+
+
+def letterbox(image: Pixels, box: Letterbox, out: Pixels) -> None:
+    """Draw an image (HW3 RGB or HW), which covers exactly the box's image, letterboxed into `out` (HW3)."""
+    rows, columns = slice(box.top, box.top + box.scaled_height), slice(box.left, box.left + box.scaled_width)
+    if (box.scaled_height, box.scaled_width) != out.shape[:2]:
+        out.fill(FILL)
+    shrink = image.shape[1] / box.scaled_width
+    how = cv2.INTER_AREA if shrink > _SHRINK_FOR_AREA else cv2.INTER_LINEAR
+    _resize_into(image, out[rows, columns], how)
+
+
+def jitter_colour(picture: Pixels, hsv: NDArray[np.float64], workspace: Workspace, out: Pixels) -> None:
+    """Shift the hue, scale saturation and value of RGB pixels HW3, from `picture` to `out`.
+
+    Hue is kept in 256 steps, so that its shift wraps by itself.
+    """
+    shift, saturation, value = np.uint8(round(hsv[0] * 256) % 256), float(hsv[1]), float(hsv[2])
+    if (shift, saturation, value) == (0, 1.0, 1.0):
+        np.copyto(out, picture)
+        return
+    for top in range(0, len(picture), _STRIP_ROWS):
+        rows = slice(top, min(top + _STRIP_ROWS, len(picture)))
+        count = rows.stop - rows.start
+        strip, planes = workspace.strip[:count], [plane[:count] for plane in workspace.strip_planes]
+        cv2.cvtColor(picture[rows], cv2.COLOR_RGB2HSV_FULL, dst=strip)
+        cv2.split(strip, planes)
+        np.add(planes[0], shift, out=planes[0])
+        cv2.convertScaleAbs(planes[1], dst=planes[1], alpha=saturation)
+        cv2.convertScaleAbs(planes[2], dst=planes[2], alpha=value)
+        cv2.merge(planes, dst=strip)
+        cv2.cvtColor(strip, cv2.COLOR_HSV2RGB_FULL, dst=out[rows])
+
+
+def _image(images: Sequence[Pixels | None], tile: int) -> Pixels:
+    image = images[tile]
+    assert image is not None, "a visible tile needs its image"
+    return image
+
+
+def _draw_aligned(transforms: Transforms, row: int, tile: int, image: Pixels, picture: Pixels) -> None:
+    left, top, right, bottom = (transforms.visible[row, tile] / transforms.reductions[row, tile]).astype(int).tolist()
+    part = _halve(image[top:bottom, left:right], int(transforms.halvings[row, tile]))
+    place = transforms.places[row, tile]
+    mirrored = np.where(np.tile(transforms.flips[row], 2), transforms.size - place[[2, 3, 0, 1]], place)
+    left, top, right, bottom = mirrored.tolist()
+    _resize_into(part, picture[top:bottom, left:right], cv2.INTER_LINEAR)
+
+
+def _draw_turned(transforms: Transforms, row: int, tile: int, image: Pixels, picture: Pixels) -> None:
+    """Warp the seen part of the image, and keep of it what lies inside its own turned outline."""
+    unit = int(transforms.reductions[row, tile] << transforms.halvings[row, tile])
+    halved = 1 << int(transforms.halvings[row, tile])
+    limit = np.array([image.shape[1], image.shape[0]]) // halved
+    seen = transforms.visible[row, tile]
+    low = np.clip(np.floor(seen[:2] / unit), 0, limit - 1).astype(int)
+    high = np.clip(np.ceil(seen[2:] / unit), low + 1, limit).astype(int)
+    (left, top), (right, bottom) = (low * halved).tolist(), (high * halved).tolist()
+    part = _halve(image[top:bottom, left:right], int(transforms.halvings[row, tile]))
+
+    left, top, right, bottom = transforms.places[row, tile].tolist()
+    linear, offset = transforms.matrices[row, tile, :, :2], transforms.matrices[row, tile, :, 2]
+    corners = np.array([seen[[0, 1]], seen[[2, 1]], seen[[2, 3]], seen[[0, 3]]]) @ linear.T + offset - (left, top)
+    # From pixel indices of the part to pixel indices of the picture: centres lie half a pixel inside their edges.
+    to_picture = np.empty((2, 3))
+    to_picture[:, :2] = linear * unit
+    to_picture[:, 2] = linear @ ((low + 0.5) * unit) + offset - (left, top) - 0.5
+    shape = (right - left, bottom - top)
+    warped = cv2.warpAffine(part, to_picture, shape, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    outline = np.rint((corners - 0.5) * (1 << _FRACTION_BITS)).astype(np.int32)
+    mask = cv2.fillConvexPoly(np.zeros(shape[::-1], np.uint8), outline, 255, shift=_FRACTION_BITS)
+    cv2.copyTo(_like(warped, picture), mask, dst=picture[top:bottom, left:right])
+
+
+def _resize_into(part: Pixels, place: Pixels, how: int) -> None:
+    """Resize into a view of the picture; colourless parts of a coloured picture get their planes here."""
+    shape = (place.shape[1], place.shape[0])
+    if part.shape[:2] == place.shape[:2]:
+        np.copyto(place, _like(part, place))
+    elif part.ndim == place.ndim:
+        drawn = cv2.resize(part, shape, dst=place, interpolation=how)
+        assert drawn is place or np.shares_memory(drawn, place)
+    else:
+        cv2.cvtColor(cv2.resize(part, shape, interpolation=how), cv2.COLOR_GRAY2RGB, dst=place)
+
+
+def _like(part: Pixels, picture: Pixels) -> Pixels:
+    return part if part.ndim == picture.ndim else cv2.cvtColor(part, cv2.COLOR_GRAY2RGB)
+
+
+def _halve(part: Pixels, times: int) -> Pixels:
+    for _ in range(times):
+        part = cv2.resize(part, (part.shape[1] // 2, part.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    return part
+
+
+def _flip(picture: Pixels, flips: NDArray[np.bool_], spare: Pixels) -> Pixels:
+    both = bool(flips.all())
+    return cv2.flip(picture, -1 if both else 1 if flips[0] else 0, dst=spare)

@@ -1,0 +1,302 @@
+"""Scan: reads all images and label files of a split, in threads, into an index and a report."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from paceline.data.chunks import CHUNK, map_chunks
+from paceline.data.findings import KINDS, Finding, FindingCollector, ScanReport
+from paceline.data.headers import BadImage, Header, read_header
+from paceline.data.index import Index, Strings
+from paceline.data.rows import Rows, clean
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from paceline.data.stamps import Stamps
+
+
+class BadLabels(ValueError):  # noqa: N818
+    """A label file that cannot be used at all; the message says why and how to mend it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The files of one split, before any is read."""
+
+    stamps: Stamps
+    """Every file that the index depends on."""
+    images: list[str] = field(default_factory=list)
+    """Absolute paths; empty where only the annotation file knows them (COCO)."""
+    labels: list[str] = field(default_factory=list)
+    """Absolute path of each image's label file, `""` where it has none."""
+    absent: tuple[Finding, ...] = ()
+    """Images that are listed but not there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scan:
+    """What a scan gives."""
+
+    index: Index
+    report: ScanReport
+
+
+@dataclass(kw_only=True)
+class Labels:
+    """The boxes of one label file, as they are written."""
+
+    labels: list[int] = field(default_factory=list)
+    quads: list[float] = field(default_factory=list)
+    """Four numbers per box."""
+    lines: list[int] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    problems: list[tuple[str, int, str]] = field(default_factory=list)
+    """(kind of finding, line, message) of what is wrong in it."""
+
+
+class LabelReader(Protocol):
+    """How a format with one label file per image reads it."""
+
+    def read(self, content: bytes, header: Header) -> Labels:
+        """Parse a file; raises BadLabels where it is unusable."""
+
+    def place(
+        self, quads: NDArray[np.float64], sizes: NDArray[np.int32]
+    ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Turn quads M4 into xyxy pixels of images of `sizes` M2; the mask M marks those out of the format's range."""
+
+    def range_message(self, quad: NDArray[np.float64]) -> str:
+        """Say what is wrong with a quad that `place` marked."""
+
+
+class Source(Protocol):
+    """A data set of one format: it knows its splits, lists their files and scans them."""
+
+    @property
+    def path(self) -> Path:
+        """File or folder that the user named."""
+
+    @property
+    def root(self) -> Path:
+        """Folder that paths in the index start from."""
+
+    @property
+    def format(self) -> str:
+        """`YOLO`, `COCO` or `Pascal VOC`."""
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Those of train, val and test that it has; an undivided set has train alone."""
+
+    def identity(self) -> tuple[str, ...]:
+        """Everything besides files that an index depends on."""
+
+    def list_files(self, split: str) -> Listing:
+        """Find the files of a split; raises UserError where the user's paths lead nowhere."""
+
+    def scan(self, split: str, listing: Listing) -> Scan:
+        """Read the files of a split; bad ones are left out and reported."""
+
+    def where_labels_are(self, split: str) -> str:
+        """Say where the labels of a split are looked for, and in what form."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Those of some images that can be read."""
+
+    kept: NDArray[np.int64]
+    """N, their numbers among those given."""
+    sizes: NDArray[np.int32]
+    """N2, height and width."""
+    orientation: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    images: Images
+    rows: Rows
+    report: ScanReport
+
+
+def shown(path: str, root: str) -> str:
+    """Name a file for the user: relative to the data set where it lies in it."""
+    return path.removeprefix(root.rstrip(os.sep) + os.sep)
+
+
+def scan_pairs(listing: Listing, root: Path, names: Sequence[str], reader: LabelReader) -> Scan:
+    """Scan a split of images with one label file each."""
+    pairs = list(zip(listing.images, listing.labels, strict=True))
+    parts = map_chunks(lambda chunk: _scan_part(chunk, str(root), len(names), reader), pairs)
+    images = join_images(part.images for part in parts)
+    firsts = np.concatenate([[0], np.cumsum([len(part.images.kept) for part in parts])])[:-1]
+    rows = Rows.join([part.rows for part in parts], [int(first) for first in firsts])
+    report = ScanReport.join([absence(listing.absent), *(part.report for part in parts)])
+    paths = [shown(listing.images[row], str(root)) for row in images.kept]
+    return Scan(index=make_index(names, root, paths, images, rows), report=report)
+
+
+def scan_headers(paths: Sequence[str], root: Path) -> tuple[Images, ScanReport]:
+    """Read the headers of many images."""
+
+    def work(chunk: Sequence[str]) -> tuple[Images, ScanReport]:
+        collector = FindingCollector()
+        headers = [_header(path, str(root), collector) for path in chunk]
+        return _images(headers), _report(collector, len(headers), 0)
+
+    parts = map_chunks(work, paths)
+    return join_images(images for images, _ in parts), ScanReport.join(report for _, report in parts)
+
+
+def join_images(parts: Iterable[Images]) -> Images:
+    """Put the parts that `map_chunks` made after each other, their numbers counted on."""
+    parts = tuple(parts)
+    return Images(
+        kept=np.concatenate([np.zeros(0, np.int64), *(part.kept + CHUNK * k for k, part in enumerate(parts))]),
+        sizes=np.concatenate([np.zeros((0, 2), np.int32), *(part.sizes for part in parts)]),
+        orientation=np.concatenate([np.zeros(0, np.uint8), *(part.orientation for part in parts)]),
+    )
+
+
+def make_index(
+    names: Sequence[str],
+    root: Path,
+    paths: Sequence[str],
+    images: Images,
+    rows: Rows,
+    *,
+    image_ids: NDArray[np.int64] | None = None,
+    category_ids: NDArray[np.int64] | None = None,
+) -> Index:
+    """Put checked rows into the order of their images."""
+    if np.any(np.diff(rows.images) < 0):
+        rows = rows.select(np.argsort(rows.images, kind="stable"))
+    counts = np.bincount(rows.images, minlength=len(paths))
+    return Index(
+        names=tuple(names),
+        root=root,
+        paths=Strings.of(paths),
+        sizes=images.sizes,
+        orientation=images.orientation,
+        offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)]),
+        boxes=rows.boxes,
+        labels=rows.labels.astype(np.int32),
+        crowd=rows.crowd,
+        difficult=rows.difficult,
+        area=rows.area,
+        image_ids=np.arange(len(paths)) if image_ids is None else image_ids,
+        category_ids=np.arange(len(names)) if category_ids is None else category_ids,
+    )
+
+
+def absence(findings: Sequence[Finding]) -> ScanReport:
+    """Report images that are listed but not there."""
+    collector = FindingCollector()
+    for finding in findings:
+        collector.add(finding.kind, finding.file, finding.line, finding.message)
+    return _report(collector, len(findings), 0)
+
+
+def _scan_part(pairs: Sequence[tuple[str, str]], root: str, num_classes: int, reader: LabelReader) -> _Part:
+    """Read some images, each with its label file, one after the other, then check all boxes at once."""
+    collector = FindingCollector()
+    headers: list[Header | None] = []
+    files: list[str] = []
+    found: list[Labels] = []
+    for image, label in pairs:
+        header = _header(image, root, collector)
+        if header and label:
+            name = shown(label, root)
+            try:
+                entries = reader.read(_content(label), header)
+            except BadLabels as error:
+                collector.add("label", name, 0, str(error))
+                header = None
+            else:
+                for kind, line, message in entries.problems:
+                    collector.add(kind, name, line, message)
+                files.append(name)
+                found.append(entries)
+        elif header:
+            files.append("")
+            found.append(Labels())
+        headers.append(header)
+    kept = _images(headers)
+    rows, outside = _rows(found, kept.sizes, reader, files, collector)
+    malformed = sum(KINDS[kind][0] == "box" for entries in found for kind, _, _ in entries.problems)
+    num_boxes = malformed + outside + len(rows)
+    rows = clean(rows, kept.sizes, num_classes, files.__getitem__, collector)
+    return _Part(images=kept, rows=rows, report=_report(collector, len(pairs), num_boxes))
+
+
+def _rows(
+    found: Sequence[Labels],
+    sizes: NDArray[np.int32],
+    reader: LabelReader,
+    files: Sequence[str],
+    collector: FindingCollector,
+) -> tuple[Rows, int]:
+    """Bring the boxes of label files into pixels; return them, and the number of those that were out of range."""
+    image_rows = np.repeat(np.arange(len(found)), [len(entries.labels) for entries in found])
+    quads = np.array([value for entries in found for value in entries.quads], np.float64).reshape(-1, 4)
+    lines = np.array([line for entries in found for line in entries.lines], np.int64)
+    boxes, out_of_range = reader.place(quads, sizes[image_rows])
+    for number in np.flatnonzero(out_of_range):
+        collector.add("range", files[image_rows[number]], int(lines[number]), reader.range_message(quads[number]))
+    rows = Rows(
+        images=image_rows,
+        lines=lines,
+        labels=np.array([label for entries in found for label in entries.labels], np.int64),
+        boxes=boxes,
+        crowd=np.zeros(len(boxes), np.bool_),
+        difficult=np.array([flag for entries in found for flag in entries.difficult], np.bool_),
+        area=np.full(len(boxes), np.nan),
+    )
+    return rows.select(~out_of_range), int(out_of_range.sum())
+
+
+def _header(path: str, root: str, collector: FindingCollector) -> Header | None:
+    """Read a header, or report why it cannot be read."""
+    try:
+        return read_header(path)
+    except BadImage as error:
+        collector.add("image", shown(path, root), 0, str(error))
+        return None
+
+
+def _content(path: str) -> bytes:
+    """Read a label file."""
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            return stream.read()
+    except OSError as error:
+        raise BadLabels(f"cannot be read ({error.strerror}); check the file and its permissions") from error
+
+
+def _images(headers: Sequence[Header | None]) -> Images:
+    """Gather the headers that could be read."""
+    kept = [number for number, header in enumerate(headers) if header]
+    sizes = [(header.height, header.width) for header in headers if header]
+    return Images(
+        kept=np.array(kept, np.int64),
+        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        orientation=np.array([header.orientation for header in headers if header], np.uint8),
+    )
+
+
+def _report(collector: FindingCollector, num_images: int, num_boxes: int) -> ScanReport:
+    """Freeze what was collected."""
+    return ScanReport(
+        num_images=num_images,
+        num_boxes=num_boxes,
+        counts=dict(collector.counts),
+        findings=tuple(collector.findings),
+    )

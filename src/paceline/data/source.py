@@ -1,0 +1,76 @@
+"""Source: finds out which format a data set has, by what it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.data.formats.coco import CocoSource
+from paceline.data.formats.voc import VocSource
+from paceline.data.formats.yaml_file import read_yaml
+from paceline.data.formats.yolo import YoloSource
+from paceline.data.near_names import no_such_path
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from paceline.data.scan import Source
+
+SHAPES = "shapes"
+"""Name of the set that comes with the package."""
+
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
+
+
+def recognise(data: str, cache_folder: Path | None = None) -> Source:
+    """Return the source that `data` names: `shapes`, a yaml or JSON file, or a folder.
+
+    Raises UserError where it does not exist or is nothing that can be trained on.
+    """
+    if data == SHAPES and not os.path.exists(data):
+        from paceline.data import shapes
+
+        return YoloSource.open(shapes.ensure(cache_folder))
+    if not data.strip():
+        raise UserError("No data set is named; pass one, such as `data=shapes` or `data=path/to/data.yaml`.")
+    path = Path(os.path.abspath(os.path.expanduser(data)))
+    if not path.exists():
+        raise no_such_path(data, extra=(SHAPES,))
+    return _of_folder(path) if path.is_dir() else _of_file(path)
+
+
+def _of_file(path: Path) -> Source:
+    """Recognise a file."""
+    suffix = path.suffix.lower()
+    if suffix in (".yaml", ".yml"):
+        content = read_yaml(path)
+        return CocoSource.of_yaml(path, content) or YoloSource.open(path, content)
+    if suffix == ".json":
+        return CocoSource.of_json(path)
+    if suffix in _ARCHIVES:
+        raise UserError(f"{path} is an archive; unpack it and name the folder.")
+    raise UserError(f"{path} is no data set; name a data.yaml, a COCO JSON file, or the folder of the set.")
+
+
+def _of_folder(folder: Path) -> Source:
+    """Recognise a folder: its `data.yaml`, else Pascal VOC, else COCO, else its only yaml file."""
+    yamls = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".yaml", ".yml"))
+    named = [path for path in yamls if path.stem.lower() in ("data", "dataset")]
+    if len(named) == 1:
+        return _of_file(named[0])
+    source = VocSource.recognise(folder) or CocoSource.recognise(folder)
+    if source:
+        return source
+    if len(yamls) == 1:
+        return _of_file(yamls[0])
+    if yamls:
+        raise UserError(
+            f"{folder} holds several yaml files ({', '.join(path.name for path in yamls[:5])}); name one as the data."
+        )
+    inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
+    if len(inner) == 1 and not any(entry.is_file() for entry in folder.iterdir()):
+        return _of_folder(inner[0])
+    raise UserError(
+        f"{folder} is no data set that is known: it has no data.yaml (YOLO), no annotations/instances_train*.json "
+        "(COCO), and no JPEGImages and Annotations (Pascal VOC); add one of these, or name another folder."
+    )

@@ -1,0 +1,79 @@
+"""Stamps: size and time of every file that an index depends on, which tell whether anything changed since."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from typing import TYPE_CHECKING
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Stamps = dict[str, tuple[int, int]]
+"""Absolute path -> (bytes, nanoseconds of the last change)."""
+
+
+def stamp(path: str) -> tuple[int, int] | None:
+    """Return the stamp of a file, None where there is no such file."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True) -> Stamps:
+    """Stamp all files under a folder whose ending (in lower case) is among `suffixes`, in the order of their paths.
+
+    Without `deep` only those in the folder itself. Links are followed, each folder once; hidden files and folders are
+    passed over, and so are links to nothing. Raises UserError where a folder cannot be read.
+    """
+    found: list[tuple[str, tuple[int, int]]] = []
+    seen = {os.path.realpath(folder)}
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        try:
+            with os.scandir(current) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.name[entry.name.rfind(".") :].lower() in suffixes:
+                        mark = _stamp_of(entry)
+                        if mark:
+                            found.append((entry.path, mark))
+                            continue
+                    if deep and entry.is_dir():
+                        if entry.is_symlink():
+                            place = os.path.realpath(entry.path)
+                            if place in seen:
+                                continue
+                            seen.add(place)
+                        waiting.append(entry.path)
+        except OSError as error:
+            raise UserError(f"Cannot read the folder {current}: {error.strerror}; check its permissions.") from error
+    found.sort()
+    return dict(found)
+
+
+def fingerprint(root: str, stamps: Stamps, identity: Iterable[str]) -> str:
+    """Condense stamps and what else an index depends on; paths count relative to `root`, so a moved set stays valid."""
+    state = hashlib.blake2b(digest_size=16)
+    state.update("\n".join(identity).encode("utf-8", "surrogateescape") + b"\0")
+    prefix = root.rstrip(os.sep) + os.sep
+    lines = (f"{path.removeprefix(prefix)}\t{size}\t{time}\n" for path, (size, time) in stamps.items())
+    state.update("".join(lines).encode("utf-8", "surrogateescape"))
+    return state.hexdigest()
+
+
+def _stamp_of(entry: os.DirEntry[str]) -> tuple[int, int] | None:
+    """Stamp a file of a folder; None for a folder, or a link to nothing."""
+    try:
+        if not entry.is_file():
+            return None
+        found = entry.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,1 @@
+"""From raw outputs to detections, and from detections to COCO's figures."""

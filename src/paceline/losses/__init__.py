@@ -1,0 +1,1 @@
+"""From raw outputs and ground truth to sums that can be differentiated."""

@@ -1,0 +1,126 @@
+"""The detection loss: classes by binary cross-entropy, boxes by CIoU and by the distribution of their sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+from paceline.boxes import anchor_points, box_distances, decode_boxes, paired_ciou
+from paceline.losses.assign import Scene, TaskAlignedAssigner
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from paceline.batch import Batch
+    from paceline.losses.config import LossConfig
+
+LAST_BIN_MARGIN = 0.01
+"""Distances to learn stay this far below the last bin, in units of the stride."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSums:
+    """Sums over a batch, not divided by anything: sums of micro-batches add up to the sums of the whole batch.
+
+    The loss of any number of batches together is (images x sum of `total`) / max(sum of `normaliser`, 1).
+    All are tensors without dimensions, on the device.
+    """
+
+    box: Tensor
+    """Gain x sum of (1 - CIoU) x target score."""
+    cls: Tensor
+    """Gain x sum of the binary cross-entropies of all points and classes."""
+    dfl: Tensor
+    """Gain x sum of the distribution focal losses x target score."""
+    normaliser: Tensor
+    """Sum of the target scores; carries no gradient."""
+
+    @property
+    def total(self) -> Tensor:
+        """Sum of the three parts."""
+        return self.box + self.cls + self.dfl
+
+    def detach(self) -> LossSums:
+        """Return the same sums without their history."""
+        return LossSums(
+            box=self.box.detach(), cls=self.cls.detach(), dfl=self.dfl.detach(), normaliser=self.normaliser.detach()
+        )
+
+
+class DetectionLoss:
+    """Compares raw outputs with the ground truth; computed in float32 at least, also under autocast."""
+
+    def __init__(
+        self,
+        config: LossConfig,
+        num_classes: int,
+        reg_max: int = 16,
+        strides: tuple[int, ...] = (8, 16, 32),
+        assigner: TaskAlignedAssigner | None = None,
+    ) -> None:
+        assert reg_max > 1, "distances that are not a distribution have no loss here yet"
+        self.config = config
+        self.num_classes = num_classes
+        self.reg_max = reg_max
+        self.strides = strides
+        self.assigner = assigner or TaskAlignedAssigner(least_side_px=float(strides[1]))
+
+    def __call__(self, predictions: tuple[Tensor, ...], batch: Batch) -> LossSums:
+        """Return the sums for raw outputs (BA(4R), BAK) and the batch that they were computed from."""
+        raw, logits = predictions
+        assert raw.shape[-1] == 4 * self.reg_max, raw.shape
+        assert logits.shape[-1] == self.num_classes, logits.shape
+        with torch.autocast(raw.device.type, enabled=False):
+            dtype = torch.promote_types(raw.dtype, torch.float32)
+            return self._sums(raw.to(dtype), logits.to(dtype), batch)
+
+    def _sums(self, raw: Tensor, logits: Tensor, batch: Batch) -> LossSums:
+        points, strides = anchor_points(batch.size_hw, self.strides, device=raw.device, dtype=raw.dtype)
+        scene = Scene(
+            points=points,
+            predicted_boxes=decode_boxes(raw.detach(), points, strides),
+            logits=logits.detach(),
+            boxes=batch.boxes.to(raw.dtype),
+            labels=batch.labels,
+            valid=batch.valid,
+        )
+        assignment = self.assigner(scene)
+        owner, weight = assignment.ground_truth, assignment.target_score
+
+        # Cross-entropy of a logit x with target t is softplus(x) - t x, and t is 0 but for one class of some points.
+        own_logits = logits.gather(2, batch.labels.gather(1, owner).unsqueeze(-1)).squeeze(-1)
+        classes = F.softplus(logits).sum() - (own_logits * weight).sum()
+
+        # A CPU leaves out the points that learn nothing; another device would have to be asked how many they are.
+        boxes = scene.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
+        if raw.device.type == "cpu" and not torch.compiler.is_compiling():
+            cell = weight.flatten().nonzero()[:, 0]
+            point = cell % len(points)
+            raw, boxes, weight = (t.flatten(0, 1).index_select(0, cell) for t in (raw, boxes, weight.unsqueeze(-1)))
+            points, strides, weight = points[point], strides[point], weight.squeeze(-1)
+        overlap = paired_ciou(decode_boxes(raw, points, strides), boxes)
+        focal = distribution_focal_loss(raw, box_distances(points, boxes) / strides.unsqueeze(-1))
+        return LossSums(
+            box=self.config.box * ((1 - overlap) * weight).sum(),
+            cls=self.config.cls * classes,
+            dfl=self.config.dfl * (focal * weight).sum(),
+            normaliser=weight.sum(),
+        )
+
+
+def distribution_focal_loss(raw: Tensor, distances: Tensor) -> Tensor:
+    """Cross-entropy of each side's distribution with the two bins around its distance, mean of the four sides: ...
+
+    `raw` is ...(4R), logits; `distances` are ...4 in units of the stride. Each of the two bins has a share that falls
+    with its way to the distance, so that the mean of the two is the distance. Source: arXiv 2006.04388, equation 6.
+    """
+    bins = raw.shape[-1] // 4
+    logits = raw.reshape(*raw.shape[:-1], 4, bins)
+    distances = distances.clamp(0, bins - 1 - LAST_BIN_MARGIN)
+    lower = distances.floor()
+    two_bins = torch.stack((lower, lower + 1), dim=-1).long()
+    shares = torch.stack((lower + 1 - distances, distances - lower), dim=-1)
+    return (logits.logsumexp(dim=-1) - (logits.gather(-1, two_bins) * shares).sum(dim=-1)).mean(dim=-1)

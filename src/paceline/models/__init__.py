@@ -1,0 +1,1 @@
+"""The networks: graphs of nodes, with no knowledge of devices or losses."""

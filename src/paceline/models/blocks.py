@@ -1,0 +1,221 @@
+"""Blocks: the parts that the networks are built of.
+
+Every block takes and gives BCHW tensors and keeps height and width unless it says otherwise. The names of
+submodules (`cv1`, `m`, `attn`, ...) are those of the published checkpoints, so that their tensors fit by key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class ConvUnit(nn.Module):
+    """Convolution without bias, batch norm, SiLU; B C H W to B `out_channels` H/stride W/stride.
+
+    SiLU works out of place: its input is saved for the backward pass of the norm, so writing over it would cost a copy.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int = 1,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        activation: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
+        self.act: nn.Module = nn.SiLU() if activation else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve, normalise, activate."""
+        activated: Tensor = self.act(self.bn(self.conv(x)))
+        return activated
+
+
+class DepthwiseConv(ConvUnit):
+    """A convolution unit in which every channel has a filter of its own."""
+
+    def __init__(self, channels: int, kernel: int = 3, *, activation: bool = True) -> None:
+        super().__init__(channels, channels, kernel, groups=channels, activation=activation)
+
+
+class Bottleneck(nn.Module):
+    """Two 3x3 units, `channels` to `hidden` and back, around which the input may be carried."""
+
+    def __init__(self, channels: int, hidden: int, *, residual: bool) -> None:
+        super().__init__()
+        self.cv1 = ConvUnit(channels, hidden, 3)
+        self.cv2 = ConvUnit(hidden, channels, 3)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Give x + f(x), or f(x) without the residual."""
+        y: Tensor = self.cv2(self.cv1(x))
+        return x + y if self.residual else y
+
+
+class SplitChain(nn.Module):
+    """The shell of C2f and C3k2: 1x1, cut in two halves, a chain of blocks on the second, all pieces joined, 1x1.
+
+    x -- cv1 --+-- first half ----------------------+
+               +-- second half --+------------------+
+                                 +-- m.0 --+--------+-- cat -- cv2 -- y
+                                           +-- m.1 -+
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, hidden: int, chain: list[nn.Module]) -> None:
+        super().__init__()
+        self.cv1 = ConvUnit(in_channels, 2 * hidden)
+        self.cv2 = ConvUnit((2 + len(chain)) * hidden, out_channels)
+        self.m = nn.ModuleList(chain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Join both halves and what every block of the chain answers."""
+        pieces = list(self.cv1(x).chunk(2, dim=1))
+        for block in self.m:
+            pieces.append(block(pieces[-1]))
+        joined: Tensor = self.cv2(torch.cat(pieces, dim=1))
+        return joined
+
+
+class C2f(SplitChain):
+    """Split chain of `repeats` full-width bottlenecks (YOLOv8)."""
+
+    def __init__(self, in_channels: int, out_channels: int, repeats: int, *, residual: bool) -> None:
+        hidden = out_channels // 2
+        chain: list[nn.Module] = [Bottleneck(hidden, hidden, residual=residual) for _ in range(repeats)]
+        super().__init__(in_channels, out_channels, hidden, chain)
+
+
+class C3k(nn.Module):
+    """Two 1x1 units side by side, at half width; two bottlenecks on the first; joined by a third 1x1."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.cv1 = ConvUnit(channels, hidden)
+        self.cv2 = ConvUnit(channels, hidden)
+        self.cv3 = ConvUnit(2 * hidden, channels)
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, residual=True) for _ in range(2)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Join the deep and the shallow branch."""
+        joined: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
+        return joined
+
+
+class C3k2(SplitChain):
+    """Split chain of `repeats` C3k blocks, or of bottlenecks with a half-width middle (YOLO11).
+
+    `ratio` is the width of the chain as a share of `out_channels`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, repeats: int, *, c3k: bool, ratio: float = 0.5) -> None:
+        hidden = int(out_channels * ratio)
+        chain: list[nn.Module] = [
+            C3k(hidden) if c3k else Bottleneck(hidden, hidden // 2, residual=True) for _ in range(repeats)
+        ]
+        super().__init__(in_channels, out_channels, hidden, chain)
+
+
+class SPPF(nn.Module):
+    """Pyramid of three 5x5 max-pools in a row, each seeing farther, joined with their input."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        hidden = in_channels // 2
+        self.cv1 = ConvUnit(in_channels, hidden)
+        self.cv2 = ConvUnit(4 * hidden, out_channels)
+        self.pool = nn.MaxPool2d(5, stride=1, padding=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Join what fields of 1, 5, 9 and 13 cells see."""
+        pieces = [self.cv1(x)]
+        for _ in range(3):
+            pieces.append(self.pool(pieces[-1]))
+        joined: Tensor = self.cv2(torch.cat(pieces, dim=1))
+        return joined
+
+
+class Attention(nn.Module):
+    """Self-attention over all cells of the map, with a depth-wise convolution of the values as position.
+
+    The channels of `qkv` are, head by head, query, key and value; queries and keys are half as wide as values.
+    """
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.value_width = channels // num_heads
+        self.key_width = self.value_width // 2
+        self.qkv = ConvUnit(channels, channels + 2 * num_heads * self.key_width, activation=False)
+        self.proj = ConvUnit(channels, channels, activation=False)
+        self.pe = DepthwiseConv(channels, activation=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend from every cell to every cell; on channels-last input, q, k and v are views."""
+        heads = self.qkv(x).permute(0, 2, 3, 1).unflatten(3, (self.num_heads, -1))
+        q, k, v = heads.split((self.key_width, self.key_width, self.value_width), dim=4)
+        attended = F.scaled_dot_product_attention(*(cells.flatten(1, 2).transpose(1, 2) for cells in (q, k, v)))
+        attended = attended.transpose(1, 2).reshape_as(v).flatten(3).permute(0, 3, 1, 2)
+        position = self.pe(v.flatten(3).permute(0, 3, 1, 2))
+        projected: Tensor = self.proj(attended + position)
+        return projected
+
+
+class PSA(nn.Module):
+    """Attention and a two-layer perceptron of each cell, both with a residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.attn = Attention(channels, num_heads=max(channels // 64, 1))
+        self.ffn = nn.Sequential(ConvUnit(channels, 2 * channels), ConvUnit(2 * channels, channels, activation=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix between cells, then within each."""
+        x = x + self.attn(x)
+        mixed: Tensor = x + self.ffn(x)
+        return mixed
+
+
+class C2PSA(nn.Module):
+    """1x1, cut in two halves, `repeats` PSA blocks on the second, joined, 1x1."""
+
+    def __init__(self, channels: int, repeats: int) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.cv1 = ConvUnit(channels, 2 * hidden)
+        self.cv2 = ConvUnit(2 * hidden, channels)
+        self.m = nn.Sequential(*(PSA(hidden) for _ in range(repeats)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend on one half of the channels, carry the other."""
+        carried, attended = self.cv1(x).chunk(2, dim=1)
+        joined: Tensor = self.cv2(torch.cat((carried, self.m(attended)), dim=1))
+        return joined
+
+
+class Upsample(nn.Upsample):
+    """Nearest neighbour, twice the height and width."""
+
+    def __init__(self) -> None:
+        super().__init__(scale_factor=2, mode="nearest")
+
+
+class Concat(nn.Module):
+    """Join maps of one size along their channels, in the order given."""
+
+    def forward(self, *maps: Tensor) -> Tensor:
+        """B C1 H W, B C2 H W, ... to B C1+C2+... H W."""
+        return torch.cat(maps, dim=1)

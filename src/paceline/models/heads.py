@@ -1,0 +1,93 @@
+"""Detection heads: from the feature maps of three strides to raw boxes and class logits."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+
+from paceline.models.blocks import ConvUnit, DepthwiseConv
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import Tensor
+
+
+class Bins(nn.Module):
+    """The fixed positions 0, 1, ... of the bins of a side's distribution, in units of the stride.
+
+    Decoding needs no network (`paceline.boxes`), so this is never run; it is here for the checkpoints' sake.
+    """
+
+    def __init__(self, reg_max: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(reg_max, 1, 1, bias=False).requires_grad_(False)
+        self.conv.weight.copy_(torch.arange(reg_max).view_as(self.conv.weight))
+
+
+class DetectionHead(nn.Module):
+    """Per stride one branch for the box sides and one for the classes; all points of all strides joined.
+
+    A side (left, top, right, bottom, from the point outwards) is a distribution over `reg_max` bins, as logits
+    (generalised focal loss, arXiv 2006.04388). `depthwise` takes the lighter class branch of YOLO11.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        num_classes: int,
+        *,
+        reg_max: int = 16,
+        strides: Sequence[int] = (8, 16, 32),
+        depthwise: bool,
+    ) -> None:
+        super().__init__()
+        box_width = max(16, in_channels[0] // 4, 4 * reg_max)
+        class_width = max(in_channels[0], min(num_classes, 100))
+        class_branch = _depthwise_branch if depthwise else _branch
+        self.cv2 = nn.ModuleList(_branch(channels, box_width, 4 * reg_max) for channels in in_channels)
+        self.cv3 = nn.ModuleList(class_branch(channels, class_width, num_classes) for channels in in_channels)
+        if reg_max > 1:
+            self.dfl = Bins(reg_max)
+        self._start_biases(strides, num_classes)
+
+    def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
+        return _join_points(self.cv2, levels), _join_points(self.cv3, levels)
+
+    def _start_biases(self, strides: Sequence[int], num_classes: int) -> None:
+        """Start with boxes of a few strides, and with scores as if an image of 640 px held five objects."""
+        for box_branch, class_branch, stride in zip(self.cv2, self.cv3, strides, strict=True):
+            nn.init.constant_(_last_bias(box_branch), 2.0)
+            nn.init.constant_(_last_bias(class_branch), math.log(5 / num_classes / (640 / stride) ** 2))
+
+
+def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ConvUnit(in_channels, width, 3),
+        ConvUnit(width, width, 3),
+        nn.Conv2d(width, out_channels, 1),
+    )
+
+
+def _depthwise_branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Sequential(DepthwiseConv(in_channels), ConvUnit(in_channels, width)),
+        nn.Sequential(DepthwiseConv(width), ConvUnit(width, width)),
+        nn.Conv2d(width, out_channels, 1),
+    )
+
+
+def _join_points(branches: Iterable[nn.Module], levels: Sequence[Tensor]) -> Tensor:
+    """Run a branch per level and join BCHW maps to BAC; each level is a view in any memory layout, copied once."""
+    maps = (branch(level) for branch, level in zip(branches, levels, strict=True))
+    return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
+
+
+def _last_bias(branch: nn.Module) -> Tensor:
+    bias = cast("nn.Conv2d", cast("nn.Sequential", branch)[-1]).bias
+    assert bias is not None
+    return bias

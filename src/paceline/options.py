@@ -1,0 +1,207 @@
+"""The options of each command: the rooms' configs put together, and their flat names. Never imports torch.
+
+A user never sees the rooms: every option has one name of its own (`imgsz`, `lr0`, ...), the same on the command line,
+in Python and in YAML files.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, ClassVar, Self, get_type_hints
+
+from paceline.arguments import is_neutral
+from paceline.commands.config import PredictConfig, ValConfig
+from paceline.data.config import AugmentConfig, DataConfig
+from paceline.errors import UserError
+from paceline.evaluation.config import PostprocessConfig
+from paceline.losses.config import LossConfig
+from paceline.option_values import typed
+from paceline.records import RunConfig, to_jsonable, write_atomically
+from paceline.training.config import LoopConfig, OptimConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionField:
+    """Where the option of one flat name lives."""
+
+    name: str
+    room: str
+    """Field of the options class that holds it; empty for one that stands by itself, such as `model`."""
+    annotation: object
+    default: object
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the options of every command can do; see the classes below for what they hold."""
+
+    COMMAND: ClassVar[str] = ""
+
+    @classmethod
+    def from_flat(cls, mapping: Mapping[str, object], *, base: Self | None = None) -> Self:
+        """Build the options from flat names; what is not named comes from `base`, or else from the defaults.
+
+        Values may be spelled as on a command line (`"640"`, `"true"`, `"[0, 2]"`). Raises UserError for an unknown
+        name, with the closest known one or the sentence for an argument of the reference, and for a bad value.
+        """
+        known = option_fields(cls)
+        values: dict[str, dict[str, object]] = {}
+        for name, value in mapping.items():
+            key = name.replace("-", "_")
+            if key in known:
+                entry = known[key]
+                values.setdefault(entry.room, {})[key] = typed(key, value, entry.annotation, entry.default)
+            elif not is_neutral(cls.COMMAND, key, value):
+                raise unknown_option(cls, name)
+        start = cls() if base is None else base
+        return start._with(values)
+
+    def _with(self, values: Mapping[str, Mapping[str, object]]) -> Self:
+        rooms = {room: replace(getattr(self, room), **changes) for room, changes in values.items() if room}
+        return replace(self, **rooms, **values.get("", {}))
+
+    def to_flat(self) -> dict[str, object]:
+        """Every option by its flat name, in the order of the rooms; `from_flat` of it gives equal options."""
+        return {
+            entry.name: getattr(getattr(self, entry.room) if entry.room else self, entry.name)
+            for entry in option_fields(type(self)).values()
+        }
+
+    def to_yaml(self) -> str:
+        """Every option as YAML, one paragraph per room."""
+        import yaml
+
+        lines = [f"# Every option of this run; `paceline {self.COMMAND} --config FILE` repeats it."]
+        room = ""
+        for entry in option_fields(type(self)).values():
+            if entry.room != room:
+                room = entry.room
+                lines += ["", f"# {room}"]
+            value = to_jsonable(getattr(getattr(self, room) if room else self, entry.name))
+            text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+            end_mark = "\n...\n"  # which YAML puts after a scalar
+            lines.append(f"{entry.name}: {text.removesuffix(end_mark).rstrip()}")
+        return "\n".join(lines) + "\n"
+
+    def write(self, path: Path) -> None:
+        """Write the options as YAML; raises UserError when that is not possible."""
+        write_atomically(path, self.to_yaml().encode())
+
+    @classmethod
+    def read(cls, path: Path, overrides: Mapping[str, object] | None = None) -> Self:
+        """Read options from YAML; `overrides` (flat names) go before what the file says.
+
+        Raises UserError for a file that is missing, is not a mapping of flat names, or holds a bad value.
+        """
+        mapping = read_mapping(path)
+        try:
+            base = cls.from_flat(mapping)
+        except UserError as error:
+            raise UserError(f"In {path}: {error}") from error
+        return cls.from_flat(overrides or {}, base=base)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """Options of `paceline train`."""
+
+    COMMAND: ClassVar[str] = "train"
+
+    model: str = "yolo11n"
+    """Name of a network (`paceline models` lists them), or weights to start from."""
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValOptions(Options):
+    """Options of `paceline val`."""
+
+    COMMAND: ClassVar[str] = "val"
+
+    model: str = ""
+    """Weights to evaluate: a file such as `runs/train/weights/best.safetensors`, or the run folder."""
+    run: RunConfig = field(default_factory=RunConfig)
+    validation: ValConfig = field(default_factory=ValConfig)
+    postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+    @property
+    def data(self) -> DataConfig:
+        """The data room's view of what is evaluated."""
+        return DataConfig(
+            data=self.validation.data,
+            imgsz=self.validation.imgsz,
+            batch=self.validation.batch,
+            workers=self.validation.workers,
+            single_cls=self.validation.single_cls,
+            classes=self.validation.classes,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(Options):
+    """Options of `paceline predict`."""
+
+    COMMAND: ClassVar[str] = "predict"
+
+    model: str = ""
+    """Weights to predict with: a file such as `runs/train/weights/best.safetensors`, or the run folder."""
+    run: RunConfig = field(default_factory=RunConfig)
+    prediction: PredictConfig = field(default_factory=PredictConfig)
+    postprocess: PostprocessConfig = field(default_factory=lambda: PostprocessConfig(conf=0.25))
+
+
+def option_fields(options: type[Options]) -> Mapping[str, OptionField]:
+    """Every option of a class by its flat name, in the order of its rooms."""
+    table: dict[str, OptionField] = {}
+    default = options()
+    hints = get_type_hints(options)
+    for entry in fields(options):
+        part = getattr(default, entry.name)
+        if is_dataclass(part) and not isinstance(part, type):
+            room_hints = get_type_hints(type(part))
+            found = [
+                OptionField(name=f.name, room=entry.name, annotation=room_hints[f.name], default=getattr(part, f.name))
+                for f in fields(part)
+            ]
+        else:
+            found = [OptionField(name=entry.name, room="", annotation=hints[entry.name], default=part)]
+        for option in found:
+            assert option.name not in table, f"two rooms have an option {option.name}"
+            table[option.name] = option
+    return table
+
+
+def unknown_option(options: type[Options], name: str) -> UserError:
+    """Name what to do about an option that is not there: the closest one, or the help."""
+    known = option_fields(options)
+    close = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1, cutoff=0.6)
+    if close:
+        return UserError(f"{options.COMMAND} has no option {name}; did you mean {close[0]}?")
+    return UserError(f"{options.COMMAND} has no option {name}; `paceline {options.COMMAND} --help` lists them all.")
+
+
+def read_mapping(path: Path) -> dict[str, object]:
+    """Read a YAML file of flat names; raises UserError for a file that is missing or is not such a mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}; check the path.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not YAML; write one `name: value` per line.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a mapping; write one `name: value` per line.")
+    return {str(name): value for name, value in content.items()}

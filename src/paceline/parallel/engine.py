@@ -1,0 +1,48 @@
+"""The engine: how forward, loss, backward and the exchange of gradients are carried out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from paceline.batch import Batch
+    from paceline.losses.detection import LossSums
+
+
+class Criterion(Protocol):
+    """What turns the network's outputs into sums of losses; knows nothing of devices."""
+
+    def __call__(self, predictions: tuple[Tensor, ...], batch: Batch) -> LossSums:
+        """Return loss sums that are not divided by their normaliser."""
+
+
+class Engine(Protocol):
+    """Adds up gradients of sums over batches, then makes them the gradient of one big batch.
+
+    ```
+    accumulate(batch) -> g += gradient of the loss sums, N += normaliser      once per batch
+    gradient()        -> g x images / max(N, 1), clipped                      once per update
+    ```
+    (docs/decisions/0002). The losses never call a collective; an engine over several devices sums g, N and the
+    number of images over them inside `gradient`.
+    """
+
+    @property
+    def network(self) -> nn.Module:
+        """The network whose parameters receive the gradients."""
+
+    def accumulate(self, batch: Batch) -> LossSums:
+        """Run one batch forward and backward; returns its detached sums, on the device."""
+
+    def gradient(self) -> Tensor:
+        """Finish the gradients in place; returns a 0-dim float tensor: 1.0 if they are not finite, else 0.0."""
+
+    def pending(self) -> dict[str, Tensor]:
+        """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
+
+    def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `pending` gave."""

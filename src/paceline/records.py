@@ -1,0 +1,278 @@
+"""What a run leaves behind: typed records, the run folder, and the append-only metrics file. Never imports torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run writes."""
+
+    project: Path = Path("runs")
+    """Folder that holds the run folders."""
+    name: str = ""
+    """Name of the run folder; empty takes the first free of train, train2, train3, ..."""
+    exist_ok: bool = False
+    """Write into a named run folder that exists already."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What is known of a run when it starts."""
+
+    folder: Path
+    model: str
+    data: str
+    class_names: tuple[str, ...]
+    epochs: int
+    num_train_images: int
+    num_val_images: int
+    num_parameters: int
+    device: str
+    precision: str
+    optimizer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One finished step; `loss` is None where the device has not been asked for it."""
+
+    epoch: int
+    step: int
+    steps_in_epoch: int
+    images: int
+    seconds: float
+    loss: LossRecord | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecord:
+    """Mean losses with their gains applied."""
+
+    box: float
+    cls: float
+    dfl: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.box + self.cls + self.dfl
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord:
+    """COCO's twelve figures (-1 where undefined) and those at the best F1 threshold; all in [0, 1]."""
+
+    ap: float
+    ap50: float
+    ap75: float
+    ap_small: float
+    ap_medium: float
+    ap_large: float
+    ar1: float
+    ar10: float
+    ar100: float
+    ar_small: float
+    ar_medium: float
+    ar_large: float
+    precision: float
+    recall: float
+    f1: float
+    threshold: float
+    num_images: int
+    num_boxes: int
+    per_class: tuple[ClassRecord, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRecord:
+    """The figures of one class; precision, recall and F1 at the threshold that is best over all classes."""
+
+    name: str
+    num_boxes: int
+    num_images: int
+    ap: float
+    ap50: float
+    precision: float
+    recall: float
+    f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One line of `metrics.jsonl`. Spans of the main thread exclude each other and sum to `wall_s`."""
+
+    epoch: int
+    """From 1."""
+    epochs: int
+    step: int
+    """Steps since the start of the run."""
+    images: int
+    wall_s: float
+    elapsed_s: float
+    """Since the start of training, pauses between resumed parts left out."""
+    train_images_per_s: float
+    learning_rate: float
+    loss: LossRecord
+    evaluation: EvaluationRecord | None
+    best_ap: float
+    spans_s: dict[str, float] = field(default_factory=dict)
+    device_ms: dict[str, float] = field(default_factory=dict)
+    background_s: dict[str, float] = field(default_factory=dict)
+    counters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndRecord:
+    """How a run ended."""
+
+    folder: Path
+    reason: str
+    """`finished`, `stopped early`, `time budget spent` or `interrupted`."""
+    epochs: int
+    best_epoch: int
+    best: EvaluationRecord | None
+    wall_s: float
+
+
+def to_jsonable(value: object) -> Any:
+    """Turn records into plain JSON values; numbers that JSON does not know become null."""
+    if hasattr(value, "__dataclass_fields__"):
+        return to_jsonable(asdict(value))  # type: ignore[call-overload]
+    if isinstance(value, dict):
+        return {str(key): to_jsonable(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_jsonable(entry) for entry in value]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
+
+    Raises UserError when the disk is full or the folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}; free some space or choose another project folder."
+        ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """The files of one run.
+
+    ```
+    runs/train3/
+      config.yaml       every option as it was resolved; `paceline train --config` takes it
+      metrics.jsonl     one line of JSON per record, only ever appended to
+      weights/          best.safetensors, last.safetensors (+ .json beside each), resume.safetensors
+      pictures/         batches, predictions, curves
+    ```
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, project: Path, name: str, *, exist_ok: bool, default_name: str = "train") -> RunFolder:
+        """Make a new folder; without a name, the first free one of train, train2, train3, ...
+
+        Raises UserError when the user's own name is taken and `exist_ok` is False.
+        """
+        try:
+            project.mkdir(parents=True, exist_ok=True)
+            if name:
+                path = project / name
+                if path.exists() and not path.is_dir():
+                    raise UserError(f"{path} is a file; choose another name for the run.")
+                if path.is_dir() and any(path.iterdir()) and not exist_ok:
+                    raise UserError(
+                        f"The run folder {path} exists already; choose another name, or pass exist_ok=True."
+                    )
+                path.mkdir(parents=True, exist_ok=True)
+                return cls(path=path)
+            number = 1
+            while True:
+                path = project / (default_name if number == 1 else f"{default_name}{number}")
+                try:
+                    path.mkdir()
+                    return cls(path=path)
+                except FileExistsError:
+                    number += 1
+        except OSError as error:
+            raise UserError(
+                f"Cannot make a run folder in {project}: {error.strerror or error}; choose another project folder."
+            ) from error
+
+    @property
+    def config(self) -> Path:
+        """The resolved options."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """The append-only records."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """Folder of weights."""
+        return self.path / "weights"
+
+    @property
+    def pictures(self) -> Path:
+        """Folder of pictures."""
+        return self.path / "pictures"
+
+    def append(self, kind: str, record: object) -> None:
+        """Add one line to `metrics.jsonl`: `{"kind": kind, "version": 1, ...fields}`."""
+        line = json.dumps({"kind": kind, "version": FORMAT_VERSION} | to_jsonable(record), allow_nan=False) + "\n"
+        try:
+            with self.metrics.open("a", encoding="utf-8") as stream:
+                stream.write(line)
+        except OSError as error:
+            raise UserError(
+                f"Cannot write {self.metrics}: {error.strerror or error}; free some space and resume the run."
+            ) from error
+
+    def records(self, kind: str) -> Iterator[Mapping[str, Any]]:
+        """Read the lines of one kind; a last line that was cut off by a crash is passed over."""
+        if not self.metrics.exists():
+            return
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if entry.get("kind") == kind:
+                yield entry

@@ -1,0 +1,144 @@
+"""Checkpoints: tensors in safetensors files with plain JSON beside them; nothing in them can run code.
+
+```
+weights/
+  last.safetensors  last.json      averaged weights after the last epoch, for evaluation, prediction, new runs
+  best.safetensors  best.json      the same of the best epoch
+  epoch20.safetensors ...          the same every `save_period` epochs
+  resume.safetensors               network, average, optimiser and pending gradients; its JSON travels in its header
+```
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from paceline.errors import UserError
+from paceline.records import to_jsonable, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+WEIGHTS_FORMAT = "paceline-weights"
+RESUME_FORMAT = "paceline-resume"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsHeader:
+    """What has to be known to use weights without the run that made them."""
+
+    model: str
+    names: tuple[str, ...]
+    imgsz: int
+    epoch: int
+    metrics: Mapping[str, Any]
+
+
+def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeader) -> None:
+    """Write `path` (.safetensors) and the header as JSON beside it, each whole or not at all."""
+    write_atomically(path, safetensors.torch.save(_on_host(tensors), metadata={"format": "pt"}))
+    values = {"format": WEIGHTS_FORMAT, "version": VERSION} | to_jsonable(header)
+    write_atomically(path.with_suffix(".json"), (json.dumps(values, indent=1) + "\n").encode())
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
+    """Read what `save_weights` wrote. Raises UserError for files that are torn or of another kind."""
+    header_path = path.with_suffix(".json")
+    try:
+        values = json.loads(header_path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} has no {header_path.name} beside it; copy both files of the run.") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{header_path} cannot be read ({error}); copy both files of the run again.") from error
+    if not isinstance(values, dict) or values.get("format") != WEIGHTS_FORMAT:
+        raise UserError(f"{header_path} does not describe Paceline weights; name a file that a run has written.")
+    if values.get("version") != VERSION:
+        raise UserError(f"{header_path} is of version {values.get('version')}; this Paceline reads version {VERSION}.")
+    header = WeightsHeader(
+        model=values["model"],
+        names=tuple(values["names"]),
+        imgsz=values["imgsz"],
+        epoch=values["epoch"],
+        metrics=values["metrics"],
+    )
+    return _read(path)[0], header
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResumePoint:
+    """Everything of a run at the end of an epoch."""
+
+    tensors: dict[str, Tensor]
+    """Keys start with `network.`, `ema.`, `optimizer.` or `engine.`."""
+    values: dict[str, Any]
+
+
+def save_resume_point(path: Path, point: ResumePoint) -> None:
+    """Write the file whole or not at all."""
+    header = {"format": RESUME_FORMAT, "version": VERSION} | point.values
+    write_atomically(path, safetensors.torch.save(_on_host(point.tensors), metadata={"paceline": json.dumps(header)}))
+
+
+def load_resume_point(path: Path) -> ResumePoint:
+    """Read what `save_resume_point` wrote."""
+    if not path.is_file():
+        raise UserError(f"{path} does not exist, so this run cannot be resumed; start a new one.")
+    tensors, metadata = _read(path)
+    values = json.loads(metadata.get("paceline", "{}"))
+    if values.get("format") != RESUME_FORMAT or values.get("version") != VERSION:
+        raise UserError(f"{path} was not written by this version of Paceline; start a new run from its weights.")
+    return ResumePoint(tensors=tensors, values=values)
+
+
+def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Put `prefix.` before every key."""
+    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Pick the entries whose key starts with `prefix.`, and take it off."""
+    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Flatten the optimiser's state: `{number of the parameter}.{name of the entry}`."""
+    states = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{name}": torch.as_tensor(value)
+        for number, entries in states.items()
+        for name, value in entries.items()
+        if value is not None
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path.") from error
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is torn or not a safetensors file ({error}); copy it again.") from error

@@ -1,0 +1,253 @@
+"""The training loop, as it reads aloud: wait for a batch, forward and backward, update, count, record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Protocol
+
+from paceline.errors import UserError
+from paceline.records import EndRecord, EpochRecord, StepRecord
+from paceline.training.meter import LossMeter
+from paceline.training.optim import update
+from paceline.training.schedule import apply_rates
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import torch
+    from torch import Tensor
+    from torch.nn import Module
+
+    from paceline.batch import Batch
+    from paceline.callbacks import Callback
+    from paceline.ledger import Ledger
+    from paceline.parallel.engine import Engine
+    from paceline.records import EvaluationRecord
+    from paceline.training.budget import Budget
+    from paceline.training.config import LoopConfig
+    from paceline.training.ema import Ema
+    from paceline.training.schedule import Rates, Schedule
+    from paceline.training.state import TrainingState
+
+log = logging.getLogger("paceline")
+
+
+class TrainingData(Protocol):
+    """Where batches come from."""
+
+    def steps(self, epoch: int) -> range:
+        """Steps of this epoch (from 0), numbered over the whole run."""
+
+    def epoch(self, epoch: int, *, mosaic: bool) -> Iterator[Batch]:
+        """Yield the batches of this epoch, in order."""
+
+    def stats(self) -> dict[str, float]:
+        """Seconds and counts of the loader's threads since the start of the run."""
+
+
+class Keeper(Protocol):
+    """What an epoch leaves on disk."""
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+
+    def save(self, state: TrainingState, evaluation: EvaluationRecord | None, *, is_best: bool) -> None:
+        """Write the checkpoint of a finished epoch."""
+
+    def record(self, record: EpochRecord) -> None:
+        """Append the epoch to the metrics."""
+
+
+class Loop:
+    """One run over its epochs. Everything it needs is an object that is called at a named place."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        ema: Ema,
+        data: TrainingData,
+        evaluate: Callable[[Module], EvaluationRecord],
+        keeper: Keeper,
+        state: TrainingState,
+        budget: Budget,
+        ledger: Ledger,
+        config: LoopConfig,
+        close_mosaic: int,
+        device: torch.device,
+        callbacks: Sequence[Callback],
+        frozen: Sequence[Module] = (),
+        best: EvaluationRecord | None = None,
+    ) -> None:
+        self._engine = engine
+        self._optimizer = optimizer
+        self._schedule = schedule
+        self._ema = ema
+        self._data = data
+        self._evaluate = evaluate
+        self._keeper = keeper
+        self._state = state
+        self._budget = budget
+        self._ledger = ledger
+        self._config = config
+        self._close_mosaic = close_mosaic
+        self._device = device
+        self._callbacks = callbacks
+        self._meter = LossMeter(device)
+        self._frozen = frozen
+        self._best = best
+        self._background_before: dict[str, float] = {}
+
+    def run(self) -> EndRecord:
+        """Train until the epochs, the patience or the time budget are spent."""
+        reason = "finished"
+        self._ledger.lap()
+        while self._state.epoch < self._state.epochs:
+            self._run_epoch()
+            if self._patience_is_spent():
+                reason = "stopped early"
+                break
+        if self._budget.is_set and reason == "finished":
+            reason = "time budget spent"
+        return EndRecord(
+            folder=self._keeper.folder,
+            reason=reason,
+            epochs=self._state.epoch,
+            best_epoch=self._state.best_epoch,
+            best=self._best,
+            wall_s=self._state.elapsed_s,
+        )
+
+    def _run_epoch(self) -> None:
+        state = self._state
+        images, train_s, rates = self._train()
+        state.epoch += 1
+        with self._ledger.span("device_wait"):
+            loss = self._meter.close()
+        evaluation = self._evaluate_average() if self._config.val else None
+        state.epochs = self._budget.epochs(state, spent_s=self._budget.seconds_since_start())
+        if evaluation is None and state.epoch >= state.epochs:
+            evaluation = self._evaluate_average()
+        is_best = evaluation is not None and (state.best_epoch == 0 or evaluation.ap > state.best_ap)
+        if is_best and evaluation is not None:
+            state.best_ap, state.best_epoch, self._best = evaluation.ap, state.epoch, evaluation
+        with self._ledger.span("checkpoint"):
+            state.elapsed_s = self._budget.seconds_since_start()
+            self._keeper.save(state, evaluation, is_best=is_best)
+        lap = self._ledger.lap()
+        record = EpochRecord(
+            epoch=state.epoch,
+            epochs=state.epochs,
+            step=state.step,
+            images=images,
+            wall_s=lap.wall_s,
+            elapsed_s=state.elapsed_s,
+            train_images_per_s=images / train_s if train_s > 0 else 0.0,
+            learning_rate=rates.lr,
+            loss=loss,
+            evaluation=evaluation,
+            best_ap=state.best_ap,
+            spans_s=lap.spans_s,
+            device_ms=lap.device_ms,
+            background_s=self._background(),
+            counters={"updates": state.updates, "skipped_updates": state.skipped_updates},
+        )
+        self._keeper.record(record)
+        with self._ledger.span("callbacks"):
+            for callback in self._callbacks:
+                callback.on_epoch(record)
+
+    def _train(self) -> tuple[int, float, Rates]:
+        """Take every step of one epoch; returns images, seconds and the last rates."""
+        state, ledger = self._state, self._ledger
+        mosaic = state.epoch < state.epochs - self._close_mosaic
+        steps = len(self._data.steps(state.epoch))
+        self._engine.network.train()
+        for module in self._frozen:
+            module.eval()
+        start = time.perf_counter()
+        images, skipped, rates = 0, None, self._schedule.rates(state.epoch, state.epochs)
+        batches = self._data.epoch(state.epoch, mosaic=mosaic)
+        for number, batch in enumerate(ledger.each("data", batches), start=1):
+            step_start = time.perf_counter()
+            with ledger.span("transfer", on_device=True):
+                batch = batch.to(self._device, non_blocking=True)
+            place = state.epoch + number / steps
+            rates = self._schedule.rates(place, state.epochs)
+            self._meter.add(self._engine.accumulate(batch))
+            state.steps_since_update += 1
+            is_end = number == steps and state.epoch + 1 >= state.epochs
+            if state.steps_since_update >= self._schedule.accumulation(place) or is_end:
+                not_finite = self._update(rates)
+                skipped = not_finite if skipped is None else skipped + not_finite
+            state.step += 1
+            images += len(batch)
+            self._report_step(number, steps, len(batch), step_start)
+        if skipped is not None:
+            self._count_skipped(skipped)
+        return images, time.perf_counter() - start, rates
+
+    def _update(self, rates: Rates) -> Tensor:
+        with self._ledger.span("optimiser", on_device=True):
+            apply_rates(self._optimizer, rates)
+            not_finite = self._engine.gradient()
+            update(self._optimizer, not_finite)
+            self._ema.update()
+        self._state.updates += 1
+        self._state.steps_since_update = 0
+        return not_finite
+
+    def _report_step(self, number: int, steps: int, images: int, start: float) -> None:
+        if not self._callbacks:
+            return
+        record = StepRecord(
+            epoch=self._state.epoch + 1,
+            step=number,
+            steps_in_epoch=steps,
+            images=images,
+            seconds=time.perf_counter() - start,
+            loss=self._meter.latest(),
+        )
+        with self._ledger.span("callbacks"):
+            for callback in self._callbacks:
+                callback.on_step(record)
+
+    def _evaluate_average(self) -> EvaluationRecord:
+        with self._ledger.span("evaluation"):
+            evaluation = self._evaluate(self._ema.network)
+        with self._ledger.span("callbacks"):
+            for callback in self._callbacks:
+                callback.on_evaluation(self._state.epoch, evaluation)
+        return evaluation
+
+    def _count_skipped(self, skipped: Tensor) -> None:
+        with self._ledger.span("device_wait"):
+            number = int(skipped.item())
+        if number == 0:
+            return
+        self._state.skipped_updates += number
+        log.warning("Epoch %d: %d updates left out, the gradient was not finite.", self._state.epoch + 1, number)
+        if self._state.skipped_updates >= max(20, self._state.updates // 2):
+            raise UserError(
+                f"The training diverged: {self._state.skipped_updates} of {self._state.updates} gradients were not "
+                "finite; choose a smaller lr0, or amp=off."
+            )
+
+    def _background(self) -> dict[str, float]:
+        """What the loader's threads did since the last call."""
+        sums = self._data.stats()
+        since = {name: value - self._background_before.get(name, 0.0) for name, value in sums.items()}
+        self._background_before = sums
+        return since
+
+    def _patience_is_spent(self) -> bool:
+        patience, state = self._config.patience, self._state
+        if patience <= 0 or not self._config.val or state.epoch - state.best_epoch < patience:
+            return False
+        log.info("No better AP for %d epochs; the best was epoch %d.", patience, state.best_epoch)
+        return True

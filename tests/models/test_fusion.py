@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from fill_rule import images
+from torch import nn
+
+from paceline.models.fusion import fuse
+
+if TYPE_CHECKING:
+    from paceline.models.graph import DetectionModel
+
+
+@torch.no_grad()
+def test_fusing_changes_no_output(filled_model: DetectionModel) -> None:
+    x = images(torch.float64)
+    for ours, theirs in zip(fuse(filled_model)(x), filled_model(x), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_fusing_leaves_no_norm_and_leaves_the_original_alone(filled_model: DetectionModel) -> None:
+    before = {key: tensor.clone() for key, tensor in filled_model.state_dict().items()}
+    fused = fuse(filled_model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
+    assert not any(parameter.requires_grad for parameter in fused.parameters())
+    after = filled_model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[key], before[key]) for key in before)
+
+
+def test_fusing_twice_is_fusing_once(filled_model: DetectionModel) -> None:
+    once = fuse(filled_model)
+    twice = fuse(once).state_dict()
+    assert {key: tensor.shape for key, tensor in once.state_dict().items()} == {k: t.shape for k, t in twice.items()}
+
+
+def test_a_fused_model_is_in_evaluation_mode_whatever_the_original_was(filled_model: DetectionModel) -> None:
+    filled_model.train()
+    try:
+        assert not fuse(filled_model).training
+        assert filled_model.training
+    finally:
+        filled_model.eval()
