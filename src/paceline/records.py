@@ -207,7 +207,8 @@ class RunFolder:
     def create(cls, project: Path, name: str, *, exist_ok: bool, default_name: str = "train") -> RunFolder:
         """Make a new folder; without a name, the first free one of train, train2, train3, ...
 
-        Raises UserError when the user's own name is taken and `exist_ok` is False.
+        With `exist_ok` the records of an earlier run in the named folder are cleared. Raises UserError when the
+        user's own name is taken and `exist_ok` is False.
         """
         try:
             project.mkdir(parents=True, exist_ok=True)
@@ -220,7 +221,9 @@ class RunFolder:
                         f"The run folder {path} exists already; choose another name, or pass exist_ok=True."
                     )
                 path.mkdir(parents=True, exist_ok=True)
-                return cls(path=path)
+                folder = cls(path=path)
+                folder.metrics.unlink(missing_ok=True)
+                return folder
             number = 1
             while True:
                 path = project / (default_name if number == 1 else f"{default_name}{number}")

@@ -7,6 +7,7 @@ YOLO trainers do: the image that a user passes in, `orig_img`, and what `plot` g
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,8 +41,13 @@ class Boxes:
         return len(self.conf)
 
     def __getitem__(self, index: int | slice | Tensor) -> Boxes:
-        """Some of the boxes; a single number gives one box, still as `Boxes`."""
-        rows = slice(index, index + 1 or None) if isinstance(index, int) else index
+        """Pick some of the boxes; a single number gives one box, still as `Boxes`."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there is no box {index} among {len(self)}")
+            rows: slice | Tensor = slice(index, index + 1 or None)
+        else:
+            rows = index
         return Boxes(xyxy=self.xyxy[rows], conf=self.conf[rows], cls=self.cls[rows], orig_shape=self.orig_shape)
 
     def __iter__(self) -> Iterator[Boxes]:
@@ -92,10 +98,8 @@ class Results:
 
     def __str__(self) -> str:
         """Say what was found: `3 discs, 1 ring`."""
-        numbers, counts = self.boxes.cls.unique(return_counts=True)
-        parts = [
-            f"{count} {self.names[number]}" for number, count in zip(numbers.tolist(), counts.tolist(), strict=True)
-        ]
+        counts = Counter(self.boxes.cls.tolist())
+        parts = [f"{counts[number]} {self.names[number]}" for number in sorted(counts)]
         return ", ".join(parts) or "nothing"
 
     @property
@@ -150,7 +154,7 @@ class Results:
         return Path(file)
 
     def _drawn(self, *, conf: bool) -> NDArray[np.uint8]:
-        """The picture with boxes: HW3, RGB."""
+        """Draw the picture with boxes: HW3, RGB."""
         from paceline.drawing.boxes import draw_boxes
 
         return draw_boxes(

@@ -6,9 +6,7 @@ import json
 import logging
 import os
 import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +37,6 @@ if TYPE_CHECKING:
     from paceline.commands.weights import LoadedNetwork
     from paceline.evaluation.config import PostprocessConfig
     from paceline.evaluation.postprocess import Detections
-    from paceline.models.graph import DetectionModel
     from paceline.options import PredictOptions
 
 log = logging.getLogger("paceline")
@@ -69,17 +66,15 @@ def predict(
     config = options.prediction
     if not (config.save or config.save_txt or config.save_json):
         return _results(images, predictor, config, options.postprocess)
-    folder = RunFolder.create(
-        options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="predict"
-    )
-    return _written(_results(images, predictor, config, options.postprocess), folder, config)
+    return _written(_results(images, predictor, config, options.postprocess), options)
 
 
 class Predictor:
     """A network made ready for prediction: folded, on its device, with its class names."""
 
     def __init__(self, loaded: LoadedNetwork, device: torch.device) -> None:
-        self._network: DetectionModel = fuse(loaded.network).to(device, memory_format=torch.channels_last)
+        self._network = fuse(loaded.network).to(device)
+        self._network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = device
         self._imgsz = loaded.imgsz or _DEFAULT_IMGSZ
         self.names: dict[int, str] = dict(enumerate(loaded.names))
@@ -105,7 +100,8 @@ class Predictor:
     ) -> list[Results]:
         """Find objects in a batch of images (HW3, BGR, of any size); `imgsz` 0 takes that of the weights."""
         started = time.perf_counter()
-        boxes = [Letterbox.fit(*image.shape[:2], *(imgsz or self._imgsz,) * 2) for image in images]
+        side = imgsz or self._imgsz
+        boxes = [Letterbox.fit(image.shape[0], image.shape[1], side, side) for image in images]
         batch = self._network_input(images, boxes)
         prepared = self._now()
         predictions = self._network(batch)
@@ -158,27 +154,30 @@ def _results(
     images: Sequence[ImageSource], predictor: Predictor, config: PredictConfig, postprocessing: PostprocessConfig
 ) -> Iterator[Results]:
     """Predict batch by batch, the next one being decoded meanwhile."""
-    num_read = 0
+    bad: list[tuple[str, BadImage]] = []
     for group in _decoded(images, config.batch):
-        whole = [(image.path, pixels) for image, pixels in group if pixels is not None]
-        if not whole:
-            continue
-        num_read += len(whole)
-        paths, arrays = zip(*whole, strict=True)
-        yield from predictor(paths, arrays, postprocessing, imgsz=config.imgsz, classes=config.classes)
-    if num_read == 0:
-        raise UserError(
-            f"None of the {len(images)} files is a whole image, such as {images[0].path}; check the source."
-        )
+        whole = [(image.path, pixels) for image, pixels in group if not isinstance(pixels, BadImage)]
+        bad += [(image.path, reason) for image, reason in group if isinstance(reason, BadImage)]
+        if whole:
+            paths, arrays = zip(*whole, strict=True)
+            yield from predictor(paths, arrays, postprocessing, imgsz=config.imgsz, classes=config.classes)
+    if len(bad) == len(images):
+        path, reason = bad[0]
+        others = f" Nor is any of the {len(bad) - 1} others an image." if len(bad) > 1 else ""
+        raise UserError(f"{path} {reason}.{others}")
+    for path, reason in bad:
+        log.warning("%s %s; it was left out.", path, reason)
 
 
-def _decoded(images: Sequence[ImageSource], size: int) -> Iterator[list[tuple[ImageSource, NDArray[np.uint8] | None]]]:
+def _decoded(
+    images: Sequence[ImageSource], size: int
+) -> Iterator[list[tuple[ImageSource, NDArray[np.uint8] | BadImage]]]:
     """Decode groups of up to `size` images in threads, one group ahead of the one that is taken."""
     groups = [images[first : first + size] for first in range(0, len(images), size)]
     with ThreadPoolExecutor(
         max_workers=min(os.cpu_count() or 1, _MOST_THREADS), thread_name_prefix="decode"
     ) as threads:
-        waiting: list[Future[NDArray[np.uint8] | None]] = []
+        waiting: list[Future[NDArray[np.uint8] | BadImage]] = []
         for number, group in enumerate(groups):
             current = waiting or [threads.submit(_load, image) for image in group]
             following = groups[number + 1] if number + 1 < len(groups) else ()
@@ -186,32 +185,23 @@ def _decoded(images: Sequence[ImageSource], size: int) -> Iterator[list[tuple[Im
             yield [(image, future.result()) for image, future in zip(group, current, strict=True)]
 
 
-def _load(image: ImageSource) -> NDArray[np.uint8] | None:
+def _load(image: ImageSource) -> NDArray[np.uint8] | BadImage:
     try:
         return image.load()
     except BadImage as error:
-        log.warning("%s %s; it is left out.", image.path, error)
-        return None
+        return error
 
 
-@dataclass
-class _Names:
-    """Gives every picture a name of its own in the run folder."""
-
-    taken: Counter[str]
-
-    def of(self, path: str) -> str:
-        stem = Path(path).stem
-        self.taken[stem] += 1
-        return stem if self.taken[stem] == 1 else self.of(f"{stem}-{self.taken[stem]}.")
-
-
-def _written(results: Iterator[Results], folder: RunFolder, config: PredictConfig) -> Iterator[Results]:
-    """Pass results on, writing for each what was asked for."""
-    names = _Names(taken=Counter())
+def _written(results: Iterator[Results], options: PredictOptions) -> Iterator[Results]:
+    """Pass results on, writing for each what was asked for; the folder is made for the first of them."""
+    config, run = options.prediction, options.run
+    folder: RunFolder | None = None
+    names = _FileNames()
     entries: list[dict[str, object]] = []
     for result in results:
-        name = names.of(result.path)
+        if folder is None:
+            folder = RunFolder.create(run.project, run.name, exist_ok=run.exist_ok, default_name="predict")
+        name = names.new(result.path)
         if config.save:
             result.save(folder.path / f"{name}.jpg", conf=config.show_conf)
         if config.save_txt:
@@ -220,6 +210,23 @@ def _written(results: Iterator[Results], folder: RunFolder, config: PredictConfi
             height, width = result.orig_shape
             entries.append({"file": result.path, "height": height, "width": width, "boxes": result.to_dicts()})
         yield result
+    assert folder is not None, "a source without any image raises"
     if config.save_json:
         write_atomically(folder.path / "predictions.json", (json.dumps(entries, indent=1) + "\n").encode())
     log.info("Results are in %s.", folder.path)
+
+
+class _FileNames:
+    """Names of the files of each image: that of the image, with a number where several have the same."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def new(self, path: str) -> str:
+        stem = Path(path).stem
+        name, number = stem, 1
+        while name in self._taken:
+            number += 1
+            name = f"{stem}-{number}"
+        self._taken.add(name)
+        return name

@@ -36,7 +36,7 @@ class ImageSource:
         if self.array is not None:
             return self.array
         header = read_header(self.path)
-        return cv2.cvtColor(decode(self.path, header.orientation), cv2.COLOR_RGB2BGR)  # type: ignore[no-any-return]
+        return cv2.cvtColor(decode(self.path, header.orientation), cv2.COLOR_RGB2BGR)
 
 
 def find_images(source: Source) -> list[ImageSource]:
@@ -69,9 +69,11 @@ def _colour_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         raise UserError(f"An array of {array.dtype} is no image; pass uint8 values from 0 to 255.")
     if array.size and array.ndim == 2:
-        return cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)  # type: ignore[no-any-return]
-    if array.size and array.ndim == 3 and array.shape[2] in (1, 3, 4):
-        return cv2.cvtColor(array, cv2.COLOR_GRAY2BGR) if array.shape[2] == 1 else array[..., :3]  # type: ignore[no-any-return]
+        return cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
+    if array.size and array.ndim == 3 and array.shape[2] == 1:
+        return cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
+    if array.size and array.ndim == 3 and array.shape[2] in (3, 4):
+        return array[..., :3]
     shape = " x ".join(str(side) for side in array.shape)
     raise UserError(f"An array of {shape} is no image; pass height x width x 3, and several images as a list.")
 

@@ -66,9 +66,8 @@ def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainRes
     """Train as the options say. Raises UserError for whatever the user can mend, before anything is written."""
     resumed = _resumed_folder(options)
     if resumed is not None:
-        options = dataclasses.replace(
-            TrainOptions.read(resumed.config), loop=dataclasses.replace(options.loop, resume=str(resumed.path))
-        )
+        stored = TrainOptions.read(resumed.config)
+        options = dataclasses.replace(stored, loop=dataclasses.replace(stored.loop, resume=str(resumed.path)))
     return _Training(options, callbacks, resumed).run()
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REDUCTIONS = (1, 2, 4, 8)
-_REDUCED_FLAG = {
+_REDUCED = {
     1: 0,
     2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
@@ -82,7 +82,7 @@ def _read(source: Path | str | bytes) -> bytes:
 
 def _imdecode(encoded: bytes, reduction: int) -> NDArray[np.uint8]:
     """Pixels HW or HW3 (RGB) in file orientation; 16 bits scaled to 8, palettes looked up, alpha dropped."""
-    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED_FLAG[reduction]
+    flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
     try:
         pixels = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
     except cv2.error as error:

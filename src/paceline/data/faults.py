@@ -35,16 +35,17 @@ class Faults:
     def __len__(self) -> int:
         return len(self._reasons)
 
-    def add(self, number: int, reason: str) -> None:
-        """Take image `number` out. Raises UserError with the list when there are too many."""
+    def add(self, number: int, reason: str) -> bool:
+        """Take image `number` out; False when it already was. Raises UserError with the list when there are too many."""
         with self._lock:
             if number in self._reasons:
-                return
+                return False
             self._reasons[number] = reason
             num_broken = len(self._reasons)
         log.warning("%s %s: the next image takes its place", self._index.path(number), reason)
         if num_broken > max(1, _TOLERATED_SHARE * len(self._index)):
             raise UserError(self._list())
+        return True
 
     def replace(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Put the next whole image of the index in the place of each broken one, in an array of any shape."""

@@ -173,13 +173,9 @@ class Index:
         arrays: dict[str, NDArray[Any]] = {
             name: np.ascontiguousarray(self._array(name), dtype) for name, dtype in _ARRAYS.items()
         }
-        metadata = {
-            "version": _VERSION,
-            "names": json.dumps(self.names),
-            "checksum": str(_checksum(arrays)),
-            "notes": json.dumps(dict(notes or {})),
-        }
-        write_atomically(file, safetensors_numpy.save(arrays, metadata))
+        texts = {"version": _VERSION, "names": json.dumps(self.names), "notes": json.dumps(dict(notes or {}))}
+        checksum = str(_checksum(arrays, texts))
+        write_atomically(file, safetensors_numpy.save(arrays, texts | {"checksum": checksum}))
 
     @classmethod
     def load(cls, file: Path, root: Path) -> tuple[Index, dict[str, str]]:
@@ -189,12 +185,12 @@ class Index:
         """
         arrays, metadata = _map_arrays(file)
         try:
+            checksum = metadata.pop("checksum")
+            if metadata["version"] != _VERSION or checksum != str(_checksum(arrays, metadata)):
+                raise TornIndexError(f"{file}: its checksum or version is another")
             names, notes = tuple(json.loads(metadata["names"])), dict(json.loads(metadata["notes"]))
-            complete = metadata["version"] == _VERSION and metadata["checksum"] == str(_checksum(arrays))
-        except (KeyError, ValueError, TypeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise TornIndexError(f"{file}: {error}") from error
-        if not complete:
-            raise TornIndexError(f"{file}: its checksum or version is another")
         paths = Strings(blob=arrays.pop("paths.blob"), offsets=arrays.pop("paths.offsets"))
         return cls(names=names, root=root, paths=paths, **arrays), notes
 
@@ -217,9 +213,9 @@ class Index:
         return columns[name]
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]]) -> int:
-    """CRC-32 over all arrays, in the order of their names."""
-    value = 0
+def _checksum(arrays: Mapping[str, NDArray[Any]], texts: Mapping[str, str]) -> int:
+    """CRC-32 over all texts and arrays, in the order of their names."""
+    value = zlib.crc32(json.dumps(sorted(texts.items())).encode())
     for name in sorted(arrays):
         value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data, value)
     return value

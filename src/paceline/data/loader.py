@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Literal, Self
 
 import cv2
@@ -25,12 +26,13 @@ from paceline.data.render import FILL, Workspace, letterbox, render
 from paceline.letterbox import Letterbox
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from numpy.typing import NDArray
 
     from paceline.data.config import AugmentConfig, DataConfig
     from paceline.data.index import Index
+    from paceline.data.prefetch import Work
 
 log = logging.getLogger("paceline")
 
@@ -52,10 +54,11 @@ def num_threads(workers: int) -> int:
 
 
 class Counters:
-    """Sums that loader threads add to."""
+    """Sums that threads add to, from one reading to the next."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = dict.fromkeys(("decode_s", "render_s", "decodes", "cache_hits"), 0.0)
+        names = ("decode_s", "render_s", "waited_s", "decodes", "cache_hits", "broken")
+        self._sums = dict.fromkeys(names, 0.0)
         self._lock = threading.Lock()
 
     def add(self, **amounts: float) -> None:
@@ -64,10 +67,11 @@ class Counters:
             for name, amount in amounts.items():
                 self._sums[name] += amount
 
-    def sums(self) -> dict[str, float]:
-        """All sums since the start."""
+    def read(self) -> dict[str, float]:
+        """Return all sums, and start them again from zero."""
         with self._lock:
-            return dict(self._sums)
+            read, self._sums = self._sums, dict.fromkeys(self._sums, 0.0)
+        return read
 
 
 class Images:
@@ -135,12 +139,28 @@ class _Loader:
         return found
 
     def stats(self) -> dict[str, float]:
-        """Return sums since the start, by name.
+        """Return sums since the last call, by name.
 
         Seconds that threads spent decoding and rendering (all threads together), and the consumer waiting; numbers of
-        decoded images, of images found in the cache, and of broken ones.
+        images decoded, of images found in the cache, and of those that turned out to be broken.
         """
-        return {**self.counters.sums(), "waited_s": self._prefetcher.waited_s, "broken": float(len(self.faults))}
+        return self.counters.read()
+
+    def stream(self, works: Iterable[Work[Batch]]) -> Generator[Batch, None, None]:
+        """Deliver batches, and count the seconds of waiting for them."""
+        batches = self._prefetcher.stream(works)
+        with closing(batches):
+            while True:
+                start = time.perf_counter()
+                batch = next(batches, None)
+                self.counters.add(waited_s=time.perf_counter() - start)
+                if batch is None:
+                    return
+                yield batch
+
+    def take_out(self, broken: BrokenImage) -> None:
+        """Count and name a broken image. Raises UserError when there are too many."""
+        self.counters.add(broken=float(self.faults.add(broken.number, broken.reason)))
 
     def close(self) -> None:
         """Stop the threads and wait for their end; a closed loader delivers nothing more."""
@@ -177,18 +197,18 @@ class TrainLoader(_Loader):
         self.seed = seed
         self.window = window
 
-    def steps(self, epoch: int) -> range:
-        """Steps of an epoch; an epoch has none when one batch holds several passes and an earlier epoch took it."""
-        return range(self.order.steps_until_pass(epoch), self.order.steps_until_pass(epoch + 1))
+    def steps(self, epoch: int) -> int:
+        """Count the batches of an epoch; it has none when a batch holds several passes and an earlier epoch took it."""
+        return self.order.steps_until_pass(epoch + 1) - self.order.steps_until_pass(epoch)
 
     def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Iterator[Batch]:
         """Batches of an epoch, in order, from `start_step` (a number of the whole run) where it is given.
 
         Raises UserError when more than 1 % of the images have become unreadable.
         """
-        steps = self.steps(epoch)
-        first = steps.start if start_step is None else start_step
-        return self._prefetcher.stream(_TrainWork(self, step, mosaic=mosaic) for step in range(first, steps.stop))
+        first = self.order.steps_until_pass(epoch) if start_step is None else start_step
+        last = self.order.steps_until_pass(epoch + 1)
+        return self.stream(_TrainWork(self, step, mosaic=mosaic) for step in range(first, last))
 
     def partners(self, positions: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
         """Mosaic partners B3 of the samples at `positions` B of the stream."""
@@ -238,7 +258,7 @@ class _TrainWork:
                 images = [loader.images.get(int(source)) if source >= 0 else None for source in sources]
                 break
             except BrokenImage as broken:
-                loader.faults.add(broken.number, broken.reason)
+                loader.take_out(broken)
                 row = slice(part, part + 1)
                 whole = loader.faults.replace(self._images[row])
                 self._transforms.put(part, loader.plan(self._draws[row], whole, mosaic=self._mosaic))
@@ -281,7 +301,7 @@ class EvalLoader(_Loader):
         return -(-len(self.index) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._prefetcher.stream(_EvalWork(self, step) for step in range(len(self)))
+        return self.stream(_EvalWork(self, step) for step in range(len(self)))
 
     def geometry(self, number: int) -> Letterbox:
         """How image `number` lies in its picture."""
@@ -308,7 +328,7 @@ class _EvalWork:
         try:
             pixels = loader.images.get(number) if number >= 0 else None
         except BrokenImage as broken:
-            loader.faults.add(broken.number, broken.reason)
+            loader.take_out(broken)
             pixels = None
         if pixels is None:
             self._samples[part] = -1

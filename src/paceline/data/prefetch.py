@@ -9,7 +9,6 @@ A batch is begun by one task; that adds one task for each of its parts (images);
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -17,7 +16,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
 T = TypeVar("T")
 Result = TypeVar("Result", covariant=True)
@@ -90,11 +89,10 @@ class Prefetcher:
         assert depth >= 1
         self.num_threads = num_threads
         self.depth = depth
-        self.waited_s = 0.0
         self._open: list[deque[_Job[Any]]] = []
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="paceline-data")
 
-    def stream(self, works: Iterable[Work[T]]) -> Iterator[T]:
+    def stream(self, works: Iterable[Work[T]]) -> Generator[T, None, None]:
         """Deliver the results of `works` in order; an exception of a thread is raised here.
 
         Works that are on their way when the consumer stops are dropped.
@@ -106,7 +104,7 @@ class Prefetcher:
             for work in islice(coming, self.depth):
                 jobs.append(self._start(work))
             while jobs:
-                result = self._wait(jobs[0])
+                result = jobs[0].result.result()
                 jobs.popleft()
                 for work in islice(coming, 1):
                     jobs.append(self._start(work))
@@ -127,10 +125,3 @@ class Prefetcher:
         job = _Job(work)
         job.start(self._pool)
         return job
-
-    def _wait(self, job: _Job[T]) -> T:
-        start = time.perf_counter()
-        try:
-            return job.result.result()
-        finally:
-            self.waited_s += time.perf_counter() - start

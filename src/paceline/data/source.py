@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paceline.data.scan import Source
 
 SHAPES = "shapes"
-"""Name of the set that comes with the package."""
+"""Name of the set that comes with the package; a folder of this name is `./shapes`."""
 
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
@@ -27,7 +27,7 @@ def recognise(data: str, cache_folder: Path | None = None) -> Source:
 
     Raises UserError where it does not exist or is nothing that can be trained on.
     """
-    if data == SHAPES and not os.path.exists(data):
+    if data == SHAPES:
         from paceline.data import shapes
 
         return YoloSource.open(shapes.ensure(cache_folder))

@@ -92,4 +92,4 @@ class SingleEngine:
         self._normaliser = tensors["normaliser"].to(self._device)
         for name, parameter in self._named.items():
             if f"gradient.{name}" in tensors:
-                parameter.grad = tensors[f"gradient.{name}"].to(self._device)
+                parameter.grad = torch.empty_like(parameter).copy_(tensors[f"gradient.{name}"])

@@ -37,14 +37,14 @@ log = logging.getLogger("paceline")
 class TrainingData(Protocol):
     """Where batches come from."""
 
-    def steps(self, epoch: int) -> range:
-        """Steps of this epoch (from 0), numbered over the whole run."""
+    def steps(self, epoch: int) -> int:
+        """Count the batches of this epoch (from 0)."""
 
     def epoch(self, epoch: int, *, mosaic: bool) -> Iterator[Batch]:
         """Yield the batches of this epoch, in order."""
 
     def stats(self) -> dict[str, float]:
-        """Seconds and counts of the loader's threads since the start of the run."""
+        """Seconds and counts of the loader's threads since the last call."""
 
 
 class Keeper(Protocol):
@@ -101,7 +101,6 @@ class Loop:
         self._meter = LossMeter(device)
         self._frozen = frozen
         self._best = best
-        self._background_before: dict[str, float] = {}
 
     def run(self) -> EndRecord:
         """Train until the epochs, the patience or the time budget are spent."""
@@ -154,7 +153,7 @@ class Loop:
             best_ap=state.best_ap,
             spans_s=lap.spans_s,
             device_ms=lap.device_ms,
-            background_s=self._background(),
+            background_s=self._data.stats(),
             counters={"updates": state.updates, "skipped_updates": state.skipped_updates},
         )
         self._keeper.record(record)
@@ -166,7 +165,7 @@ class Loop:
         """Take every step of one epoch; returns images, seconds and the last rates."""
         state, ledger = self._state, self._ledger
         mosaic = state.epoch < state.epochs - self._close_mosaic
-        steps = len(self._data.steps(state.epoch))
+        steps = self._data.steps(state.epoch)
         self._engine.network.train()
         for module in self._frozen:
             module.eval()
@@ -237,13 +236,6 @@ class Loop:
                 f"The training diverged: {self._state.skipped_updates} of {self._state.updates} gradients were not "
                 "finite; choose a smaller lr0, or amp=off."
             )
-
-    def _background(self) -> dict[str, float]:
-        """What the loader's threads did since the last call."""
-        sums = self._data.stats()
-        since = {name: value - self._background_before.get(name, 0.0) for name, value in sums.items()}
-        self._background_before = sums
-        return since
 
     def _patience_is_spent(self) -> bool:
         patience, state = self._config.patience, self._state

@@ -1,0 +1,110 @@
+"""The words of a command line, sorted into options: `--imgsz 640`, `--imgsz=640` and `imgsz=640` are one and the same.
+
+Values stay as they were written; `paceline.options` reads them, as it does those of YAML files and Python calls.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, get_origin
+
+from paceline.arguments import find
+from paceline.errors import UserError
+from paceline.option_values import plain
+from paceline.options import option_fields, unknown_option
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paceline.options import Options
+
+_ASSIGNMENT = re.compile(r"(?:--)?([A-Za-z][A-Za-z0-9_-]*)=(.*)", re.DOTALL)
+_FLAG = re.compile(r"--[A-Za-z][A-Za-z0-9_-]*")
+_MAY_STAND_ALONE = frozenset({"amp", "cache", "resume"})
+"""Options that are no truth values, but for which `--name` alone means true."""
+
+
+@dataclass(kw_only=True)
+class Words:
+    """What a command line says."""
+
+    options: dict[str, object] = field(default_factory=dict)
+    """Raw values by flat name: a text, a list of texts, or True for a flag without a value."""
+    config: str = ""
+    """File of `--config`."""
+    help: bool = False
+
+
+def sort_words(command: type[Options], words: Sequence[str]) -> Words:
+    """Sort the words after a command's name.
+
+    Words without a name are the images of `predict`. Raises UserError for an unknown option, a value that is missing,
+    and a word that belongs nowhere.
+    """
+    result = Words()
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        assignment = _ASSIGNMENT.fullmatch(word)
+        if word in {"-h", "--help"}:
+            result.help = True
+        elif assignment is not None:
+            _set(command, result, assignment[1], assignment[2])
+        elif _FLAG.fullmatch(word):
+            _take_flag(command, result, word[2:], rest)
+        elif "source" in option_fields(command) and not word.startswith("-"):
+            images = result.options.setdefault("source", [])
+            assert isinstance(images, list)
+            images.append(word)
+        else:
+            raise UserError(f"{command.COMMAND} does not know what to do with {word}; write options as name=value.")
+    return result
+
+
+def _take_flag(command: type[Options], result: Words, name: str, rest: list[str]) -> None:
+    """Read `--name` and the values that follow it."""
+    key = name.replace("-", "_")
+    known = option_fields(command)
+    if key not in known and key.startswith("no_") and _is_truth(command, key[3:]):
+        return _set(command, result, key[3:], "false")
+    if _is_truth(command, key):
+        follows = bool(rest) and isinstance(plain(rest[0]), bool | int)
+        return _set(command, result, name, rest.pop(0) if follows else "true")
+    if key in known and get_origin(known[key].annotation) is tuple:
+        values: list[str] = []
+        while rest and not _starts_option(rest[0]):
+            values.append(rest.pop(0))
+        if not values:
+            raise UserError(f"--{name} needs a value.")
+        return _set(command, result, name, values)
+    if key != "config" and key not in known and find(command.COMMAND, key) is None:
+        raise unknown_option(command, name)
+    if key in _MAY_STAND_ALONE and key in known and (not rest or _starts_option(rest[0])):
+        return _set(command, result, name, "true")
+    if not rest or _FLAG.fullmatch(rest[0]):
+        raise UserError(f"--{name} needs a value, as in --{name} VALUE or {key}=VALUE.")
+    return _set(command, result, name, rest.pop(0))
+
+
+def _set(command: type[Options], result: Words, name: str, value: object) -> None:
+    key = name.replace("-", "_")
+    if key == "config":
+        result.config = str(value)
+        return
+    if key not in option_fields(command) and find(command.COMMAND, key) is None:
+        raise unknown_option(command, name)
+    result.options[key] = [value] if key == "source" and isinstance(value, str) else value
+
+
+def _is_truth(command: type[Options], key: str) -> bool:
+    """Whether an option is true or false, ours or one of the reference that is."""
+    known = option_fields(command)
+    if key in known:
+        return known[key].annotation is bool
+    argument = find(command.COMMAND, key)
+    return argument is not None and any(isinstance(value, bool) for value in argument.neutral or ())
+
+
+def _starts_option(word: str) -> bool:
+    return word in {"-h", "--help"} or _FLAG.fullmatch(word) is not None or _ASSIGNMENT.fullmatch(word) is not None

@@ -1,0 +1,91 @@
+"""A check names every fault, counts right, and tells whether a training would start."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from paceline.data.check import check_data
+from paceline.data.config import DataConfig
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+GOOD = "0 0.5 0.5 0.25 0.5\n"
+DOG = "1 0.5 0.5 0.2 0.2\n"
+
+
+def _config(data: Path) -> DataConfig:
+    return DataConfig(data=str(data))
+
+
+def test_summary_counts(make_yolo: Callable[..., Path]) -> None:
+    report = check_data(_config(make_yolo({"train": [GOOD + DOG, GOOD, None], "val": [DOG]})))
+    train, val = report.splits
+    assert report.usable
+    assert (train.num_boxes, train.num_without_boxes, train.most_boxes) == (3, 1, 2)
+    assert (train.class_boxes, train.class_images) == ((2, 1), (2, 1))
+    assert (val.class_boxes, val.class_images) == ((0, 1), (0, 1))
+    assert train.image_sizes == ((40, 60, 3),)
+    assert train.area_shares == (1, 0, 0)
+    assert train.box_sizes_px[2] == pytest.approx((15 * 20) ** 0.5)
+    text = report.format_text()
+    assert "train: 3 images (1 without boxes), 3 boxes; at most 2 in one image" in text
+    assert "Nothing is wrong" in text
+    assert any(line.split() == ["1", "dog", "1", "1"] for line in text.splitlines())
+
+
+def test_faults_are_listed_file_by_file(make_yolo: Callable[..., Path]) -> None:
+    root = make_yolo({"train": [GOOD] * 20 + [GOOD + "0 0.5 nan 0.1 0.1\n"], "val": [GOOD]})
+    (root / "images/train/03.jpg").write_bytes(b"<html></html>")
+    report = check_data(_config(root))
+    text = report.format_text()
+    assert report.usable
+    assert "images/train/03.jpg: is a web page" in text
+    assert "labels/train/20.txt:2: the box has a NaN" in text
+    assert "No training can start" not in text
+
+
+def test_what_stops_a_training_is_said_not_raised(make_yolo: Callable[..., Path]) -> None:
+    root = make_yolo({"train": [GOOD] * 4, "val": [None]})
+    with (root / "data.yaml").open("a") as stream:
+        stream.write("test: images/test\n")
+    (root / "images/train/03.jpg").write_bytes(b"")
+    report = check_data(_config(root))
+    assert not report.usable
+    assert len(report.errors) == 3
+    assert "1 of 4 images cannot be used" in report.errors[0]
+    assert "none of its 1 images has a label" in report.errors[1]
+    assert "images/test" in report.errors[2]
+    assert "No training can start" in report.format_text()
+
+
+def test_images_in_two_splits_are_found(make_yolo: Callable[..., Path]) -> None:
+    root = make_yolo({"train": [GOOD] * 3, "val": [GOOD] * 3})
+    shutil.copy(root / "images/train/01.jpg", root / "images/val/twin.jpg")
+    report = check_data(_config(root))
+    assert report.repeated == (("train: 01.jpg", "val: twin.jpg"),)
+    assert "1 images are in two splits" in report.format_text()
+
+
+def test_missing_val_is_mentioned(make_yolo: Callable[..., Path]) -> None:
+    assert "10% of the train images" in check_data(_config(make_yolo({"train": [GOOD] * 3}))).format_text()
+
+
+def test_nothing_to_open_raises(make_yolo: Callable[..., Path], tmp_path: Path) -> None:
+    root = make_yolo({"train": []})
+    with pytest.raises(UserError, match="does not exist"):
+        check_data(_config(root))
+    with pytest.raises(UserError, match="does not exist"):
+        check_data(_config(tmp_path / "none"))
+
+
+def test_bccd(shared: Path) -> None:
+    report = check_data(_config(shared / "data" / "bccd_voc"))
+    assert [sum(split.class_boxes) for split in report.splits] == [2804, 1137, 945]
+    assert report.report.counts == {"degenerate": 2}
+    assert not report.repeated

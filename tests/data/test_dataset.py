@@ -1,0 +1,210 @@
+"""Opening a data set: splits, options, limits, and what the user is told."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paceline.data.config import DataConfig
+from paceline.data.dataset import divide, open_data_set
+from paceline.data.index import Index, Strings
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from paceline.data.dataset import DataSet
+
+GOOD = "0 0.5 0.5 0.25 0.5\n"
+DOG = "1 0.5 0.5 0.25 0.5\n"
+
+
+def _index(labelled: list[bool], root: Path) -> Index:
+    counts, total = np.array(labelled, np.int64), sum(labelled)
+    return Index(
+        names=("cat",),
+        root=root,
+        paths=Strings.of(f"{number}.jpg" for number in range(len(labelled))),
+        sizes=np.full((len(labelled), 2), 50, np.int32),
+        orientation=np.ones(len(labelled), np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(counts)]),
+        boxes=np.tile([[1.0, 2.0, 30.0, 40.0]], (total, 1)),
+        labels=np.zeros(total, np.int32),
+        crowd=np.zeros(total, np.bool_),
+        difficult=np.zeros(total, np.bool_),
+        area=np.ones(total),
+        image_ids=np.arange(len(labelled)),
+        category_ids=np.zeros(1, np.int64),
+    )
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=60), st.integers(0, 2**32))
+def test_division_is_a_partition_with_boxes_on_both_sides(
+    tmp_path_factory: pytest.TempPathFactory, labelled: list[bool], seed: int
+) -> None:
+    labelled = [True, True, *labelled]
+    index = _index(labelled, tmp_path_factory.getbasetemp())
+    train, val = divide(index, seed)
+    assert sorted([*train.image_ids, *val.image_ids]) == list(range(len(labelled)))
+    assert train.targets.any()
+    assert val.targets.any()
+    assert abs(len(val) - 0.1 * len(labelled)) <= 2
+    again = divide(index, seed)
+    assert np.array_equal(again[1].image_ids, val.image_ids)
+
+
+def test_division_depends_on_the_seed(tmp_path: Path) -> None:
+    index = _index([True] * 200, tmp_path)
+    assert not np.array_equal(divide(index, 0)[1].image_ids, divide(index, 1)[1].image_ids)
+    assert len(divide(index, 0)[1]) == 20
+
+
+def test_set_without_val_is_divided_and_the_log_says_so(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_yolo({"train": [GOOD] * 20})
+    with caplog.at_level(logging.INFO, "paceline"):
+        opened = open_set(root, seed=3)
+    assert opened.train is not None
+    assert opened.val is not None
+    assert (len(opened.train), len(opened.val)) == (18, 2)
+    assert "seed 3 divides its images into 18 for train and 2 for val" in caplog.text
+    only_val = open_set(root, seed=3, splits=("val",))
+    assert only_val.train is None
+    assert only_val.val is not None
+    assert list(only_val.val.paths) == list(opened.val.paths)
+
+
+def test_single_image_cannot_be_divided(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    with pytest.raises(UserError, match="single image with boxes"):
+        open_set(make_yolo({"train": [GOOD]}))
+
+
+def test_images_without_boxes_are_legal(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    opened = open_set(make_yolo({"train": [None, "", GOOD, "\n\n"], "val": [GOOD]}))
+    assert opened.train is not None
+    assert opened.train.offsets.tolist() == [0, 0, 0, 1, 1]
+    assert not opened.report.counts
+
+
+def test_split_without_any_label_is_refused(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [None, None], "val": [GOOD]})
+    with pytest.raises(UserError, match=r"none of its 2 images has a label.*labels/train"):
+        open_set(root)
+
+
+def test_split_without_any_good_box_lists_why(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": ["5 0.5 0.5 0.1 0.1\n"] * 2, "val": [GOOD]})
+    with pytest.raises(UserError, match=r"(?s)none of its 2 boxes can be used.*00.txt:1: class 5"):
+        open_set(root)
+
+
+def test_a_tenth_of_bad_files_passes_and_more_stops_with_the_list(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_yolo({"train": [GOOD] * 20, "val": [GOOD]})
+    for number in range(2):
+        (root / f"images/train/{number:02d}.jpg").write_bytes(b"")
+    opened = open_set(root)
+    assert opened.train is not None
+    assert len(opened.train) == 18
+    assert opened.report.num_bad_files == 2
+    assert "2 images left out, 0 boxes dropped" in caplog.text
+    (root / "images/train/02.jpg").write_bytes(b"")
+    with pytest.raises(UserError, match=r"(?s)3 of 20 images cannot be used.*00.jpg.*01.jpg.*02.jpg: is empty"):
+        open_set(root)
+
+
+def test_long_list_of_bad_files_ends_with_a_count(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        open_set(make_yolo({"train": [b"\xff"] * 30 + [GOOD], "val": [GOOD]}))
+    assert str(caught.value).count("\n") == 21
+    assert "and 10 more" in str(caught.value)
+
+
+def test_single_cls_and_classes(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [GOOD + DOG, GOOD, DOG], "val": [GOOD + DOG]})
+    one, dogs = open_set(root, single_cls=True), open_set(root, classes=(1,))
+    assert one.train is not None
+    assert dogs.train is not None
+    assert one.names == one.train.names == ("object",)
+    assert one.train.labels.tolist() == [0, 0, 0, 0]
+    assert dogs.names == ("cat", "dog")
+    assert dogs.train.labels.tolist() == [1, 1]
+    assert dogs.train.offsets.tolist() == [0, 1, 1, 2]
+    with pytest.raises(UserError, match="classes names 2"):
+        open_set(root, classes=(2,))
+
+
+def test_classes_that_have_no_box_are_refused(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    with pytest.raises(UserError, match=r"\(val\) has no box of the chosen classes \(dog\)"):
+        open_set(make_yolo({"train": [GOOD, DOG], "val": [GOOD]}), classes=(1,))
+
+
+def test_fraction_thins_train_alone(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [None] * 15 + [GOOD] * 5, "val": [GOOD] * 4})
+    for fraction, number in ((0.5, 10), (0.001, 1)):
+        opened = open_set(root, fraction=fraction)
+        assert opened.train is not None
+        assert opened.val is not None
+        assert (len(opened.train), len(opened.val)) == (number, 4)
+        assert opened.train.targets.any()
+    for fraction in (0.0, 1.5):
+        with pytest.raises(UserError, match="fraction is"):
+            open_set(root, fraction=fraction)
+
+
+def test_missing_split_is_named(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"val": [GOOD]})
+    assert open_set(root, splits=("val",)).val is not None
+    for split in ("train", "test"):
+        with pytest.raises(UserError, match=f"has no {split} split"):
+            open_set(root, splits=(split,))
+
+
+def test_missing_path_suggests_near_ones(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [GOOD]}, folder="blood cells")
+    for wrong in (root.parent / "blood_cell", root.parent / "Blood Cells" / "data.yaml"):
+        with pytest.raises(UserError, match=r"does not exist; did you mean .*blood cells\?"):
+            open_set(wrong)
+    with pytest.raises(UserError, match=r"did you mean .*data\.yaml"):
+        open_set(root / "dat.yml")
+    with pytest.raises(UserError, match="did you mean shapes"):
+        open_set("shape")
+
+
+def test_what_is_no_data_set_is_refused(tmp_path: Path, open_set: Callable[..., DataSet]) -> None:
+    (tmp_path / "set.zip").write_bytes(b"PK")
+    (tmp_path / "notes.txt").write_text("hello")
+    for name, words in (("set.zip", "unpack it"), ("notes.txt", "no data set"), (".", "no data set that is known")):
+        with pytest.raises(UserError, match=words):
+            open_set(tmp_path / name)
+    with pytest.raises(UserError, match="No data set is named"):
+        open_set(" ")
+
+
+def test_several_yaml_files_are_not_guessed(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [GOOD] * 2, "val": [GOOD]})
+    (root / "data.yaml").rename(root / "a.yaml")
+    assert open_set(root).source == root / "a.yaml"
+    (root / "b.yaml").write_text((root / "a.yaml").read_text())
+    with pytest.raises(UserError, match="several yaml files"):
+        open_set(root)
+
+
+def test_embedded_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from paceline.data import shapes
+
+    monkeypatch.chdir(tmp_path)
+    yaml = tmp_path / "made" / "data.yaml"
+    monkeypatch.setattr(shapes, "ensure", lambda folder=None: yaml)
+    with pytest.raises(UserError, match=str(yaml)):
+        open_data_set(DataConfig(data="shapes"), seed=0)

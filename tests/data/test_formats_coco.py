@@ -1,0 +1,225 @@
+"""COCO sets: ids, crowds and areas are kept; every layout is found; bad input is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from paceline.data.dataset import DataSet
+
+
+def _note(image: int = 10, category: int = 3, box: object = (5, 10, 20, 15), **more: object) -> dict[str, object]:
+    return {"id": 1, "image_id": image, "category_id": category, "bbox": list(box), **more}  # type: ignore[call-overload]
+
+
+def test_ids_crowds_and_areas_are_kept(make_coco: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    notes = [
+        _note(13, 7, area=99.5),
+        _note(10, 3, iscrowd=1, box=(0, 0, 60, 40)),
+        _note(10, 7, box=(1, 2, 3, 4)),
+        _note(11),
+    ]
+    opened = open_set(make_coco(notes), splits=("train", "val"))
+    assert opened.format == "COCO"
+    assert opened.names == ("cat", "dog")
+    assert opened.train is not None
+    assert opened.val is not None
+    found = []
+    for index in (opened.train, opened.val):
+        assert index.category_ids.tolist() == [3, 7]
+        for row in range(len(index)):
+            for box in range(*index.slice(row).indices(len(index.boxes))):
+                category = int(index.category_ids[index.labels[box]])
+                entry = (int(index.image_ids[row]), category, index.boxes[box].tolist(), bool(index.crowd[box]))
+                found.append((*entry, float(index.area[box])))
+            assert index.path(row).name == f"{index.image_ids[row] - 10}.jpg"
+    assert sorted(found) == [
+        (10, 3, [0, 0, 60, 40], True, 2400),
+        (10, 7, [1, 2, 4, 6], False, 12),
+        (11, 3, [5, 10, 25, 25], False, 300),
+        (13, 7, [5, 10, 25, 25], False, 99.5),
+    ]
+
+
+def _published(root: Path, images: str, source: Path) -> None:
+    """Write the same set as two splits in the published layout."""
+    document = json.loads((source / "instances.json").read_text())
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "person_keypoints_train2017.json").write_text("{}")
+    for split in ("train2017", "val2017"):
+        (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(document))
+        shutil.copytree(source / "images", root / images.format(split))
+
+
+@pytest.mark.parametrize("images", ["{}", "images/{}"])
+def test_published_layout(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path, images: str
+) -> None:
+    root = tmp_path / "published"
+    _published(root, images, make_coco([_note()]))
+    opened = open_set(root)
+    assert opened.train is not None
+    assert opened.val is not None
+    assert opened.train.path(0).parent == root / images.format("train2017")
+    assert opened.val.path(0).parent == root / images.format("val2017")
+    assert len(opened.train) == len(opened.val) == 4
+
+
+def test_single_file_folders_of_exports_and_yaml_agree(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    root = make_coco([_note(), _note(11), _note(12), _note(13)])
+    exported = tmp_path / "exported"
+    for name in ("train", "valid"):
+        shutil.copytree(root / "images", exported / name)
+        shutil.copy(root / "instances.json", exported / name / "_annotations.coco.json")
+    (tmp_path / "mine.yaml").write_text(
+        "path: coco\ntrain: {annotations: instances.json, images: images}\n"
+        "val:\n  annotations: instances.json\n  images: images\n"
+    )
+    whole, exports, yaml = open_set(root / "instances.json"), open_set(exported), open_set(tmp_path / "mine.yaml")
+    assert whole.train is not None
+    assert whole.val is not None
+    assert len(whole.train) + len(whole.val) == 4
+    for opened in (exports, yaml):
+        assert opened.train is not None
+        assert opened.val is not None
+        assert np.array_equal(opened.train.boxes, opened.val.boxes)
+        assert len(opened.train.boxes) == 4
+
+
+def test_file_names_may_hold_the_folder(make_coco: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    images = [{"id": 10 + k, "file_name": f"images/{k}.jpg", "height": 40, "width": 60} for k in range(4)]
+    opened = open_set(make_coco([_note(), _note(11)], images=images), splits=("train",))
+    assert opened.report.num_bad_files == 0
+
+
+@pytest.mark.parametrize(
+    ("note", "kind"),
+    [
+        (_note(category=4), "class"),
+        (_note(image=99), "line"),
+        (_note(box=(1, 2, 3)), "line"),
+        ({"image_id": 10, "category_id": 3}, "line"),
+        (_note(box=(float("nan"), 1, 2, 3)), "number"),
+        (_note(box=(5, 5, 0, 3)), "degenerate"),
+        (_note(box=(5, 5, -3, 3)), "degenerate"),
+        (_note(box=(100, 5, 3, 3)), "range"),
+        (_note(11), "duplicate"),
+        (_note(box=(50, 30, 20, 20)), "clipped"),
+    ],
+)
+def test_bad_annotation_is_named(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], note: dict[str, Any], kind: str
+) -> None:
+    opened = open_set(make_coco([_note(11), _note(12), note]), splits=("train",))
+    assert opened.report.counts == {kind: 1}
+    assert str(opened.report.findings[0]).startswith("instances.json, annotation 3: ")
+
+
+def test_absent_image_and_other_size_are_named(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], write_image: Callable[..., Path]
+) -> None:
+    root = make_coco([_note(), _note(11)], num_images=20)
+    (root / "images" / "5.jpg").unlink()
+    write_image(root / "images" / "6.jpg", 30, 60)
+    opened = open_set(root, splits=("train", "val"))
+    assert opened.train is not None
+    assert opened.val is not None
+    assert opened.report.counts == {"absent": 1, "size": 1}
+    assert len(opened.train) + len(opened.val) == 19
+    assert 15 not in [*opened.train.image_ids, *opened.val.image_ids]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"categories": None}, "has no `categories`"),
+        ({"images": None}, "has no `images`"),
+        ({"categories": [{"id": 1}]}, "every entry of `categories`"),
+        ({"images": [{"id": 1}]}, "every entry of `images`"),
+        ({"annotations": {}}, "`annotations` is not a list"),
+        ({"annotations": None}, "none of its 4 images has a label"),
+        ({"annotations": [_note(category=99)]}, "none of its 1 boxes can be used"),
+    ],
+)
+def test_bad_file_is_refused(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], changes: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        open_set(make_coco([_note()], **changes))
+
+
+@pytest.mark.parametrize(("text", "words"), [("{", "not valid JSON"), ("[]", "not a COCO annotation file")])
+def test_what_is_no_annotation_file_is_refused(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], text: str, words: str
+) -> None:
+    root = make_coco([_note()])
+    (root / "instances.json").write_text(text)
+    with pytest.raises(UserError, match=words):
+        open_set(root)
+
+
+def test_yaml_mistakes_are_named(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    make_coco([_note()])
+    for text, words in (
+        ("train: {annotations: instances.json, images: image}\n", "did you mean .*images"),
+        ("train: {annotations: instances.json}\n", "must name a JSON file and a folder"),
+        ("train: {annotations: instances.json, images: images}\nnames: [x]\n", "leave `names` out"),
+    ):
+        (tmp_path / "mine.yaml").write_text("path: coco\n" + text)
+        with pytest.raises(UserError, match=words):
+            open_set(tmp_path / "mine.yaml")
+
+
+def test_several_files_for_a_split_are_not_guessed(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    root = tmp_path / "published"
+    _published(root, "{}", make_coco([_note()]))
+    shutil.copy(root / "annotations/instances_train2017.json", root / "annotations/instances_train2014.json")
+    with pytest.raises(UserError, match="several annotation files for train"):
+        open_set(root)
+
+
+def test_splits_that_name_a_category_differently_are_refused(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    root = tmp_path / "published"
+    _published(root, "{}", make_coco([_note()]))
+    file = root / "annotations/instances_val2017.json"
+    file.write_text(file.read_text().replace('"cat"', '"tiger"'))
+    with pytest.raises(UserError, match="category 3 is 'tiger', but 'cat'"):
+        open_set(root)
+
+
+def test_coco33_agrees_with_its_file(shared: Path, open_set: Callable[..., DataSet]) -> None:
+    opened = open_set(shared / "data" / "coco33")
+    document = json.loads((shared / "data" / "coco33" / "instances.json").read_text())
+    assert opened.train is not None
+    assert opened.val is not None
+    found = []
+    for index in (opened.train, opened.val):
+        for row, box in zip(index.images_of_boxes, range(len(index.boxes)), strict=True):
+            category = int(index.category_ids[index.labels[box]])
+            ids = (int(index.image_ids[row]), category, bool(index.crowd[box]))
+            found.append((*ids, float(index.area[box]), *index.boxes[box]))
+    expected = []
+    for entry in document["annotations"]:
+        x, y, width, height = entry["bbox"]
+        ids = (entry["image_id"], entry["category_id"], bool(entry["iscrowd"]))
+        expected.append((*ids, entry["area"], x, y, x + width, y + height))
+    assert len(found) == 246
+    assert np.allclose(np.array(sorted(found)), np.array(sorted(expected)), rtol=0, atol=1e-9)

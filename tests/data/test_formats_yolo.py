@@ -1,0 +1,268 @@
+"""YOLO sets: what was written is what is read, in every way that a yaml may name it; bad input is named."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.data.formats.yolo import YoloLabels, YoloSource, label_path
+from paceline.data.headers import Header
+from paceline.data.scan import BadLabels
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from paceline.data.dataset import DataSet
+
+GOOD = "0 0.5 0.5 0.25 0.5\n"
+_HEADER = Header(height=40, width=60, orientation=1, format="jpeg")
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 1), st.floats(0.3, 0.7), st.floats(0.3, 0.7), st.floats(0.1, 0.5), st.floats(0.1, 0.5)
+        ),
+        max_size=6,
+    ),
+    st.sampled_from(["\n", "\r\n"]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+    st.booleans(),
+)
+def test_written_boxes_come_back(
+    boxes: list[tuple[int, float, float, float, float]], end: str, encoding: str, polygons: bool
+) -> None:
+    def line(label: int, x: float, y: float, width: float, height: float) -> str:
+        if not polygons:
+            return f"{label} {x!r} {y!r} {width!r} {height!r}"
+        left, top, right, bottom = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        return f"{label} {left!r} {y!r} {x!r} {top!r} {right!r} {y!r} {x!r} {bottom!r}"
+
+    content = (end.join(line(*box) for box in boxes) + end).encode(encoding)
+    entries = YoloLabels().read(content, _HEADER)
+    assert entries.labels == [box[0] for box in boxes]
+    assert not entries.problems
+    assert np.allclose(np.array(entries.quads).reshape(-1, 4), np.array([box[1:] for box in boxes]).reshape(-1, 4))
+    sizes = np.tile(np.array([[40, 60]], np.int32), (len(boxes), 1))
+    placed, outside = YoloLabels().place(np.array(entries.quads).reshape(-1, 4), sizes)
+    assert not outside.any()
+    for (_, x, y, width, height), got in zip(boxes, placed, strict=True):
+        expected = [60 * (x - width / 2), 40 * (y - height / 2), 60 * (x + width / 2), 40 * (y + height / 2)]
+        assert np.allclose(got, expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=80))
+def test_any_bytes_are_read_or_refused(content: bytes) -> None:
+    try:
+        entries = YoloLabels().read(content, _HEADER)
+    except BadLabels:
+        return
+    assert len(entries.quads) == 4 * len(entries.labels) == 4 * len(entries.lines)
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [
+        ("/set/images/train/a b.JPG", "/set/labels/train/a b.txt"),
+        ("/set/images/train/images/a.b.png", "/set/images/train/labels/a.b.txt"),
+        ("/set/train/images/ü.png", "/set/train/labels/ü.txt"),
+        ("/set/photos/a.png", "/set/photos/a.txt"),
+        ("/my images/a.png", "/my images/a.txt"),
+        ("/images/a.png", "/labels/a.txt"),
+    ],
+)
+def test_label_rule(image: str, label: str) -> None:
+    assert label_path(image) == label
+
+
+@pytest.mark.parametrize("way", ["absolute", "relative", "no path", "missing path", "list", "list file", "../"])
+def test_every_way_to_name_the_images(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path, way: str
+) -> None:
+    root = make_yolo({"a": [GOOD, None], "b": [GOOD]}, folder="some set")
+    (root / "lists").mkdir()
+    lines = ["images/a/00.jpg", "", "../images/a/01.jpg", str(root / "images/b/00.jpg")]
+    (root / "lists" / "all.txt").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    head, train, yaml = {
+        "absolute": (f"path: {root}\n", "images", tmp_path / "elsewhere.yaml"),
+        "relative": ("path: some set\n", "images", tmp_path / "beside.yaml"),
+        "no path": ("", "images", root / "data.yaml"),
+        "missing path": ("path: ../datasets/gone\n", "images", root / "data.yaml"),
+        "list": ("", "[images/a, images/b]", root / "data.yaml"),
+        "list file": ("", "lists/all.txt", root / "data.yaml"),
+        "../": ("", "../images", root / "data.yaml"),
+    }[way]
+    yaml.write_text(f"{head}train: {train}\nval: {train}\nnames: {{0: cat, 1: dog}}\nnc: 2\n")
+    opened = open_set(yaml)
+    assert opened.train is not None
+    assert opened.names == ("cat", "dog")
+    assert [opened.train.path(row).relative_to(root).as_posix() for row in range(3)] == [
+        "images/a/00.jpg",
+        "images/a/01.jpg",
+        "images/b/00.jpg",
+    ]
+    assert opened.train.boxes.tolist() == [[22.5, 10, 37.5, 30]] * 2
+    assert opened.train.offsets.tolist() == [0, 1, 1, 2]
+
+
+def test_names_with_spaces_capitals_and_nested_folders(
+    tmp_path: Path, write_image: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    for name in ("weiß/Straße 1.JPG", "deep/er/b.PNG", "c.Tiff", ".hidden.jpg"):
+        write_image(tmp_path / "images" / name)
+        label = tmp_path / "labels" / f"{os.path.splitext(name)[0]}.txt"
+        label.parent.mkdir(parents=True, exist_ok=True)
+        label.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    (tmp_path / "data.yaml").write_text("train: images\nval: images\nnames: ['no', 1.0]\n")
+    opened = open_set(tmp_path)
+    assert opened.train is not None
+    assert opened.names == ("no", "1.0")
+    assert list(opened.train.paths) == ["images/c.Tiff", "images/deep/er/b.PNG", "images/weiß/Straße 1.JPG"]
+    assert len(opened.train.boxes) == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "words"),
+    [
+        ("2 0.5 0.5 0.2 0.2", "class", "class 2 is not among the 2 names"),
+        ("-1 0.5 0.5 0.2 0.2", "class", "class -1"),
+        ("0.5 0.5 0.5 0.2 0.2", "class", "no number of a class"),
+        ("1e300 0.5 0.5 0.2 0.2", "class", "no number of a class"),
+        ("0 nan 0.5 0.2 0.2", "number", "NaN"),
+        ("0 0.5 0.5 inf 0.2", "number", "infinite"),
+        ("0 0.1 0.1 nan 0.2 0.3 0.3", "number", "NaN"),
+        ("0 0.5 0.5 0 0.2", "degenerate", "no area"),
+        ("0 0.5 0.5 -0.2 0.2", "degenerate", "no area"),
+        ("0 1.2 0.5 0.2 0.2", "range", "outside 0 to 1"),
+        ("0 -0.2 0.5 0.2 0.2", "range", "outside 0 to 1"),
+        ("0 30 20 10 10", "range", "looks like pixels"),
+        ("0 0.5 0.5 0.2", "line", "has 4 numbers"),
+        ("0 0.5 0.5 0.2 0.2 0.9", "line", "has 6 numbers"),
+        ("cat 0.5 0.5 0.2 0.2", "line", "which is not"),
+        (GOOD.strip(), "duplicate", "twice"),
+        ("0 0.1 0.5 0.5 0.2", "clipped", "clipped"),
+    ],
+)
+def test_bad_box_is_named_and_the_others_stay(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], line: str, kind: str, words: str
+) -> None:
+    root = make_yolo({"train": [GOOD + "\n" + line + "\n" + "1 0.5 0.5 0.1 0.1\n"], "val": [GOOD]})
+    opened = open_set(root)
+    assert opened.train is not None
+    assert opened.report.counts == {kind: 1}
+    (finding,) = opened.report.findings
+    assert (finding.file, finding.line) == ("labels/train/00.txt", 3)
+    assert words in str(finding)
+    assert len(opened.train.boxes) == (3 if kind == "clipped" else 2)
+
+
+def test_rounding_beyond_the_border_is_clipped_without_a_word(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    opened = open_set(make_yolo({"train": ["0 0.5 0.5 1.0005 1.0\n"], "val": [GOOD]}))
+    assert opened.train is not None
+    assert opened.train.boxes.tolist() == [[0, 0, 60, 40]]
+    assert not opened.report.counts
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x89PNG\r\n\x1a\n\xff\xfe", "not text"),
+        (b"0 0.5\0 0.5", "zero bytes"),
+        ("<html>\n<body>404</body>", "holds no boxes"),
+    ],
+)
+def test_bad_label_file_leaves_its_image_out(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], content: str | bytes, words: str
+) -> None:
+    opened = open_set(make_yolo({"train": [content] + [GOOD] * 19, "val": [GOOD]}))
+    assert opened.train is not None
+    assert len(opened.train) == 19
+    assert opened.report.counts == {"label": 1}
+    assert words in str(opened.report.findings[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"<html></html>", b"\xff\xd8\xff\xe0"])
+def test_bad_image_is_left_out(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], content: bytes
+) -> None:
+    root = make_yolo({"train": [GOOD] * 20, "val": [GOOD]})
+    (root / "images/train/07.jpg").write_bytes(content)
+    opened = open_set(root)
+    assert opened.train is not None
+    assert len(opened.train) == 19
+    assert "images/train/07.jpg" not in list(opened.train.paths)
+    assert opened.report.findings[0].file == "images/train/07.jpg"
+
+
+def test_listed_image_that_is_absent(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [GOOD] * 20, "val": [GOOD]})
+    lines = [f"./images/train/{number:02d}.jpg" for number in range(21)]
+    (root / "list.txt").write_text("\n".join(lines))
+    (root / "data.yaml").write_text("train: list.txt\nval: images/val\nnames: [cat, dog]\n")
+    opened = open_set(root)
+    assert opened.report.counts == {"absent": 1}
+    assert opened.report.findings[0].line == 21
+    assert "20.jpg" in str(opened.report.findings[0])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("- a\n- b\n", "not a mapping"),
+        ("just text", "not a mapping"),
+        ("", "not a mapping"),
+        ("train: [", "not valid yaml at line"),
+        ("train: images/train\n", "has no `names`"),
+        ("names: [a]\n", "names no images"),
+        ("train: images/train\nnames: [a, b]\nnc: 3\n", "`nc` is 3"),
+        ("train: images/train\nnames: {0: a, 2: b}\n", "no class 1"),
+        ("train: images/train\nnames: {x: a}\n", "whole number"),
+        ("train: images/train\nnames: cat\n", "list or a map"),
+        ("train: images/train\nnc: many\n", "whole number"),
+        ("train: {a: b}\nnames: [a]\n", "JSON file and a folder"),
+        ("train: images/trian\nnames: [a, b]\n", "did you mean .*train"),
+        ("train: data.yaml\nnames: [a, b]\n", "neither a folder nor a .txt list"),
+        ("train: empty\nnames: [a, b]\n", "no images found"),
+    ],
+)
+def test_bad_yaml_is_one_sentence(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], yaml: str, words: str
+) -> None:
+    root = make_yolo({"train": [GOOD]})
+    (root / "empty").mkdir()
+    (root / "data.yaml").write_text(yaml)
+    with pytest.raises(UserError, match=words) as caught:
+        open_set(root / "data.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_nc_without_names_numbers_the_classes(make_yolo: Callable[..., Path]) -> None:
+    root = make_yolo({"train": [GOOD]}, yaml="nc: 3\n")
+    assert YoloSource.open(root / "data.yaml").names == ("0", "1", "2")
+
+
+def test_yaml_that_is_no_text(tmp_path: Path, open_set: Callable[..., DataSet]) -> None:
+    (tmp_path / "data.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(UserError, match="is not text"):
+        open_set(tmp_path / "data.yaml")
+
+
+def test_deeppcb(shared: Path, open_set: Callable[..., DataSet]) -> None:
+    opened = open_set(shared / "data" / "deeppcb_yolo")
+    assert opened.train is not None
+    assert opened.val is not None
+    assert (len(opened.train), len(opened.val), len(opened.names)) == (1000, 500, 6)
+    assert len(opened.train.boxes) + len(opened.val.boxes) == 10_013
+    assert not opened.report.counts
+    assert (opened.train.sizes == 640).all()

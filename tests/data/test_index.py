@@ -1,0 +1,131 @@
+"""An index survives the way to disk and back, and damage to its file is noticed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.data.index import Index, Strings, TornIndexError
+
+_FIELDS = ("sizes", "orientation", "offsets", "boxes", "labels", "crowd", "difficult", "area", "image_ids")
+
+
+def _index(counts: list[int], seed: int = 0) -> Index:
+    random, total = np.random.default_rng(seed), sum(counts)
+    return Index(
+        names=("cat", "schöner Hund"),
+        root=Path("/somewhere"),
+        paths=Strings.of(f"images/ü {k}.jpg" for k in range(len(counts))),
+        sizes=random.integers(1, 100, (len(counts), 2), np.int32),
+        orientation=random.integers(1, 9, len(counts)).astype(np.uint8),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        boxes=random.uniform(0, 100, (total, 4)),
+        labels=random.integers(0, 2, total, np.int32),
+        crowd=random.random(total) < 0.2,
+        difficult=random.random(total) < 0.2,
+        area=random.uniform(0, 100, total),
+        image_ids=random.integers(0, 1000, len(counts)),
+        category_ids=np.array([3, 7]),
+    )
+
+
+def _equal(first: Index, second: Index) -> bool:
+    arrays = all(np.array_equal(getattr(first, name), getattr(second, name)) for name in (*_FIELDS, "category_ids"))
+    return arrays and list(first.paths) == list(second.paths) and first.names == second.names
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))))
+def test_strings_come_back(texts: list[str]) -> None:
+    packed = Strings.of(texts)
+    assert list(packed) == texts
+    assert len(packed) == len(texts)
+
+
+def test_strings_keep_names_that_are_no_utf8() -> None:
+    name = b"caf\xe9.jpg".decode("utf-8", "surrogateescape")
+    assert Strings.of([name])[0] == name
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 5), max_size=8))
+def test_saved_index_comes_back(tmp_path_factory: pytest.TempPathFactory, counts: list[int]) -> None:
+    file = tmp_path_factory.getbasetemp() / "index.safetensors"
+    index = _index(counts)
+    index.save(file, {"fingerprint": "abc"})
+    loaded, notes = Index.load(file, index.root)
+    assert _equal(index, loaded)
+    assert notes == {"fingerprint": "abc"}
+
+
+def test_file_is_plain_safetensors(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    index = _index([2, 0, 1])
+    index.save(tmp_path / "i.safetensors")
+    assert np.array_equal(load_file(tmp_path / "i.safetensors")["boxes"], index.boxes)
+
+
+def test_loaded_arrays_are_mapped_not_read(tmp_path: Path) -> None:
+    _index([2, 3]).save(tmp_path / "i.safetensors")
+    loaded, _ = Index.load(tmp_path / "i.safetensors", tmp_path)
+    assert isinstance(loaded.boxes, np.memmap)
+    assert not loaded.boxes.flags.writeable
+
+
+@settings(max_examples=40, deadline=None)
+@given(share=st.floats(0, 0.999))
+def test_cut_off_file_is_noticed(tmp_path_factory: pytest.TempPathFactory, share: float) -> None:
+    file = tmp_path_factory.getbasetemp() / "torn.safetensors"
+    _index([2, 3]).save(file)
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(TornIndexError):
+        Index.load(file, Path())
+
+
+@settings(max_examples=40, deadline=None)
+@given(place=st.floats(0, 0.999), bit=st.integers(0, 7))
+def test_flipped_bit_is_noticed(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
+    file = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    index = _index([2, 3])
+    index.save(file, {"fingerprint": "abc"})
+    content = bytearray(file.read_bytes())
+    content[int(len(content) * place)] ^= 1 << bit
+    file.write_bytes(content)
+    try:
+        loaded, notes = Index.load(file, Path())
+    except TornIndexError:
+        return
+    assert _equal(index, loaded)  # a bit that only fills up the header
+    assert notes == {"fingerprint": "abc"}
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.data())
+def test_selected_images_keep_their_boxes(counts: list[int], data: st.DataObject) -> None:
+    index = _index(counts)
+    rows = data.draw(st.lists(st.integers(0, len(counts) - 1), max_size=10))
+    chosen = index.select_images(np.array(rows, np.int64))
+    assert len(chosen) == len(rows)
+    for place, row in enumerate(rows):
+        assert np.array_equal(chosen.boxes[chosen.slice(place)], index.boxes[index.slice(row)])
+        assert np.array_equal(chosen.labels[chosen.slice(place)], index.labels[index.slice(row)])
+        assert chosen.path(place) == index.path(row)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(0, 100))
+def test_selected_boxes_stay_with_their_images(counts: list[int], seed: int) -> None:
+    index = _index(counts)
+    keep = np.random.default_rng(seed).random(sum(counts)) < 0.5
+    chosen = index.select_boxes(keep)
+    for row in range(len(index)):
+        assert np.array_equal(chosen.boxes[chosen.slice(row)], index.boxes[index.slice(row)][keep[index.slice(row)]])
+
+
+def test_targets_are_neither_crowd_nor_difficult() -> None:
+    index = _index([50])
+    assert np.array_equal(index.targets, ~index.crowd & ~index.difficult)
+    assert 0 < index.targets.sum() < 50
