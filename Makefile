@@ -36,7 +36,8 @@ format: .venv/.dev
 	$(BIN)/ruff format .
 
 bench-%: .venv/.test
-	$(BIN)/python $(firstword $(wildcard bench/$*/run.py bench/$*/bench.py) bench/$*/run.py)
+	@test -n "$(wildcard bench/$*/run.py bench/$*/bench.py)" || { echo "There is no bench/$*; take one of: $(notdir $(patsubst %/,%,$(wildcard bench/*/)))"; exit 2; }
+	$(BIN)/python $(firstword $(wildcard bench/$*/run.py bench/$*/bench.py))
 
 venv: .venv/.made
 
@@ -44,7 +45,7 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
 
 .venv/.made:
-	$(PYTHON) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit('Paceline needs Python 3.11 to 3.13, and this is %d.%d: name another one by make PYTHON=...' % v)"
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit('Paceline needs Python 3.11 to 3.13, and this is %d.%d: name another one by make PYTHON=...' % v)"
 	$(PYTHON) -m venv .venv
 	touch $@
 

@@ -58,7 +58,7 @@ class CudaClock:
         import torch
 
         self._stream = torch.cuda.current_stream(device)
-        self._new_event: Callable[[], torch.cuda.Event] = lambda: torch.cuda.Event(enable_timing=True)
+        self._new_event: Callable[[], torch.cuda.Event] = lambda: torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         self._every = every
         self._seen: dict[str, int] = defaultdict(int)
         self._marks: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []

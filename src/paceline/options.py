@@ -42,6 +42,8 @@ class Options:
     """What the options of every command can do; see the classes below for what they hold."""
 
     COMMAND: ClassVar[str] = ""
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()
+    """Options that the command line takes without their names, in this order."""
 
     @classmethod
     def from_flat(cls, mapping: Mapping[str, object], *, base: Self | None = None) -> Self:
@@ -154,12 +156,39 @@ class PredictOptions(Options):
     """Options of `paceline predict`."""
 
     COMMAND: ClassVar[str] = "predict"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("source",)
 
     model: str = ""
     """Weights to predict with: a file such as `runs/train/weights/best.safetensors`, or the run folder."""
     run: RunConfig = field(default_factory=RunConfig)
     prediction: PredictConfig = field(default_factory=PredictConfig)
     postprocess: PostprocessConfig = field(default_factory=lambda: PostprocessConfig(conf=0.25))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCheckOptions(Options):
+    """Options of `paceline data check`."""
+
+    COMMAND: ClassVar[str] = "data check"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("data",)
+
+    data: str = ""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    plot: str = ""
+    """Also draw classes, box sizes and places into this file (.png, .jpg or .svg)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPlotOptions(Options):
+    """Options of `paceline data plot`."""
+
+    COMMAND: ClassVar[str] = "data plot"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("data", "file")
+
+    data: str = ""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    file: str = "dataset.png"
+    """Picture to write (.png, .jpg or .svg)."""
 
 
 def option_fields(options: type[Options]) -> Mapping[str, OptionField]:
@@ -205,3 +234,21 @@ def read_mapping(path: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a mapping; write one `name: value` per line.")
     return {str(name): value for name, value in content.items()}
+
+
+def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
+    """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
+
+    A resumed run keeps the options that it was started with. Raises UserError for any other option beside `resume`.
+    """
+    settled = {name.replace("-", "_"): value for name, value in mapping.items()}
+    resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
+    if not resume:
+        return settled
+    if resume == "true" and str(settled.get("model", "")).endswith(".safetensors"):
+        settled["resume"] = settled["model"]
+    settled.pop("model", None)
+    others = sorted(set(settled) - {"resume", "project"})
+    if others:
+        raise UserError(f"A resumed run keeps its own options; leave out {', '.join(others)}, or start a new run.")
+    return settled

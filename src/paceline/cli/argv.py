@@ -39,7 +39,7 @@ class Words:
 def sort_words(command: type[Options], words: Sequence[str]) -> Words:
     """Sort the words after a command's name.
 
-    Words without a name are the images of `predict`. Raises UserError for an unknown option, a value that is missing,
+    Raises UserError for an unknown option, a value that is missing,
     and a word that belongs nowhere.
     """
     result = Words()
@@ -53,13 +53,19 @@ def sort_words(command: type[Options], words: Sequence[str]) -> Words:
             _set(command, result, assignment[1], assignment[2])
         elif _FLAG.fullmatch(word):
             _take_flag(command, result, word[2:], rest)
-        elif "source" in option_fields(command) and not word.startswith("-"):
-            images = result.options.setdefault("source", [])
-            assert isinstance(images, list)
-            images.append(word)
         else:
-            raise UserError(f"{command.COMMAND} does not know what to do with {word}; write options as name=value.")
+            _take_bare(command, result, word)
     return result
+
+
+def _take_bare(command: type[Options], result: Words, word: str) -> None:
+    """Read a word without a name: the next of those that the command takes so; the last may be several."""
+    for name in command.POSITIONAL if not word.startswith("-") else ():
+        value = result.options.get(name)
+        if value is None or isinstance(value, list):
+            result.options[name] = word if not _is_list(command, name) else [*(value or ()), word]
+            return
+    raise UserError(f"{command.COMMAND} does not know what to do with {word}; write options as name=value.")
 
 
 def _take_flag(command: type[Options], result: Words, name: str, rest: list[str]) -> None:
@@ -71,7 +77,7 @@ def _take_flag(command: type[Options], result: Words, name: str, rest: list[str]
     if _is_truth(command, key):
         follows = bool(rest) and isinstance(plain(rest[0]), bool | int)
         return _set(command, result, name, rest.pop(0) if follows else "true")
-    if key in known and get_origin(known[key].annotation) is tuple:
+    if _is_list(command, key):
         values: list[str] = []
         while rest and not _starts_option(rest[0]):
             values.append(rest.pop(0))
@@ -94,7 +100,7 @@ def _set(command: type[Options], result: Words, name: str, value: object) -> Non
         return
     if key not in option_fields(command) and find(command.COMMAND, key) is None:
         raise unknown_option(command, name)
-    result.options[key] = [value] if key == "source" and isinstance(value, str) else value
+    result.options[key] = value
 
 
 def _is_truth(command: type[Options], key: str) -> bool:
@@ -104,6 +110,11 @@ def _is_truth(command: type[Options], key: str) -> bool:
         return known[key].annotation is bool
     argument = find(command.COMMAND, key)
     return argument is not None and any(isinstance(value, bool) for value in argument.neutral or ())
+
+
+def _is_list(command: type[Options], key: str) -> bool:
+    known = option_fields(command)
+    return key in known and get_origin(known[key].annotation) is tuple
 
 
 def _starts_option(word: str) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from paceline.models.graph import DetectionModel
 
 
 def resolve_device(text: str) -> torch.device:
@@ -25,6 +30,11 @@ def resolve_device(text: str) -> torch.device:
         found = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU that PyTorch can use"
         raise UserError(f"device={text!r} asks for GPU {number}, but this machine has {found}; use device=cpu.")
     return torch.device("cuda", int(number))
+
+
+def place(network: DetectionModel, device: torch.device) -> DetectionModel:
+    """Move a network to the device, its convolutions laid out channels-last; returns the same network."""
+    return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
 def describe_device(device: torch.device) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.commands.device import place
 from paceline.evaluation.evaluator import Evaluator, evaluate
 from paceline.evaluation.ground_truth import GroundTruth
 from paceline.models.fusion import fuse
@@ -49,7 +50,7 @@ def evaluate_network(
 
     Images that have become unreadable since they were indexed count as images in which nothing was found.
     """
-    folded = fuse(network).to(device, memory_format=torch.channels_last).eval()
+    folded = place(fuse(network), device)
     ground_truth = ground_truth_of(index)
     evaluator = Evaluator(config, ground_truth, index.names)
     for batch in batches:

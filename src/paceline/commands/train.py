@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.commands.device import describe_device, resolve_device
+from paceline.commands.device import describe_device, place, resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import load_network
@@ -20,6 +20,7 @@ from paceline.data.loader import EvalLoader, TrainLoader
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
+from paceline.models.graph import DetectionModel
 from paceline.models.statistics import count_parameters
 from paceline.options import TrainOptions
 from paceline.parallel.single import SingleEngine
@@ -82,7 +83,7 @@ class _Training:
         limit_s = parse_duration(options.loop.time) if options.loop.time else None
         if options.loop.deterministic:
             torch.use_deterministic_algorithms(mode=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(options.loop.seed)
         self._data_set = open_data_set(options.data, seed=options.loop.seed)
         self._train_index, self._val_index = _splits(self._data_set)
@@ -171,7 +172,7 @@ class _Training:
     def _network(self) -> LoadedNetwork:
         loop = self._options.loop
         loaded = load_network(self._options.model, self._data_set.names, pretrained=loop.pretrained)
-        loaded.network.to(self._device, memory_format=torch.channels_last)
+        place(loaded.network, self._device)
         return loaded
 
     def _fitting_batch(self) -> int:
@@ -255,6 +256,7 @@ class _Evaluations:
 
     def __call__(self, network: torch.nn.Module) -> EvaluationRecord:
         training = self._training
+        assert isinstance(network, DetectionModel)
         evaluation = evaluate_network(
             network,
             self._batches,

@@ -7,8 +7,6 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-import torch
-
 from paceline.commands.device import resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
@@ -46,10 +44,11 @@ def validate(options: ValOptions) -> Evaluation:
             f"{data.data} has {len(index.names)} classes, but the weights were trained on "
             f"{loaded.network.num_classes}; name the data set that they belong to."
         )
-    network = loaded.network.to(device, memory_format=torch.channels_last)
     folder = RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="val")
     with EvalLoader(index, data.imgsz, batch=data.batch, workers=data.workers, cache="none") as batches:
-        evaluation = evaluate_network(network, batches, index, options.postprocess, device=device, amp_dtype=None)
+        evaluation = evaluate_network(
+            loaded.network, batches, index, options.postprocess, device=device, amp_dtype=None
+        )
         options.write(folder.config)
         folder.append("evaluation", evaluation.record)
         if options.validation.plots:

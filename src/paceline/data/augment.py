@@ -122,9 +122,9 @@ def plan(
     `images` B4 are the sample itself and its three mosaic partners; `sizes` B42 their (height, width) in pixels,
     `reductions` B4 how far they are reduced when they are decoded. Without `mosaic` the partners are not used.
     """
-    sizes = sizes[..., ::-1].astype(np.float64)  # (width, height), as x and y are
+    extents = sizes[..., ::-1].astype(np.float64)  # (width, height), as x and y are
     grouped = (draws[:, Slot.MOSAIC] < config.mosaic) if mosaic else np.zeros(len(draws), dtype=np.bool_)
-    ratios, corners, canvas = _lay_out(size, draws, sizes, grouped)
+    ratios, corners, canvas = _lay_out(size, draws, extents, grouped)
     linear, offset = _affine(config, size, draws, canvas)
     flips = draws[:, [Slot.FLIP_X, Slot.FLIP_Y]] < (config.fliplr, config.flipud)
     present = np.ones(images.shape, dtype=np.bool_)
@@ -132,7 +132,7 @@ def plan(
     aligned = config.degrees == 0 and config.shear == 0
     place = _place_aligned if aligned else _place_turned
     matrices, visible, places, halvings = place(
-        size, linear, offset, canvas, ratios, corners, sizes, reductions.astype(np.int64)
+        size, linear, offset, canvas, ratios, corners, extents, reductions.astype(np.int64)
     )
     present &= (places[..., 2:] > places[..., :2]).all(axis=-1)
     _mirror(size, flips, matrices, places)
@@ -249,7 +249,8 @@ def _halvings(shrink: NDArray[np.float64], decoded: NDArray[np.float64]) -> NDAr
     """Count how often to halve decoded images of `decoded` BT2 px before they shrink, so that no pixel is skipped."""
     wanted = np.ceil(np.log2(np.maximum(shrink / _HALVE_BEYOND, 1)))
     possible = np.floor(np.log2(decoded.min(axis=-1)))
-    return np.minimum(wanted, possible).astype(np.int64)
+    times: NDArray[np.int64] = np.minimum(wanted, possible).astype(np.int64)
+    return times
 
 
 def _mirror(size: int, flips: NDArray[np.bool_], matrices: NDArray[np.float64], places: NDArray[np.int64]) -> None:

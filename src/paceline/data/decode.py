@@ -84,13 +84,15 @@ def _imdecode(encoded: bytes, reduction: int) -> NDArray[np.uint8]:
     """Pixels HW or HW3 (RGB) in file orientation; 16 bits scaled to 8, palettes looked up, alpha dropped."""
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
     try:
-        pixels = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
+        pixels: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
     except cv2.error as error:
         raise BadImage("cannot be decoded") from error
     if pixels is None:
         raise BadImage("cannot be decoded")
     assert pixels.dtype == np.uint8
-    return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    if pixels.ndim == 3:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return pixels
 
 
 def _turn(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -111,4 +113,5 @@ def _average(pixels: NDArray[np.uint8], reduction: int) -> NDArray[np.uint8]:
     bottom, right = height * reduction - pixels.shape[0], width * reduction - pixels.shape[1]
     if bottom or right:
         pixels = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    averaged: NDArray[np.uint8] = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    return averaged

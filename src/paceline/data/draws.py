@@ -30,7 +30,8 @@ def hashed(*address: int | ArrayLike) -> NDArray[np.uint64]:
 def uniforms(seed: int, passes: NDArray[np.int64], samples: NDArray[np.int64], num_slots: int) -> NDArray[np.float64]:
     """Numbers BS in [0, 1), one per slot, for each of B (pass, sample); slot s is the same for any `num_slots`."""
     bits = hashed(seed, passes[:, None], samples[:, None], np.arange(num_slots)[None, :])
-    return (bits >> np.uint64(11)) * 2.0**-53
+    numbers: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return numbers
 
 
 def permutation(seed: int, number: int, length: int) -> NDArray[np.int64]:

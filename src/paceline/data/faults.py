@@ -36,7 +36,10 @@ class Faults:
         return len(self._reasons)
 
     def add(self, number: int, reason: str) -> bool:
-        """Take image `number` out; False when it already was. Raises UserError with the list when there are too many."""
+        """Take image `number` out, and return whether it was in.
+
+        Raises UserError with the list when there are too many.
+        """
         with self._lock:
             if number in self._reasons:
                 return False

@@ -54,7 +54,7 @@ def num_threads(workers: int) -> int:
 
 
 class Counters:
-    """Sums that threads add to, from one reading to the next."""
+    """Sums that threads add to."""
 
     def __init__(self) -> None:
         names = ("decode_s", "render_s", "waited_s", "decodes", "cache_hits", "broken")
@@ -68,10 +68,9 @@ class Counters:
                 self._sums[name] += amount
 
     def read(self) -> dict[str, float]:
-        """Return all sums, and start them again from zero."""
+        """Return all sums since the start."""
         with self._lock:
-            read, self._sums = self._sums, dict.fromkeys(self._sums, 0.0)
-        return read
+            return dict(self._sums)
 
 
 class Images:
@@ -139,7 +138,7 @@ class _Loader:
         return found
 
     def stats(self) -> dict[str, float]:
-        """Return sums since the last call, by name.
+        """Return sums since the start, by name.
 
         Seconds that threads spent decoding and rendering (all threads together), and the consumer waiting; numbers of
         images decoded, of images found in the cache, and of those that turned out to be broken.

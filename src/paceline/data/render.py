@@ -88,7 +88,7 @@ def jitter_colour(picture: Pixels, hsv: NDArray[np.float64], workspace: Workspac
 
     Hue is kept in 256 steps, so that its shift wraps by itself.
     """
-    shift, saturation, value = np.uint8(round(hsv[0] * 256) % 256), float(hsv[1]), float(hsv[2])
+    shift, saturation, value = round(hsv[0] * 256) % 256, float(hsv[1]), float(hsv[2])
     if (shift, saturation, value) == (0, 1.0, 1.0):
         np.copyto(out, picture)
         return
@@ -98,7 +98,7 @@ def jitter_colour(picture: Pixels, hsv: NDArray[np.float64], workspace: Workspac
         strip, planes = workspace.strip[:count], [plane[:count] for plane in workspace.strip_planes]
         cv2.cvtColor(picture[rows], cv2.COLOR_RGB2HSV_FULL, dst=strip)
         cv2.split(strip, planes)
-        np.add(planes[0], shift, out=planes[0])
+        np.add(planes[0], np.uint8(shift), out=planes[0])
         cv2.convertScaleAbs(planes[1], dst=planes[1], alpha=saturation)
         cv2.convertScaleAbs(planes[2], dst=planes[2], alpha=value)
         cv2.merge(planes, dst=strip)
@@ -168,5 +168,5 @@ def _halve(part: Pixels, times: int) -> Pixels:
 
 
 def _flip(picture: Pixels, flips: NDArray[np.bool_], spare: Pixels) -> Pixels:
-    both = bool(flips.all())
-    return cv2.flip(picture, -1 if both else 1 if flips[0] else 0, dst=spare)
+    cv2.flip(picture, -1 if flips.all() else 1 if flips[0] else 0, dst=spare)
+    return spare

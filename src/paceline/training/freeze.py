@@ -16,7 +16,9 @@ def freeze_nodes(network: DetectionModel, number: int) -> tuple[Module, ...]:
     """Stop the gradients of the first `number` nodes; returns their modules, which have to stay in eval mode."""
     count = len(network.nodes)
     if not 0 <= number < count:
-        raise UserError(f"freeze={number} is not possible; {network.name} has {count} nodes, freeze {count - 1} at most.")
+        raise UserError(
+            f"freeze={number} is not possible; {network.name} has {count} nodes, freeze {count - 1} at most."
+        )
     frozen = tuple(node.module for node in network.nodes[:number])
     for module in frozen:
         module.requires_grad_(requires_grad=False)

@@ -37,12 +37,12 @@ class LossMeter:
         if self._device.type == "cpu":
             self._latest = _record(self._total)
             return
-        if self._copied is not None and self._copied.query():
+        if self._copied is not None and self._copied.query():  # type: ignore[no-untyped-call]
             self._latest = _record(self._on_host)
             self._copied = None
         if self._copied is None and self._steps % self._read_every == 1:
             self._on_host.copy_(self._total, non_blocking=True)
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
 
     def latest(self) -> LossRecord | None:

@@ -1,0 +1,97 @@
+"""`paceline data check` and `paceline data plot`: what is in a data set, and what is wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paceline.cli.argv import sort_words
+from paceline.cli.console import ConsoleHandler, logging_to
+from paceline.cli.help import print_help
+from paceline.cli.runs import read_options
+from paceline.errors import UserError
+from paceline.options import DataCheckOptions, DataPlotOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from paceline.data.check import CheckReport
+
+_HELP = """\
+usage: paceline data check DATA [--plot FILE]
+       paceline data plot DATA FILE
+
+check   report what is wrong, file by file, and what is in the set
+plot    draw its classes, box sizes and places
+"""
+
+
+def run_data(words: Sequence[str]) -> int:
+    """Run the command that the first word names."""
+    if not words or words[0] in {"-h", "--help"}:
+        print(_HELP, end="")
+        return 0
+    commands = {"check": run_check, "plot": run_plot}
+    if words[0] in commands:
+        return commands[words[0]](words[1:])
+    close = difflib.get_close_matches(words[0], commands, n=1, cutoff=0.5)
+    mend = f"did you mean {close[0]}?" if close else f"write `paceline data check {words[0]}` to check a data set."
+    raise UserError(f"There is no command data {words[0]}; {mend}")
+
+
+def run_check(arguments: Sequence[str]) -> int:
+    """Print the report; the status is 2 where no training could start."""
+    words = sort_words(DataCheckOptions, arguments)
+    if words.help:
+        print_help(DataCheckOptions)
+        return 0
+    with logging_to(ConsoleHandler()):
+        options = read_options(DataCheckOptions, words)
+        report = _checked(options.data, "check")
+        print(report.format_text())
+        if options.plot:
+            _draw(report, Path(options.plot))
+    return 0 if report.usable else 2
+
+
+def run_plot(arguments: Sequence[str]) -> int:
+    """Draw the data set."""
+    words = sort_words(DataPlotOptions, arguments)
+    if words.help:
+        print_help(DataPlotOptions)
+        return 0
+    with logging_to(ConsoleHandler()):
+        options = read_options(DataPlotOptions, words)
+        _draw(_checked(options.data, "plot"), Path(options.file))
+    return 0
+
+
+def _checked(data: str, command: str) -> CheckReport:
+    from paceline.data.check import check_data
+    from paceline.data.config import DataConfig
+
+    if not data:
+        raise UserError(f"data {command} needs a data set: paceline data {command} path/to/data.yaml")
+    return check_data(DataConfig(data=data))
+
+
+def _draw(report: CheckReport, path: Path) -> None:
+    """Draw the boxes of all splits together."""
+    import numpy as np
+
+    from paceline.drawing.dataset import dataset_plot
+
+    labels, boxes, sizes = [], [], []
+    for split in report.splits:
+        index, targets = split.index, split.index.targets
+        corners = np.asarray(index.boxes)[targets]
+        height, width = np.asarray(index.sizes, dtype=np.float64)[index.images_of_boxes[targets]].T
+        shares = corners / np.stack([width, height, width, height], axis=1)
+        low, high = shares[:, :2], shares[:, 2:]
+        boxes.append(np.concatenate([(low + high) / 2, high - low], axis=1))
+        labels.append(np.asarray(index.labels)[targets])
+        sizes.append(np.asarray(index.sizes))
+    parts = np.concatenate(labels), np.concatenate(boxes), np.concatenate(sizes)
+    dataset_plot(path, *parts, report.names, title=report.source.name)
+    print(f"The plot is in {path}.")

@@ -1,0 +1,103 @@
+"""The command `paceline`: finds the command, and turns a user's mistakes into one sentence and an exit status."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from paceline.cli.console import complain
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HELP = """\
+usage: paceline COMMAND [OPTIONS]
+
+Trains YOLO object detectors in the least wall-clock time that your hardware allows.
+
+commands:
+  train        train a detector           paceline train data=shapes epochs=10 imgsz=320
+  val          score trained weights      paceline val model=runs/train
+  predict      find objects in images     paceline predict street.jpg model=runs/train
+  models       list the networks          paceline models
+  data check   look for mistakes          paceline data check path/to/data.yaml
+  data plot    draw what a data set holds paceline data plot path/to/data.yaml plot.png
+
+Options are written imgsz=640, --imgsz 640 or --imgsz=640, as you like; `--config FILE` reads them from YAML, such as
+the config.yaml of an earlier run. `paceline COMMAND --help` lists the options of a command.
+
+  -h, --help   show this help
+  --version    show the version
+"""
+
+COMMANDS = ("train", "val", "predict", "models", "data")
+_OTHER_COMMANDS = {
+    "export": "export is not there yet; the weights of a run are plain safetensors files",
+    "track": "tracking is not offered; predict finds the objects of single images",
+    "benchmark": "benchmarks of export formats are not offered; `paceline val` scores weights",
+    "tune": "tune is not there yet; train with the options that you want to compare",
+}
+_OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    try:
+        return run(list(sys.argv[1:] if words is None else words))
+    except UserError as error:
+        complain(str(error))
+        return 2
+    except KeyboardInterrupt:
+        complain("interrupted; a run that has finished an epoch goes on by `paceline train --resume`.")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def run(words: list[str]) -> int:
+    """Run a command; mistakes come as UserError."""
+    if words[:1] == ["detect"]:  # the task, which the reference's command line may name first
+        words = words[1:]
+    command, rest = (words[0], words[1:]) if words else ("--help", [])
+    if command in {"-h", "--help", "help"}:
+        print(HELP, end="")
+        return 0
+    if command in {"--version", "-V", "version"}:
+        from paceline import __version__
+
+        print(f"paceline {__version__}")
+        return 0
+    if command not in COMMANDS:
+        raise _unknown_command(command)
+    if command == "models":
+        from paceline.cli.models import run_models
+
+        return run_models(rest)
+    if command == "data":
+        from paceline.cli.data import run_data
+
+        return run_data(rest)
+    from paceline.cli.runs import run_predict, run_train, run_val
+
+    return {"train": run_train, "val": run_val, "predict": run_predict}[command](rest)
+
+
+def _unknown_command(word: str) -> UserError:
+    if word in _OTHER_COMMANDS:
+        return UserError(f"{_OTHER_COMMANDS[word]}.")
+    if word in _OTHER_TASKS:
+        return UserError(f"There is no task {word}: only detection is offered; write `paceline train ...`.")
+    if word.startswith("-") or "=" in word:
+        return UserError(f"Name the command before {word}: one of {', '.join(COMMANDS)}.")
+    close = difflib.get_close_matches(word.lower(), COMMANDS, n=1, cutoff=0.5)
+    if close:
+        return UserError(f"There is no command {word}; did you mean {close[0]}?")
+    return UserError(f"There is no command {word}; choose one of {', '.join(COMMANDS)}.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

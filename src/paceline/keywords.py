@@ -1,0 +1,110 @@
+"""The options as keyword arguments of the Python face, with the types that each of them takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+class TrainKeywords(TypedDict, total=False):
+    """Options of `YOLO.train`; see `paceline train --help` for what they mean."""
+
+    project: str | Path
+    name: str
+    exist_ok: bool
+    data: str | Path
+    imgsz: int
+    batch: int
+    workers: int
+    cache: bool | Literal["auto", "none", "ram", "disk"]
+    fraction: float
+    single_cls: bool
+    classes: Sequence[int] | None
+    hsv_h: float
+    hsv_s: float
+    hsv_v: float
+    degrees: float
+    translate: float
+    scale: float
+    shear: float
+    flipud: float
+    fliplr: float
+    mosaic: float
+    close_mosaic: int
+    box: float
+    cls: float
+    dfl: float
+    optimizer: Literal["auto", "SGD", "AdamW"]
+    lr0: float
+    lrf: float
+    momentum: float
+    weight_decay: float
+    warmup_epochs: float
+    warmup_momentum: float
+    warmup_bias_lr: float
+    cos_lr: bool
+    nbs: int
+    clip: float
+    epochs: int
+    time: float | str | None
+    patience: int
+    seed: int
+    amp: bool | Literal["auto", "off", "bf16", "fp16"]
+    device: str | int | None
+    resume: bool | str | Path
+    pretrained: bool
+    freeze: int | None
+    val: bool
+    save_period: int
+    plots: bool
+    deterministic: bool
+    conf: float
+    iou: float
+    max_det: int
+    agnostic_nms: bool
+
+
+class ValKeywords(TypedDict, total=False):
+    """Options of `YOLO.val`; see `paceline val --help` for what they mean."""
+
+    project: str | Path
+    name: str
+    exist_ok: bool
+    data: str | Path
+    split: Literal["val", "test", "train"]
+    imgsz: int
+    batch: int
+    workers: int
+    device: str | int | None
+    single_cls: bool
+    classes: Sequence[int] | None
+    plots: bool
+    save_json: bool
+    conf: float | None
+    iou: float
+    max_det: int
+    agnostic_nms: bool
+
+
+class PredictKeywords(TypedDict, total=False):
+    """Options of `YOLO.predict`; see `paceline predict --help` for what they mean."""
+
+    project: str | Path
+    name: str
+    exist_ok: bool
+    imgsz: int
+    batch: int
+    device: str | int | None
+    classes: Sequence[int] | None
+    save: bool
+    save_txt: bool
+    save_conf: bool
+    save_json: bool
+    show_conf: bool
+    conf: float
+    iou: float
+    max_det: int
+    agnostic_nms: bool

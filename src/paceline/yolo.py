@@ -1,0 +1,163 @@
+"""The Python face: a detector that is trained, scored and used by the methods of one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack
+
+from paceline.cli.console import ConsoleHandler, logging_to
+from paceline.commands.device import resolve_device
+from paceline.commands.predict import Predictor, predict
+from paceline.commands.weights import LoadedNetwork, find_weights, load_network
+from paceline.models.catalogue import find_model
+from paceline.models.statistics import count_gflops, count_parameters
+from paceline.options import PredictOptions, TrainOptions, ValOptions, settle_resume
+from paceline.results import Results
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from paceline.callbacks import Callback
+    from paceline.commands.sources import Source
+    from paceline.commands.train import TrainResult
+    from paceline.evaluation.evaluator import Evaluation
+    from paceline.keywords import PredictKeywords, TrainKeywords, ValKeywords
+
+__all__ = ["YOLO", "NetworkInfo", "Results"]
+
+_CATALOGUE_CLASSES = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkInfo:
+    """The size of a network."""
+
+    name: str
+    """Its architecture."""
+    num_classes: int
+    num_parameters: int
+    imgsz: int
+    """Side of the input that `gflops` is for, in pixels."""
+    gflops: float
+    """10^9 operations for one image: twice the multiply-adds of the convolutions."""
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name}: {self.num_classes} classes, {self.num_parameters:,} parameters, "
+            f"{self.gflops:.1f} GFLOPs at {self.imgsz} x {self.imgsz}"
+        )
+
+
+class YOLO:
+    """A detector.
+
+    ```
+    model = YOLO("yolo11n")                    # an architecture, or weights: YOLO("runs/train")
+    result = model.train(data="shapes", epochs=3)
+    evaluation = model.val()
+    for found in model.predict("street.jpg"):
+        print(found.boxes.xyxy, found.boxes.conf, found.boxes.cls)
+    ```
+
+    After `train` the object holds the best weights of that run. Images as arrays have their colours in the order blue,
+    green, red, as OpenCV reads them.
+    """
+
+    def __init__(self, model: str | Path = "yolo11n") -> None:
+        """Name a network of `paceline models`, a .safetensors file of a run, or a run folder.
+
+        Raises UserError for anything else.
+        """
+        self._model = str(model)
+        self._loaded: LoadedNetwork | None = None
+        self._predictors: dict[str, Predictor] = {}
+        self._weights = find_weights(self._model)
+        if self._weights is None:
+            find_model(self._architecture)
+
+    def __repr__(self) -> str:
+        return f"YOLO({self._model!r})"
+
+    @property
+    def model(self) -> str:
+        """What this object holds: an architecture's name, or the path of weights."""
+        return self._model
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Class names by number; empty for an architecture that was not trained yet."""
+        return {} if self._weights is None else dict(enumerate(self._load().names))
+
+    def info(self) -> NetworkInfo:
+        """Count the network's parameters and operations."""
+        if self._weights is None:
+            numbers = tuple(str(number) for number in range(_CATALOGUE_CLASSES))
+            loaded = load_network(self._model, numbers)
+        else:
+            loaded = self._load()
+        imgsz = loaded.imgsz or 640
+        return NetworkInfo(
+            name=loaded.model,
+            num_classes=loaded.network.num_classes,
+            num_parameters=count_parameters(loaded.network),
+            imgsz=imgsz,
+            gflops=count_gflops(loaded.network, imgsz),
+        )
+
+    def train(self, *, callbacks: Sequence[Callback] = (), **options: Unpack[TrainKeywords]) -> TrainResult:
+        """Train, starting from what this object holds, and hold the best weights afterwards.
+
+        Raises UserError for whatever the caller can mend, before anything is written.
+        """
+        from paceline.cli.progress import ProgressCallback, ProgressLogHandler
+        from paceline.commands.train import train
+
+        with ProgressCallback() as progress, logging_to(ProgressLogHandler(progress)):
+            settled = TrainOptions.from_flat(settle_resume(self._named(options)))
+            result = train(settled, [progress, *callbacks])
+        self._hold(result.best_weights)
+        return result
+
+    def val(self, **options: Unpack[ValKeywords]) -> Evaluation:
+        """Score the weights; without `data`, on the data set that they were trained on."""
+        from paceline.commands.val import validate
+
+        with logging_to(ConsoleHandler()):
+            return validate(ValOptions.from_flat(self._named(options)))
+
+    def predict(self, source: Source, **options: Unpack[PredictKeywords]) -> list[Results]:
+        """Find objects in a file, a folder, a pattern, an array (HW3, uint8, BGR), or a list of these.
+
+        Files are written only where `save`, `save_txt` or `save_json` asks for them.
+        """
+        return list(self.stream(source, **options))
+
+    __call__ = predict
+
+    def stream(self, source: Source, **options: Unpack[PredictKeywords]) -> Iterator[Results]:
+        """Like `predict`, but one result after the other, so that many images need little memory."""
+        with logging_to(ConsoleHandler()):
+            settled = PredictOptions.from_flat({"save": False} | self._named(options))
+            device = settled.prediction.device
+            if device not in self._predictors:
+                self._predictors[device] = Predictor(self._load(), resolve_device(device))
+            yield from predict(settled, source, predictor=self._predictors[device])
+
+    def _named(self, options: TrainKeywords | ValKeywords | PredictKeywords) -> dict[str, object]:
+        """Put this object's model before the options of a call."""
+        return {"model": self._model, **options}
+
+    @property
+    def _architecture(self) -> str:
+        path = Path(self._model)
+        return path.stem if path.suffix in {".yaml", ".yml"} else self._model
+
+    def _load(self) -> LoadedNetwork:
+        if self._loaded is None:
+            self._loaded = load_network(self._model, None)
+        return self._loaded
+
+    def _hold(self, weights: Path) -> None:
+        self._model, self._weights = str(weights), weights
+        self._loaded, self._predictors = None, {}
