@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, get_origin
 
 from paceline.arguments import find
@@ -39,8 +40,7 @@ class Words:
 def sort_words(command: type[Options], words: Sequence[str]) -> Words:
     """Sort the words after a command's name.
 
-    Raises UserError for an unknown option, a value that is missing,
-    and a word that belongs nowhere.
+    Raises UserError for an unknown option, a value that is missing, and a word that belongs nowhere.
     """
     result = Words()
     rest = list(words)
@@ -59,12 +59,14 @@ def sort_words(command: type[Options], words: Sequence[str]) -> Words:
 
 
 def _take_bare(command: type[Options], result: Words, word: str) -> None:
-    """Read a word without a name: the next of those that the command takes so; the last may be several."""
+    """Read a word without a name: a truth value's own name, or the next of those that the command takes so."""
+    if (_is_truth(command, word) or (word == "resume" and word in option_fields(command))) and not Path(word).exists():
+        return _set(command, result, word, "true")
     for name in command.POSITIONAL if not word.startswith("-") else ():
         value = result.options.get(name)
         if value is None or isinstance(value, list):
             result.options[name] = word if not _is_list(command, name) else [*(value or ()), word]
-            return
+            return None
     raise UserError(f"{command.COMMAND} does not know what to do with {word}; write options as name=value.")
 
 
@@ -78,8 +80,9 @@ def _take_flag(command: type[Options], result: Words, name: str, rest: list[str]
         follows = bool(rest) and isinstance(plain(rest[0]), bool | int)
         return _set(command, result, name, rest.pop(0) if follows else "true")
     if _is_list(command, key):
+        numbers = known[key].annotation == tuple[int, ...]  # which end where an image's name begins
         values: list[str] = []
-        while rest and not _starts_option(rest[0]):
+        while rest and not _starts_option(rest[0]) and not (numbers and values and isinstance(plain(rest[0]), str)):
             values.append(rest.pop(0))
         if not values:
             raise UserError(f"--{name} needs a value.")

@@ -93,5 +93,5 @@ def _draw(report: CheckReport, path: Path) -> None:
         labels.append(np.asarray(index.labels)[targets])
         sizes.append(np.asarray(index.sizes))
     parts = np.concatenate(labels), np.concatenate(boxes), np.concatenate(sizes)
-    dataset_plot(path, *parts, report.names, title=report.source.name)
+    dataset_plot(path, *parts, report.names, title="/".join(report.source.parts[-2:]))
     print(f"The plot is in {path}.")

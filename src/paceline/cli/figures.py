@@ -31,8 +31,12 @@ def print_figures(record: EvaluationRecord, console: Console | None = None) -> N
         console.print(f"... and {len(record.per_class) - _MOST_CLASSES} more classes")
     sizes = (("small", record.ap_small), ("medium", record.ap_medium), ("large", record.ap_large))
     by_size = ", ".join(f"{name} {figure(value)}" for name, value in sizes)
-    console.print(f"AP75 {figure(record.ap75)}; AP by size: {by_size}; AR at 100 boxes {figure(record.ar100)}")
-    console.print(f"P and R at score {record.threshold:.3f}, where their F1 is best: {figure(record.f1)}")
+    console.print(
+        f"AP75 {figure(record.ap75)}; AP by size: {by_size}; AR at 100 boxes {figure(record.ar100)}", soft_wrap=True
+    )
+    console.print(
+        f"P and R at score {record.threshold:.3f}, where their F1 is best: {figure(record.f1)}", soft_wrap=True
+    )
 
 
 def _cells(record: EvaluationRecord | ClassRecord) -> tuple[str, ...]:

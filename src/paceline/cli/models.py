@@ -14,6 +14,11 @@ if TYPE_CHECKING:
 
 _HELP = "usage: paceline models\n\nList the networks that `model=` names, with their size and published accuracy.\n"
 
+_FOOTNOTE = """
+With 80 classes; GFLOPs for one image of 640 x 640 px; COCO AP50-95 in percent, as
+published by the networks' authors for their own weights. `paceline train model=NAME`
+starts from fresh weights."""
+
 
 def run_models(words: Sequence[str]) -> int:
     """Print the table of networks."""
@@ -44,7 +49,4 @@ def print_models(console: Console) -> None:
         row = (f"{info.params:,}", f"{info.params_fused:,}", f"{info.gflops:.1f}", f"{info.published_ap:.1f}")
         table.add_row(info.name, *row)
     console.print(table)
-    console.print(
-        "\nWith 80 classes; GFLOPs for one image of 640 x 640 px. COCO AP50-95 in percent, as published by the"
-    )
-    console.print("networks' authors for their own weights; `paceline train model=NAME` starts from fresh ones.")
+    console.print(_FOOTNOTE, soft_wrap=True)

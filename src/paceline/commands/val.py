@@ -14,7 +14,7 @@ from paceline.commands.weights import find_weights, load_network
 from paceline.data.dataset import open_data_set
 from paceline.data.loader import EvalLoader
 from paceline.errors import UserError
-from paceline.options import TrainOptions, read_mapping
+from paceline.options import TrainOptions
 from paceline.records import RunFolder, to_jsonable, write_atomically
 
 if TYPE_CHECKING:
@@ -37,8 +37,9 @@ def validate(options: ValOptions) -> Evaluation:
         raise UserError("val needs weights to evaluate: model=runs/train, or a .safetensors file.")
     device = resolve_device(options.validation.device)
     loaded = load_network(options.model, None)
-    data = _data_config(options, loaded.imgsz or 640)
-    index = _split(options, data)
+    trained = _trained_options(options.model)
+    data = _data_config(options, trained, loaded.imgsz or 640)
+    index = _split(options, data, seed=trained.loop.seed if trained else 0)
     if len(index.names) != loaded.network.num_classes:
         raise UserError(
             f"{data.data} has {len(index.names)} classes, but the weights were trained on "
@@ -59,24 +60,32 @@ def validate(options: ValOptions) -> Evaluation:
     return evaluation
 
 
-def _data_config(options: ValOptions, imgsz: int) -> DataConfig:
+def _trained_options(model: str) -> TrainOptions | None:
+    """Read the options of the run that weights come from; None for weights outside a run folder."""
+    source = find_weights(model)
+    config = source.parents[1] / "config.yaml" if source is not None else None
+    return TrainOptions.read(config) if config is not None and config.is_file() else None
+
+
+def _data_config(options: ValOptions, trained: TrainOptions | None, imgsz: int) -> DataConfig:
     """Fill in what the user left open from the run that the weights come from."""
     data = options.data
     if not data.data:
-        source = find_weights(options.model)
-        config = source.parents[1] / "config.yaml" if source is not None else None
-        if config is None or not config.is_file():
+        if trained is None:
             raise UserError("val needs a data set: data=path/to/data.yaml (the weights' run folder does not name one).")
-        trained = TrainOptions.from_flat(read_mapping(config)).data
         data = dataclasses.replace(
-            data, data=trained.data, single_cls=trained.single_cls, classes=data.classes or trained.classes
+            data,
+            data=trained.data.data,
+            single_cls=trained.data.single_cls,
+            classes=data.classes or trained.data.classes,
         )
     return data if data.imgsz else dataclasses.replace(data, imgsz=imgsz)
 
 
-def _split(options: ValOptions, data: DataConfig) -> Index:
+def _split(options: ValOptions, data: DataConfig, *, seed: int) -> Index:
+    """Open the part to evaluate; a set without a split of its own is divided by `seed`, as the training did."""
     split = options.validation.split
-    data_set = open_data_set(data, seed=0, splits=(split,))
+    data_set = open_data_set(data, seed=seed, splits=(split,))
     index = {"train": data_set.train, "val": data_set.val, "test": data_set.test}[split]
     if index is None or len(index) == 0:
         raise UserError(f"{data.data} has no {split} images; choose another split.")

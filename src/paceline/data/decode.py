@@ -26,7 +26,6 @@ _REDUCED = {
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND"
-_TAIL_BYTES = 65536
 
 
 def reductions(sizes: NDArray[np.integer[Any]], imgsz: int, *, dividing: bool = False) -> NDArray[np.int64]:
@@ -56,7 +55,7 @@ def decode_compact(source: Path | str | bytes, orientation: int = 1, reduction: 
     """Like `decode`, but files without colour stay one plane HW: a third of the memory and of the work."""
     encoded = _read(source)
     is_jpeg = encoded.startswith(b"\xff\xd8")
-    upright = orientation == 1 or encoded.startswith((b"II*\0", b"MM\0*"))  # OpenCV turns TIFF files by itself
+    upright = orientation == 1 or encoded.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))  # OpenCV turns TIFF files by itself
     in_decoder = reduction > 1 and is_jpeg and upright
     pixels = _imdecode(encoded, reduction if in_decoder else 1)
     if not upright:
@@ -75,7 +74,7 @@ def _read(source: Path | str | bytes) -> bytes:
     if not encoded:
         raise BadImage("is empty")
     end = {b"\xff\xd8": _JPEG_END, b"\x89P": _PNG_END}.get(encoded[:2], b"")
-    if end not in encoded[-_TAIL_BYTES:]:
+    if encoded.rfind(end) < 0:  # from the back: the end is near, but for trailers such as phones write
         raise BadImage("is cut off")
     return encoded
 

@@ -1,0 +1,127 @@
+"""The command: statuses, sentences, help and versions, without any training."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import paceline
+import paceline.cli.runs
+from paceline.cli.console import ConsoleHandler, logging_to
+from paceline.cli.main import main
+from paceline.models.catalogue import CATALOGUE
+from paceline.options import TrainOptions, option_fields
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["detect", "--help"]])
+def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    text = capsys.readouterr().out
+    assert all(f"  {command}" in text for command in ("train", "val", "predict", "models", "data check", "data plot"))
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"paceline {paceline.__version__}\n"
+
+
+def test_help_is_instant() -> None:
+    times_s = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "paceline", "--help"], check=True, capture_output=True)
+        times_s.append(time.perf_counter() - start)
+    assert min(times_s) < 0.5
+
+
+def test_help_of_a_command_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    missing = [name for name in option_fields(TrainOptions) if f"--{name.replace('_', '-')} " not in text]
+    assert missing == []
+
+
+@pytest.mark.parametrize("words", [["val", "-h"], ["predict", "-h"], ["data", "check", "-h"], ["data", "plot", "-h"]])
+def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    assert f"usage: paceline {' '.join(words[:-1])}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["trian"], "did you mean train?"),
+        (["zzz"], "choose one of train, val, predict, models, data."),
+        (["export"], "export is not there yet"),
+        (["segment", "train"], "only detection is offered"),
+        (["imgsz=640"], "Name the command before imgsz=640"),
+        (["train", "imgz=640"], "did you mean imgsz?"),
+        (["train", "imgsz=500"], "the nearest are 480 and 512."),
+        (["detect", "train", "mixup=0.5"], "mixup=0.5 is not taken"),
+        (["train", "--config", "missing.yaml"], "missing.yaml"),
+        (["train", "resume=true", "epochs=3"], "leave out epochs"),
+        (["val"], "val needs weights"),
+        (["predict"], "predict needs something to look at"),
+        (["predict", "missing.jpg", "model=x"], "There is no file or folder missing.jpg"),
+        (["models", "imgsz=3"], "models takes no options"),
+        (["data", "chek"], "did you mean check?"),
+        (["data", "set.yaml"], "paceline data check set.yaml"),
+        (["data", "check"], "needs a data set"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_status_2(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    output = capsys.readouterr()
+    assert output.err.startswith("paceline: ")
+    assert sentence in output.err
+    assert output.err.count("\n") == 1
+    assert "Traceback" not in output.err + output.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_words: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(paceline.cli.runs, "run_train", interrupted)
+    assert main(["train"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for info in CATALOGUE:
+        row = next(line for line in lines if line.startswith(info.name)).split()
+        assert row == [
+            info.name,
+            f"{info.params:,}",
+            f"{info.params_fused:,}",
+            str(info.gflops),
+            str(info.published_ap),
+        ]
+
+
+def test_messages_go_to_the_error_stream_and_the_handler_goes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("paceline.test")
+    parent, root = logging.getLogger("paceline"), logging.getLogger()
+    kept, root.handlers = root.handlers, []  # pytest's own
+    try:
+        with logging_to(ConsoleHandler()):
+            logger.info("said")
+            logger.warning("warned")
+            with logging_to(ConsoleHandler()):
+                logger.info("once")
+        assert parent.handlers == []
+    finally:
+        root.handlers = kept
+    assert capsys.readouterr().err == "said\nwarning: warned\nonce\n"

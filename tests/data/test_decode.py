@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from paceline.data.decode import decode, decode_compact, reductions
+from paceline.data.headers import BadImage
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def picture(height: int = 48, width: int = 64) -> NDArray[np.uint8]:
+    coarse = np.random.default_rng(0).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA"])
+def test_every_format_gives_rgb(kind: str, mode: str) -> None:
+    image = Image.fromarray(picture()).convert(mode)
+    if (kind == "JPEG" and mode in ("1", "P", "RGBA", "LA")) or (kind == "BMP" and mode in ("LA", "RGBA")):
+        pytest.skip("the format has no such images")
+    options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {"quality": 95} if kind == "JPEG" else {}
+    encoded = encode(image, kind, **options)
+    expected = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).astype(int)
+    found = decode(encoded)
+    assert found.shape == (48, 64, 3)
+    assert found.dtype == np.uint8
+    assert np.abs(found - expected).max() <= 2
+    compact = decode_compact(encoded)
+    assert compact.shape[:2] == (48, 64)
+    if compact.ndim == 2:
+        np.testing.assert_array_equal(np.repeat(compact[..., None], 3, axis=2), found)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_16_bits_are_scaled_to_8(suffix: str) -> None:
+    pixels = picture()
+    encoded = cv2.imencode(suffix, pixels[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+    np.testing.assert_array_equal(decode(encoded), pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("reduction", [1, 2])
+def test_exif_orientation_is_applied_once(kind: str, orientation: int, reduction: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    options: dict[str, Any] = {"tiffinfo": {274: orientation}} if kind == "TIFF" else {"exif": exif}
+    if kind == "WEBP":
+        options["lossless"] = True
+    if kind == "JPEG":
+        options["quality"] = 95
+    encoded = encode(Image.fromarray(picture(50, 67)), kind, **options)
+    upright = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(encoded))))
+    found = decode(encoded, orientation, reduction)
+    height, width = upright.shape[:2]
+    assert found.shape == (-(-height // reduction), -(-width // reduction), 3)
+    padded = np.pad(upright, ((0, height % reduction), (0, width % reduction), (0, 0)), mode="edge").astype(float)
+    blocks = padded.reshape(found.shape[0], reduction, found.shape[1], reduction, 3).mean(axis=(1, 3))
+    assert np.abs(found - blocks).mean() < 1.5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+@pytest.mark.parametrize("shape", [(160, 240), (163, 241), (167, 255), (9, 200)])
+def test_reduced_pixels_are_means_of_their_blocks(kind: str, reduction: int, shape: tuple[int, int]) -> None:
+    """So that a place x of the source is x / reduction, at the far end of sizes that do not divide too."""
+    pixels = picture(*shape)
+    encoded = encode(Image.fromarray(pixels), kind, **({"quality": 98, "subsampling": 0} if kind == "JPEG" else {}))
+    found = decode(encoded, 1, reduction)
+    height, width = -(-shape[0] // reduction), -(-shape[1] // reduction)
+    assert found.shape == (height, width, 3)
+    fill = ((0, height * reduction - shape[0]), (0, width * reduction - shape[1]), (0, 0))
+    padded = np.pad(pixels, fill, mode="edge").astype(float)
+    blocks = padded.reshape(height, reduction, width, reduction, 3).mean(axis=(1, 3))
+    assert np.abs(found - blocks).mean() < 2
+
+
+def test_reductions_keep_the_long_side() -> None:
+    sizes = np.array([[480, 640], [1280, 720], [1279, 100], [3000, 4000], [6000, 8001], [20000, 4]])
+    assert reductions(sizes, 640).tolist() == [1, 2, 1, 4, 8, 8]
+    assert reductions(sizes, 640, dividing=True).tolist() == [1, 2, 1, 4, 1, 4]
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.6])
+def test_cut_off_files_are_bad(kind: str, share: float, capfd: pytest.CaptureFixture[str]) -> None:
+    encoded = encode(Image.fromarray(picture(200, 200)), kind)
+    with pytest.raises(BadImage):
+        decode(encoded[: int(len(encoded) * share)])
+
+
+def test_missing_and_foreign_files_are_bad(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="cannot be read"):
+        decode(tmp_path / "none.jpg")
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        decode(b"<html><body>not found</body></html>")
+
+
+def test_paths_and_bytes_are_the_same(tmp_path: Path) -> None:
+    encoded = encode(Image.fromarray(picture()), "PNG")
+    (tmp_path / "Ünïcode name.png").write_bytes(encoded)
+    np.testing.assert_array_equal(decode(tmp_path / "Ünïcode name.png"), decode(encoded))

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paceline.data.order import Order
+
+SIZES = {"num_samples": st.integers(1, 60), "batch": st.integers(1, 40), "seed": st.integers(0, 2**40)}
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SIZES, num_passes=st.integers(1, 5))
+def test_each_pass_brings_every_sample_once_in_full_batches(
+    num_samples: int, batch: int, seed: int, num_passes: int
+) -> None:
+    order = Order(num_samples, batch, seed)
+    steps = order.steps_until_pass(num_passes)
+    batches = [order.batch(step) for step in range(steps)]
+    assert all(len(samples) == batch for samples, _ in batches)
+    samples = np.concatenate([samples for samples, _ in batches])
+    passes = np.concatenate([passes for _, passes in batches])
+    for number in range(num_passes):
+        np.testing.assert_array_equal(np.sort(samples[passes == number]), np.arange(num_samples))
+    assert (np.diff(passes) >= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SIZES, step=st.integers(0, 10**6))
+def test_any_step_is_found_without_walking_there(num_samples: int, batch: int, seed: int, step: int) -> None:
+    walked = Order(num_samples, batch, seed)
+    for earlier in range(max(step - 3, 0), step):
+        walked.batch(earlier)
+    for ours, fresh in zip(walked.batch(step), Order(num_samples, batch, seed).batch(step), strict=True):
+        np.testing.assert_array_equal(ours, fresh)
+
+
+@settings(max_examples=60, deadline=None)
+@given(**SIZES, epoch=st.integers(0, 20))
+def test_an_epoch_ends_with_the_batch_that_completes_its_pass(
+    num_samples: int, batch: int, seed: int, epoch: int
+) -> None:
+    order = Order(num_samples, batch, seed)
+    end = order.steps_until_pass(epoch + 1)
+    assert end * batch >= (epoch + 1) * num_samples > (end - 1) * batch
+
+
+def test_the_stream_does_not_depend_on_the_batch() -> None:
+    streams = [
+        np.concatenate([Order(7, batch, 3).batch(step)[0] for step in range(60 // batch)]) for batch in (1, 4, 20)
+    ]
+    np.testing.assert_array_equal(streams[0], streams[1])
+    np.testing.assert_array_equal(streams[0], streams[2])
+
+
+def test_recent_samples_lie_in_the_window_before() -> None:
+    order = Order(50, 8, 0)
+    positions = np.arange(200)
+    draws = np.random.default_rng(0).random((200, 3))
+    recent = order.recent(positions, draws, 20)
+    stream = order.at(positions)[0]
+    for position in positions:
+        first = max(position - 20, 0)
+        assert set(recent[position]) <= set(stream[first : first + 20])
