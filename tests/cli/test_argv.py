@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from paceline.cli.argv import sort_words
 from paceline.errors import UserError
 from paceline.options import DataPlotOptions, PredictOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import logging
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -16,6 +16,9 @@ from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.cli.main import main
 from paceline.models.catalogue import CATALOGUE
 from paceline.options import TrainOptions, option_fields
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"], ["detect", "--help"]])

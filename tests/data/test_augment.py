@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from paceline.data import augment
 from paceline.data.augment import Slot, Transforms, map_boxes, place_boxes
 from paceline.data.config import AugmentConfig
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TURNED = AugmentConfig(degrees=30, shear=10, flipud=0.5)
 STILL = AugmentConfig(scale=0, translate=0, fliplr=0, mosaic=0, hsv_h=0, hsv_s=0, hsv_v=0)

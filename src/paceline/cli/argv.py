@@ -91,7 +91,7 @@ def _take_flag(command: type[Options], result: Words, name: str, rest: list[str]
         raise unknown_option(command, name)
     if key in _MAY_STAND_ALONE and key in known and (not rest or _starts_option(rest[0])):
         return _set(command, result, name, "true")
-    if not rest or _FLAG.fullmatch(rest[0]):
+    if not rest or rest[0].startswith("--"):
         raise UserError(f"--{name} needs a value, as in --{name} VALUE or {key}=VALUE.")
     return _set(command, result, name, rest.pop(0))
 

@@ -36,7 +36,8 @@ class ImageSource:
         if self.array is not None:
             return self.array
         header = read_header(self.path)
-        return cv2.cvtColor(decode(self.path, header.orientation), cv2.COLOR_RGB2BGR)
+        pixels: NDArray[np.uint8] = cv2.cvtColor(decode(self.path, header.orientation), cv2.COLOR_RGB2BGR)
+        return pixels
 
 
 def find_images(source: Source) -> list[ImageSource]:
@@ -68,10 +69,9 @@ def _colour_array(array: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Give an array its three colours; an alpha plane is dropped."""
     if array.dtype != np.uint8:
         raise UserError(f"An array of {array.dtype} is no image; pass uint8 values from 0 to 255.")
-    if array.size and array.ndim == 2:
-        return cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
-    if array.size and array.ndim == 3 and array.shape[2] == 1:
-        return cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
+    if array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)):
+        coloured: NDArray[np.uint8] = cv2.cvtColor(array, cv2.COLOR_GRAY2BGR)
+        return coloured
     if array.size and array.ndim == 3 and array.shape[2] in (3, 4):
         return array[..., :3]
     shape = " x ".join(str(side) for side in array.shape)

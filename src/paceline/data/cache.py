@@ -89,7 +89,7 @@ def choose_capacity(
     free = free_memory_bytes()
     keep_all = choice == "ram" or (choice == "auto" and needed_bytes <= _SHARE_OF_FREE * free)
     log.info(
-        "cache=%s: %s images %s need %.2f GB decoded, %.1f GB of memory are free: %s",
+        "cache=%s: %s images for %s need %.2f GB decoded, %.1f GB of memory are free: %s",
         choice,
         f"{num_images:,}",
         what,
