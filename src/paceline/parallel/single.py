@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.parallel.loss_scale import LossScale
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -34,8 +36,8 @@ class SingleEngine:
 
         amp_dtype: type of autocast, None for full precision.
         clip: largest norm of the gradient of the big batch; 0 leaves it as it is.
-        loss_scale: factor on the sums before backward, taken out again in `gradient`; float16 needs a small one,
-            since sums are larger than means.
+        loss_scale: factor on the sums before backward, taken out again in `gradient`; under float16 it adapts, and
+            starts low, since sums are larger than means.
         """
         self.network = network
         self._criterion = criterion
@@ -47,7 +49,7 @@ class SingleEngine:
         self._device = self._parameters[0].device
         self._images = 0
         self._normaliser = torch.zeros((), device=self._device)
-        self.loss_scale = torch.tensor(loss_scale, device=self._device)
+        self.loss_scale = LossScale(loss_scale, self._device, adaptive=amp_dtype is torch.float16)
 
     def accumulate(self, batch: Batch) -> LossSums:
         """Run one batch forward and backward; returns its detached sums, on the device."""
@@ -58,7 +60,7 @@ class SingleEngine:
         with self._ledger.span("loss", on_device=True):
             sums = self._criterion(predictions, batch)
         with self._ledger.span("backward", on_device=True):
-            (sums.total * self.loss_scale).backward()  # type: ignore[no-untyped-call]
+            (sums.total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
         detached = sums.detach()
         self._images += len(batch)
         self._normaliser = self._normaliser + detached.normaliser
@@ -68,25 +70,30 @@ class SingleEngine:
     def gradient(self) -> Tensor:
         """Divide the summed gradients once, clip them, and say whether they are finite (0.0) or not (1.0)."""
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        factor = self._images / (self._normaliser.clamp(min=1.0) * self.loss_scale)
+        factor = self._images / (self._normaliser.clamp(min=1.0) * self.loss_scale.value)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor
         if self._clip > 0:
             factor = factor * (self._clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)
         self._images = 0
         self._normaliser = torch.zeros_like(self._normaliser)
-        return (~torch.isfinite(norm)).to(norm.dtype)
+        not_finite = (~torch.isfinite(norm)).to(norm.dtype)
+        self.loss_scale.update(not_finite)
+        return not_finite
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
+        scale = {"loss_scale": self.loss_scale.value} if self.loss_scale.adaptive else {}
         if self._images == 0:
-            return {}
+            return scale
         gradients = {f"gradient.{name}": value.grad for name, value in self._named.items() if value.grad is not None}
-        return gradients | {"normaliser": self._normaliser, "images": torch.tensor(self._images)}
+        return gradients | scale | {"normaliser": self._normaliser, "images": torch.tensor(self._images)}
 
     def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `pending` gave."""
-        if not tensors:
+        if self.loss_scale.adaptive and "loss_scale" in tensors:
+            self.loss_scale.value = tensors["loss_scale"].to(self._device)
+        if "images" not in tensors:
             return
         self._images = int(tensors["images"])
         self._normaliser = tensors["normaliser"].to(self._device)

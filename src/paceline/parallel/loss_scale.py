@@ -1,0 +1,34 @@
+"""The loss scale: keeps gradients within the range of float16, without the host ever looking at them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GROWTH_UPDATES = 2000
+
+
+class LossScale:
+    """A factor on the losses before backward, taken out of the gradients afterwards.
+
+    An update whose gradient is not finite halves it, `growth_updates` finite ones in a row double it
+    (arXiv 1710.03740, section 3.2); a scale that is not adaptive stays as it is. All on the device.
+    """
+
+    def __init__(
+        self, start: float, device: torch.device, *, adaptive: bool, growth_updates: int = GROWTH_UPDATES
+    ) -> None:
+        self.value = torch.tensor(start, device=device)
+        self.adaptive = adaptive
+        self._growth_updates = growth_updates
+        self._finite_updates = torch.zeros((), device=device)
+
+    def update(self, not_finite: Tensor) -> None:
+        """Take in whether the last gradient was finite (0.0) or not (1.0)."""
+        if not self.adaptive:
+            return
+        failed = not_finite > 0
+        run = torch.where(failed, torch.zeros_like(self._finite_updates), self._finite_updates + 1)
+        grown = run >= self._growth_updates
+        self.value = torch.where(failed, self.value / 2, torch.where(grown, self.value * 2, self.value))
+        self._finite_updates = torch.where(grown, torch.zeros_like(run), run)

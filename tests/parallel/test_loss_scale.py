@@ -1,0 +1,25 @@
+"""Laws of the loss scale."""
+
+from __future__ import annotations
+
+import torch
+
+from paceline.parallel.loss_scale import LossScale
+
+FINITE, NOT_FINITE = torch.zeros(()), torch.ones(())
+
+
+def test_it_halves_after_a_failure_and_doubles_after_a_row_of_successes() -> None:
+    scale = LossScale(64.0, torch.device("cpu"), adaptive=True, growth_updates=3)
+    values = []
+    for event in (FINITE, FINITE, NOT_FINITE, FINITE, FINITE, FINITE, FINITE, FINITE, FINITE, NOT_FINITE, NOT_FINITE):
+        scale.update(event)
+        values.append(scale.value.item())
+    assert values == [64, 64, 32, 32, 32, 64, 64, 64, 128, 64, 32]
+
+
+def test_a_fixed_scale_stays() -> None:
+    scale = LossScale(1.0, torch.device("cpu"), adaptive=False, growth_updates=1)
+    for event in (FINITE, NOT_FINITE):
+        scale.update(event)
+    assert scale.value.item() == 1.0
