@@ -48,11 +48,13 @@ def slow_reference(
     """Nearest source pixel of every output pixel, and where the picture has no seam within 1.5 px."""
     picture = np.full((SIZE, SIZE, 3), float(FILL))
     owner = np.full((SIZE, SIZE), -1)
+    tiles = np.flatnonzero(transforms.sources[row] >= 0).tolist()
+    inverses = {tile: np.linalg.inv(transforms.matrices[row, tile, :, :2]) for tile in tiles}
     for y in range(SIZE):
         for x in range(SIZE):
-            for tile in np.flatnonzero(transforms.sources[row] >= 0):
+            for tile in tiles:
                 matrix, (left, top, right, bottom) = transforms.matrices[row, tile], transforms.visible[row, tile]
-                place = np.linalg.solve(matrix[:, :2], np.array([x + 0.5, y + 0.5]) - matrix[:, 2])
+                place = inverses[tile] @ (np.array([x + 0.5, y + 0.5]) - matrix[:, 2])
                 if left <= place[0] < right and top <= place[1] < bottom:
                     image = sources[transforms.sources[row, tile]]
                     column, line = np.minimum(place.astype(int), (image.shape[1] - 1, image.shape[0] - 1))

@@ -55,7 +55,9 @@ def decode_compact(source: Path | str | bytes, orientation: int = 1, reduction: 
     """Like `decode`, but files without colour stay one plane HW: a third of the memory and of the work."""
     encoded = _read(source)
     is_jpeg = encoded.startswith(b"\xff\xd8")
-    upright = orientation == 1 or encoded.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))  # OpenCV turns TIFF files by itself
+    upright = orientation == 1 or encoded.startswith(
+        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    )  # OpenCV turns TIFF files by itself
     in_decoder = reduction > 1 and is_jpeg and upright
     pixels = _imdecode(encoded, reduction if in_decoder else 1)
     if not upright:

@@ -252,9 +252,9 @@ class _TrainWork:
         """Render one picture, with others in the place of images that turn out to be broken."""
         loader = self._loader
         while True:
-            sources = self._transforms.sources[part]
+            sources = self._transforms.sources[part].tolist()
             try:
-                images = [loader.images.get(int(source)) if source >= 0 else None for source in sources]
+                images = [loader.images.get(source) if source >= 0 else None for source in sources]
                 break
             except BrokenImage as broken:
                 loader.take_out(broken)

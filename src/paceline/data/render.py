@@ -51,11 +51,11 @@ def render(
     `images` has the decoded image of each tile, HW3 or, without colour, HW; None where the tile has no source.
     Where all are without colour the picture is drawn in one plane.
     """
-    seen = [tile for tile in range(len(images)) if transforms.sources[row, tile] >= 0]
+    seen = [tile for tile, source in enumerate(transforms.sources[row].tolist()) if source >= 0]
     grey = all(_image(images, tile).ndim == 2 for tile in seen)
     picture, spare = (workspace.plane, workspace.turned_plane) if grey else (workspace.colour, workspace.turned)
-    places = transforms.places[row, seen]
-    covered = int(np.prod(places[:, 2:] - places[:, :2], axis=1).sum())
+    places = transforms.places[row].tolist()
+    covered = sum((places[tile][2] - places[tile][0]) * (places[tile][3] - places[tile][1]) for tile in seen)
     if not (transforms.aligned and covered == transforms.size**2):
         picture.fill(FILL)
     for tile in seen:
@@ -112,11 +112,15 @@ def _image(images: Sequence[Pixels | None], tile: int) -> Pixels:
 
 
 def _draw_aligned(transforms: Transforms, row: int, tile: int, image: Pixels, picture: Pixels) -> None:
-    left, top, right, bottom = (transforms.visible[row, tile] / transforms.reductions[row, tile]).astype(int).tolist()
+    reduction = int(transforms.reductions[row, tile])
+    left, top, right, bottom = (int(edge) // reduction for edge in transforms.visible[row, tile].tolist())
     part = _halve(image[top:bottom, left:right], int(transforms.halvings[row, tile]))
-    place = transforms.places[row, tile]
-    mirrored = np.where(np.tile(transforms.flips[row], 2), transforms.size - place[[2, 3, 0, 1]], place)
-    left, top, right, bottom = mirrored.tolist()
+    left, top, right, bottom = transforms.places[row, tile].tolist()
+    mirrored_x, mirrored_y = transforms.flips[row].tolist()  # the whole picture is flipped after it is drawn
+    if mirrored_x:
+        left, right = transforms.size - right, transforms.size - left
+    if mirrored_y:
+        top, bottom = transforms.size - bottom, transforms.size - top
     _resize_into(part, picture[top:bottom, left:right], cv2.INTER_LINEAR)
 
 

@@ -40,7 +40,7 @@ MARKER = "complete.json"
 class ShapesConfig:
     """The recipe of the set; a set of another recipe is made anew."""
 
-    train: int = 512
+    train: int = 768
     """Training images."""
     val: int = 128
     """Validation images."""

@@ -34,15 +34,15 @@ class SceneConfig:
 
     size: int = 320
     """Side of the square picture."""
-    shapes: tuple[int, int] = (1, 8)
+    shapes: tuple[int, int] = (3, 10)
     """Least and most shapes in a picture (fewer where there is no room)."""
-    diameters: tuple[tuple[float, float, float], ...] = ((0.18, 12, 28), (0.47, 28, 80), (0.35, 80, 150))
+    diameters: tuple[tuple[float, float, float], ...] = ((0.12, 14, 30), (0.53, 30, 80), (0.35, 80, 140))
     """Share of the shapes, least and largest diameter of the circle about them."""
-    stretch: float = 1.2
+    stretch: float = 1.15
     """Longest shape over its natural proportions."""
-    least_visible: float = 0.6
+    least_visible: float = 0.7
     """Share of each shape that stays visible behind others and inside the picture, at least."""
-    least_contrast: float = 0.22
+    least_contrast: float = 0.28
     """Least distance of a shape's colour from the ground's, in RGB of [0, 1]."""
     plain_below: float = 24.0
     """Shapes of a smaller diameter have neither pattern nor rim."""
