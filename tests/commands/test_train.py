@@ -109,6 +109,8 @@ def test_spans_sum_to_the_wall_time(finished: tuple[TrainResult, Witness]) -> No
             "other",
         } <= (line["spans_s"].keys())
         assert line["background_s"]["render_s"] > 0
+    assert lines[0]["background_s"]["decodes"] == 12
+    assert lines[1]["background_s"]["decodes"] == 0
 
 
 def test_no_thread_is_left(finished: tuple[TrainResult, Witness]) -> None:

@@ -14,7 +14,7 @@ import torch
 from paceline.commands.device import describe_device, place, resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
-from paceline.commands.weights import load_network
+from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
 from paceline.data.loader import EvalLoader, TrainLoader
 from paceline.errors import UserError
@@ -79,6 +79,7 @@ class _Training:
         self._options = options
         self._callbacks = tuple(callbacks)
         self._resumed = resumed
+        require_model(options.model)
         self._device = resolve_device(options.loop.device)
         limit_s = parse_duration(options.loop.time) if options.loop.time else None
         if options.loop.deterministic:

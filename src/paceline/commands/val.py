@@ -42,7 +42,7 @@ def validate(options: ValOptions) -> Evaluation:
     index = _split(options, data, seed=trained.loop.seed if trained else 0)
     if len(index.names) != loaded.network.num_classes:
         raise UserError(
-            f"{data.data} has {len(index.names)} classes, but the weights were trained on "
+            f"The number of classes of {data.data} is {len(index.names)}, but the weights were trained on "
             f"{loaded.network.num_classes}; name the data set that they belong to."
         )
     folder = RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="val")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.errors import UserError
-from paceline.models.catalogue import model_names
+from paceline.models.catalogue import find_model, model_names
 from paceline.models.registry import build_model
 from paceline.models.weights import transfer
 from paceline.training.checkpoint import load_weights
@@ -64,6 +64,17 @@ def find_weights(model: str) -> Path | None:
     return None
 
 
+def require_model(model: str) -> None:
+    """Raise UserError unless `model` names weights that are there, or a network that is known; loads nothing."""
+    if find_weights(model) is None:
+        find_model(_architecture(model))
+
+
+def _architecture(model: str) -> str:
+    """Name of the network, also where it is written like a file of the reference (`yolo11n.yaml`)."""
+    return Path(model).stem if model.endswith((".yaml", ".yml")) else model
+
+
 def load_network(model: str, names: Sequence[str] | None, *, pretrained: bool = True) -> LoadedNetwork:
     """Build the network that `model` names, for the classes `names`; None keeps the classes of the weights.
 
@@ -76,7 +87,7 @@ def load_network(model: str, names: Sequence[str] | None, *, pretrained: bool = 
                 f"model={model} names an architecture without weights; name the weights of a run, "
                 "such as runs/train/weights/best.safetensors."
             )
-        name = Path(model).stem if model.endswith((".yaml", ".yml")) else model
+        name = _architecture(model)
         network = build_model(name, len(names))
         return LoadedNetwork(network=network, model=name, names=(), imgsz=None, source=None)
     tensors, header = load_weights(source)

@@ -44,7 +44,7 @@ class TrainingData(Protocol):
         """Yield the batches of this epoch, in order."""
 
     def stats(self) -> dict[str, float]:
-        """Seconds and counts of the loader's threads since the last call."""
+        """Seconds and counts of the loader's threads since the start."""
 
 
 class Keeper(Protocol):
@@ -101,6 +101,7 @@ class Loop:
         self._meter = LossMeter(device)
         self._frozen = frozen
         self._best = best
+        self._background_before: dict[str, float] = {}
 
     def run(self) -> EndRecord:
         """Train until the epochs, the patience or the time budget are spent."""
@@ -153,7 +154,7 @@ class Loop:
             best_ap=state.best_ap,
             spans_s=lap.spans_s,
             device_ms=lap.device_ms,
-            background_s=self._data.stats(),
+            background_s=self._background(),
             counters={"updates": state.updates, "skipped_updates": state.skipped_updates},
         )
         self._keeper.record(record)
@@ -236,6 +237,13 @@ class Loop:
                 f"The training diverged: {self._state.skipped_updates} of {self._state.updates} gradients were not "
                 "finite; choose a smaller lr0, or amp=off."
             )
+
+    def _background(self) -> dict[str, float]:
+        """What the loader's threads did during this epoch."""
+        sums = self._data.stats()
+        since = {name: value - self._background_before.get(name, 0.0) for name, value in sums.items()}
+        self._background_before = sums
+        return since
 
     def _patience_is_spent(self) -> bool:
         patience, state = self._config.patience, self._state

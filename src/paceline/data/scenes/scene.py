@@ -36,11 +36,11 @@ class SceneConfig:
     """Side of the square picture."""
     shapes: tuple[int, int] = (3, 10)
     """Least and most shapes in a picture (fewer where there is no room)."""
-    diameters: tuple[tuple[float, float, float], ...] = ((0.12, 14, 30), (0.53, 30, 80), (0.35, 80, 140))
+    diameters: tuple[tuple[float, float, float], ...] = ((0.12, 16, 32), (0.48, 32, 80), (0.4, 80, 140))
     """Share of the shapes, least and largest diameter of the circle about them."""
     stretch: float = 1.15
     """Longest shape over its natural proportions."""
-    least_visible: float = 0.7
+    least_visible: float = 0.78
     """Share of each shape that stays visible behind others and inside the picture, at least."""
     least_contrast: float = 0.28
     """Least distance of a shape's colour from the ground's, in RGB of [0, 1]."""
