@@ -239,7 +239,7 @@ class Loop:
             )
 
     def _background(self) -> dict[str, float]:
-        """What the loader's threads did during this epoch."""
+        """Take the work of the loader's threads during this epoch."""
         sums = self._data.stats()
         since = {name: value - self._background_before.get(name, 0.0) for name, value in sums.items()}
         self._background_before = sums
