@@ -1,6 +1,6 @@
 # Everything happens in .venv, which is made once; PYTHON names the interpreter that it is made with.
 PYTHON ?= python3
-DEMO ?= epochs=14 imgsz=192 batch=8 nbs=8 optimizer=AdamW lr0=0.003 warmup_epochs=0.5 cls=1.0 mosaic=0
+DEMO ?= epochs=16 imgsz=192 batch=8 nbs=8 optimizer=AdamW lr0=0.003 warmup_epochs=0.5 cls=1.0 mosaic=0
 
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
