@@ -82,7 +82,8 @@ def live(width: int = 120) -> tuple[ProgressCallback, io.StringIO, Clock]:
     return ProgressCallback(console, clock=clock), stream, clock
 
 
-def test_plain_lines_of_a_run() -> None:
+def test_plain_lines_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no run folder of that name
     progress, stream, clock = plain()
     progress.on_start(start_record())
     for epoch, (ap, best) in enumerate([(0.25, 0.25), (0.5, 0.5), (0.125, 0.5)], start=1):

@@ -19,15 +19,19 @@ from paceline.errors import UserError
 from paceline.options import TrainOptions, ValOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from paceline.records import EndRecord, EpochRecord, EvaluationRecord, RunRecord, StepRecord
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Whole runs are compared to the last bit."""
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Whole runs are compared to the last bit, which depends on the number of threads."""
+    before = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def options(data_yaml: Path, project: Path, **more: object) -> TrainOptions:
