@@ -33,6 +33,7 @@ class TrainKeywords(TypedDict, total=False):
     flipud: float
     fliplr: float
     mosaic: float
+    partners: Literal["auto", "all", "window"]
     close_mosaic: int
     box: float
     cls: float

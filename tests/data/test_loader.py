@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -13,6 +14,7 @@ import torch
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.index import Index, Strings
 from paceline.data.loader import EvalLoader, TrainLoader
+from paceline.data.order import rows_of_rank
 from paceline.data.render import FILL
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
@@ -70,9 +72,11 @@ def _no_thread_left() -> object:
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("paceline-data")]
 
 
-def loader(index: Index, *, workers: int = 1, batch: int = 4, window: int | None = None, **more: Any) -> TrainLoader:
+def loader(
+    index: Index, *, workers: int = 1, batch: int = 4, rank: int = 0, world: int = 1, **more: Any
+) -> TrainLoader:
     config = DataConfig(imgsz=96, batch=batch, workers=workers, cache=more.pop("cache", "auto"))
-    return TrainLoader(index, config, AugmentConfig(**more), 3, window=window)
+    return TrainLoader(index, config, AugmentConfig(**more), 3, rank=rank, world=world)
 
 
 def same(ours: Batch, theirs: Batch) -> bool:
@@ -98,7 +102,7 @@ def test_batches_are_what_they_promise(index: Index) -> None:
             assert (inside[:, 2:] - inside[:, :2] >= 2).all()
 
 
-@pytest.mark.parametrize("more", [{}, {"degrees": 20.0}, {"window": 3, "cache": "none"}])
+@pytest.mark.parametrize("more", [{}, {"degrees": 20.0}, {"partners": "window", "cache": "none"}])
 def test_threads_and_cache_change_no_pixel(index: Index, more: dict[str, Any]) -> None:
     with loader(index, **more) as one:
         expected = collect(one, 2)
@@ -184,16 +188,56 @@ def test_each_image_is_decoded_once(index: Index) -> None:
     assert min(stats["decode_s"], stats["render_s"], stats["waited_s"]) > 0
 
 
-def test_a_window_decodes_each_image_about_once_per_pass(tmp_path: Path) -> None:
-    index = write_set(tmp_path, count=100)
-    with loader(index, window=10, cache="none") as batches:
-        collect(batches, 1)
-        before = batches.stats()["decodes"]
-        for epoch in range(1, 4):
-            for _ in batches.epoch(epoch, mosaic=True):
-                pass
-        decodes = batches.stats()["decodes"] - before
-    assert 290 <= decodes <= 315
+def write_many(folder: Path, count: int) -> Index:
+    """Many images of few pixels, each of one colour."""
+    index = write_set(folder, count=1, boxes_each=1)
+    for number in range(count):
+        cv2.imwrite(str(folder / f"{number:03d}.png"), np.full((12, 10, 3), number % 256, np.uint8))
+    return dataclasses.replace(
+        index,
+        paths=Strings.of(f"{number:03d}.png" for number in range(count)),
+        sizes=np.tile(np.array([[12, 10]], np.int32), (count, 1)),
+        orientation=np.ones(count, np.uint8),
+        offsets=np.arange(count + 1),
+        boxes=np.tile([[2.0, 2.0, 8.0, 9.0]], (count, 1)),
+        labels=np.zeros(count, np.int32),
+        crowd=np.zeros(count, bool),
+        difficult=np.zeros(count, bool),
+        area=np.full(count, 42.0),
+        image_ids=np.arange(count),
+    )
+
+
+def small(index: Index, rank: int = 0, world: int = 1, *, batch: int = 48, **more: Any) -> TrainLoader:
+    config = DataConfig(imgsz=32, batch=batch, workers=2, cache=more.pop("cache", "none"))
+    return TrainLoader(index, config, AugmentConfig(hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, **more), 3, rank=rank, world=world)
+
+
+@pytest.mark.parametrize("partners", ["all", "window"])
+@pytest.mark.parametrize("world", [2, 3, 4, 5, 8])
+def test_the_parts_of_all_ranks_are_the_batch_of_one(tmp_path: Path, partners: str, world: int) -> None:
+    index = write_many(tmp_path, 101)
+    with small(index, partners=partners) as one:
+        expected = collect(one, 3)
+    parts = []
+    for rank in range(world):
+        with small(index, rank, world, partners=partners) as loader:
+            parts.append(collect(loader, 3))
+            assert {len(batch) for batch in parts[-1]} == {len(rows_of_rank(48, rank, world))}
+    for step, whole in enumerate(expected):
+        for rank in range(world):
+            rows = torch.from_numpy(rows_of_rank(48, rank, world))
+            assert all(torch.equal(getattr(parts[rank][step], name), getattr(whole, name)[rows]) for name in FIELDS)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4, 8])
+def test_with_windows_each_image_is_decoded_about_once_per_pass(tmp_path: Path, world: int) -> None:
+    index, decodes = write_many(tmp_path, 3000), 0.0
+    for rank in range(world):
+        with small(index, rank, world, batch=16, partners="window") as loader:
+            collect(loader, 2)
+            decodes += loader.stats()["decodes"]
+    assert 0.9 * 6000 <= decodes <= 1.05 * 6000
 
 
 def test_memory_of_batches_is_used_again(index: Index) -> None:
@@ -304,6 +348,31 @@ def test_evaluation_shows_every_image_once_letterboxed(index: Index, workers: in
             assert batch.images[picture, 0, y, x] >= 95
 
 
+@pytest.mark.parametrize("world", [2, 3, 4, 8])
+@pytest.mark.parametrize("count", [1, 10, 16, 17])
+def test_ranks_divide_the_evaluation(tmp_path: Path, world: int, count: int) -> None:
+    index = write_set(tmp_path, count=count)
+    with EvalLoader(index, 96, 8, 1) as evaluation:
+        whole = list(evaluation)
+    seen = []
+    for rank in range(world):
+        with EvalLoader(index, 96, 8, 1, rank=rank, world=world) as evaluation:
+            part = list(evaluation)
+        rows = torch.from_numpy(rows_of_rank(8, rank, world))
+        assert len(part) == len(evaluation) == len(whole)
+        for ours, theirs in zip(part, whole, strict=True):
+            assert torch.equal(ours.images, theirs.images[rows])
+            assert torch.equal(ours.boxes, theirs.boxes[rows])
+            assert torch.equal(ours.samples, theirs.samples[rows])
+        seen += [sample for batch in part for sample in batch.samples.tolist() if sample >= 0]
+    assert sorted(seen) == list(range(count))
+
+
+def test_every_rank_needs_an_image(index: Index) -> None:
+    with pytest.raises(UserError, match="batch=4 is less than the 5 devices"):
+        loader(index, rank=0, world=5)
+
+
 def test_an_unreadable_image_in_evaluation_is_grey(index: Index) -> None:
     index.path(5).unlink()
     with EvalLoader(index, 96, 4, 2) as evaluation:
@@ -313,7 +382,7 @@ def test_an_unreadable_image_in_evaluation_is_grey(index: Index) -> None:
 
 
 def test_memory_stays_flat(index: Index) -> None:
-    with loader(index, window=3, cache="none", workers=2) as batches:
+    with loader(index, partners="window", cache="none", workers=2) as batches:
         for epoch in range(20):
             for _ in batches.epoch(epoch, mosaic=True):
                 pass

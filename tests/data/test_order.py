@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paceline.data.order import Order
+from paceline.data.order import NUM_STRIPES, Order, rows_of_rank
 
 SIZES = {"num_samples": st.integers(1, 60), "batch": st.integers(1, 40), "seed": st.integers(0, 2**40)}
 
@@ -53,12 +53,41 @@ def test_the_stream_does_not_depend_on_the_batch() -> None:
     np.testing.assert_array_equal(streams[0], streams[2])
 
 
-def test_recent_samples_lie_in_the_window_before() -> None:
+def test_recent_samples_lie_in_the_window_of_their_stripe() -> None:
     order = Order(50, 8, 0)
-    positions = np.arange(200)
-    draws = np.random.default_rng(0).random((200, 3))
-    recent = order.recent(positions, draws, 20)
-    stream = order.at(positions)[0]
+    positions = np.arange(20 * NUM_STRIPES)
+    draws = np.random.default_rng(0).random((len(positions), 3))
+    recent = order.recent(positions, draws, 5)
+    stream = order.at(np.arange(30 * NUM_STRIPES))[0]
     for position in positions:
-        first = max(position - 20, 0)
-        assert set(recent[position]) <= set(stream[first : first + 20])
+        turn, stripe = divmod(int(position), NUM_STRIPES)
+        window = [stream[at * NUM_STRIPES + stripe] for at in range(max(turn - 5, 0), max(turn - 5, 0) + 5)]
+        assert set(recent[position]) <= set(window)
+
+
+def test_a_window_is_used_evenly() -> None:
+    order = Order(10_000, 8, 0)
+    positions = np.full(20_000, 40 * NUM_STRIPES)
+    draws = np.random.default_rng(0).random((20_000, 1))
+    counts = np.unique(order.recent(positions, draws, 16), return_counts=True)[1]
+    assert len(counts) == 16
+    assert np.abs(counts - 1250).max() < 5 * np.sqrt(1250)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), batch=st.integers(1, 200))
+def test_ranks_share_every_batch(data: st.DataObject, batch: int) -> None:
+    world = data.draw(st.integers(1, batch))
+    parts = [rows_of_rank(batch, rank, world) for rank in range(world)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(batch))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(power=st.integers(0, 6), factor=st.integers(1, 5), step=st.integers(0, 10**6))
+def test_ranks_that_divide_the_stripes_own_them(power: int, factor: int, step: int) -> None:
+    world = 2**power
+    order = Order(1000, world * factor, 0)
+    for rank in range(world):
+        stripes = order.positions(step)[rows_of_rank(world * factor, rank, world)] % NUM_STRIPES
+        assert (stripes % world == rank).all()

@@ -24,7 +24,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 class ImageCache:
-    """At most `capacity` decoded images by number; the one that came first goes first.
+    """At most `capacity` decoded images by number; the one that came first goes first, whoever looked at it since.
 
     A thread that asks for an image that another one is decoding waits for it, whatever the capacity.
     """
@@ -37,10 +37,17 @@ class ImageCache:
     def __len__(self) -> int:
         return len(self._images)
 
-    def get(self, number: int, decode: Callable[[], NDArray[np.uint8]]) -> tuple[NDArray[np.uint8], bool]:
-        """Return image `number`, and whether it was there; else `decode` makes it, and may raise to all who wait."""
+    def get(
+        self, number: int, decode: Callable[[], NDArray[np.uint8]], *, renew: bool = False
+    ) -> tuple[NDArray[np.uint8], bool]:
+        """Return image `number`, and whether it was there; else `decode` makes it, and may raise to all who wait.
+
+        With `renew` it counts as if it came now: its turn in the next pass has come before it had to go.
+        """
         with self._lock:
             found = self._images.get(number)
+            if renew and found is not None:
+                self._images[number] = self._images.pop(number)
             if found is None:
                 mine = self._images[number] = Future()
         if found is not None:

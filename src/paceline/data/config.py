@@ -52,5 +52,7 @@ class AugmentConfig:
     """Probability of a flip left to right."""
     mosaic: float = 1.0
     """Probability that four images are laid together."""
+    partners: Literal["auto", "all", "window"] = "auto"
+    """Mosaic takes partners from the whole set, or from samples that came shortly before; `auto`: small sets, large."""
     close_mosaic: int = 10
     """No mosaic during this many last epochs."""

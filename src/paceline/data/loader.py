@@ -17,12 +17,14 @@ from paceline.batch import Batch
 from paceline.data import augment, targets
 from paceline.data.buffers import Buffers
 from paceline.data.cache import ImageCache, choose_capacity, decoded_bytes
-from paceline.data.decode import decode_compact, reductions
+from paceline.data.decode import reductions
 from paceline.data.faults import Faults
-from paceline.data.headers import BadImage
-from paceline.data.order import Order
+from paceline.data.images import BrokenImage, Counters, Images
+from paceline.data.order import NUM_STRIPES, Order, rows_of_rank
 from paceline.data.prefetch import Prefetcher
 from paceline.data.render import FILL, Workspace, letterbox, render
+from paceline.data.store import FileStore
+from paceline.errors import UserError
 from paceline.letterbox import Letterbox
 
 if TYPE_CHECKING:
@@ -33,14 +35,15 @@ if TYPE_CHECKING:
     from paceline.data.config import AugmentConfig, DataConfig
     from paceline.data.index import Index
     from paceline.data.prefetch import Work
+    from paceline.data.store import Store
 
 log = logging.getLogger("paceline")
 
 PREFETCHED_BATCHES = 3
 PARTNERS_OF_ALL_BYTES = 4_000_000_000
 """Part of the recipe: mosaic partners come from the whole set when it needs no more than this decoded."""
-PARTNER_WINDOW = 512
-"""Part of the recipe: from larger sets, partners come from this many samples that came just before."""
+PARTNER_WINDOW = 16
+"""Part of the recipe: from larger sets, partners come from this many samples that came before in the same stripe."""
 _MOST_THREADS = 8
 
 
@@ -53,79 +56,40 @@ def num_threads(workers: int) -> int:
     return max(workers, 1)
 
 
-class Counters:
-    """Sums that threads add to."""
-
-    def __init__(self) -> None:
-        names = ("decode_s", "render_s", "waited_s", "decodes", "cache_hits", "broken")
-        self._sums = dict.fromkeys(names, 0.0)
-        self._lock = threading.Lock()
-
-    def add(self, **amounts: float) -> None:
-        """Add to sums by name."""
-        with self._lock:
-            for name, amount in amounts.items():
-                self._sums[name] += amount
-
-    def read(self) -> dict[str, float]:
-        """Return all sums since the start."""
-        with self._lock:
-            return dict(self._sums)
-
-
-class Images:
-    """Decoded images of an index by number, through the cache; broken ones raise `BrokenImage`."""
-
-    def __init__(self, index: Index, reductions: NDArray[np.int64], capacity: int, counters: Counters) -> None:
-        self.index = index
-        self.reductions = reductions
-        self._cache = ImageCache(capacity)
-        self._counters = counters
-
-    def get(self, number: int) -> NDArray[np.uint8]:
-        """Pixels of an image, HW3 or HW, reduced."""
-        try:
-            pixels, was_there = self._cache.get(number, lambda: self._decode(number))
-        except BadImage as error:
-            raise BrokenImage(number, str(error)) from error
-        if was_there:
-            self._counters.add(cache_hits=1)
-        return pixels
-
-    def _decode(self, number: int) -> NDArray[np.uint8]:
-        start = time.perf_counter()
-        reduction = int(self.reductions[number])
-        pixels = decode_compact(self.index.path(number), int(self.index.orientation[number]), reduction)
-        if pixels.shape[:2] != tuple((-(-self.index.sizes[number] // reduction)).tolist()):
-            raise BadImage("has another size than when it was indexed")
-        self._counters.add(decode_s=time.perf_counter() - start, decodes=1)
-        return pixels
-
-
-class BrokenImage(Exception):  # noqa: N818
-    """An image that could be read when it was indexed, and cannot be read now."""
-
-    def __init__(self, number: int, reason: str) -> None:
-        super().__init__(number, reason)
-        self.number = number
-        self.reason = reason
+def partner_window(partners: Literal["auto", "all", "window"], needed_bytes: int) -> int:
+    """Return from how many samples of its stripe a mosaic takes partners; 0 for the whole set (bytes: decoded)."""
+    if partners == "auto":
+        partners = "all" if needed_bytes <= PARTNERS_OF_ALL_BYTES else "window"
+    return PARTNER_WINDOW if partners == "window" else 0
 
 
 class _Loader:
     """What both loaders share: images, threads, buffers, counters, and their end."""
 
     def __init__(
-        self, index: Index, imgsz: int, batch: int, workers: int, reductions: NDArray[np.int64], capacity: int
+        self,
+        index: Index,
+        imgsz: int,
+        batch: int,
+        workers: int,
+        reductions: NDArray[np.int64],
+        capacity: int,
+        store: Store | None,
+        rank: int,
+        world: int,
     ) -> None:
         assert len(index) >= 1
+        if batch < world:
+            raise UserError(f"batch={batch} is less than the {world} devices; give at least one image to each.")
         cv2.setNumThreads(0)  # one thread per picture; OpenCV's own would fight with ours
         self.index = index
         self.imgsz = imgsz
         self.batch_size = batch
+        self.rows = rows_of_rank(batch, rank, world)
         self.faults = Faults(index)
         self.counters = Counters()
-        self.images = Images(index, reductions, capacity, self.counters)
-        self.buffers = Buffers((batch, imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2)
+        self.images = Images(index, store or FileStore(index), reductions, ImageCache(capacity), self.counters)
+        self.buffers = Buffers((len(self.rows), imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2)
         self._prefetcher = Prefetcher(num_threads(workers), PREFETCHED_BATCHES)
         self._local = threading.local()
 
@@ -141,7 +105,7 @@ class _Loader:
         """Return sums since the start, by name.
 
         Seconds that threads spent decoding and rendering (all threads together), and the consumer waiting; numbers of
-        images decoded, of images found in the cache, and of those that turned out to be broken.
+        images decoded, of images found in the cache, of those that turned out to be broken, and of slow reads.
         """
         return self.counters.read()
 
@@ -175,22 +139,31 @@ class _Loader:
 class TrainLoader(_Loader):
     """Augmented batches of the endless stream of samples; a pure function of (index, configs, seed, step).
 
-    `window` overrides the recipe's rule for mosaic partners: 0 takes them from the whole set, else from that many
-    samples that came just before.
+    `config.batch` counts the images of all ranks; this loader delivers the rows of `rank` out of `world`, see
+    `rows_of_rank`. Put together they are the same batch for any world, any threads and any cache. `store` is where
+    encoded images come from, the index' files where it is None. Raises UserError for a batch smaller than the world.
     """
 
     def __init__(
-        self, index: Index, config: DataConfig, augment: AugmentConfig, seed: int, *, window: int | None = None
+        self,
+        index: Index,
+        config: DataConfig,
+        augment: AugmentConfig,
+        seed: int,
+        *,
+        store: Store | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         reduced = reductions(index.sizes, config.imgsz)
         needed_bytes = decoded_bytes(index.sizes, reduced)
-        if window is None:
-            window = 0 if needed_bytes <= PARTNERS_OF_ALL_BYTES else PARTNER_WINDOW
-        at_a_time = window + (PREFETCHED_BATCHES + 1) * config.batch if window else 0
+        window = partner_window(augment.partners, needed_bytes)
+        at_a_time = -(-window * NUM_STRIPES // world) + (PREFETCHED_BATCHES + 1) * -(-config.batch // world)
+        at_a_time = at_a_time if window else 0
         capacity = choose_capacity(
             config.cache, len(index), needed_bytes, otherwise=min(at_a_time, len(index)), what="training"
         )
-        super().__init__(index, config.imgsz, config.batch, config.workers, reduced, capacity)
+        super().__init__(index, config.imgsz, config.batch, config.workers, reduced, capacity, store, rank, world)
         self.order = Order(len(index), config.batch, seed)
         self.config = augment
         self.seed = seed
@@ -214,7 +187,7 @@ class TrainLoader(_Loader):
         if self.window == 0:
             return augment.partners_of_all(draws, len(self.index))
         chosen = draws[:, augment.Slot.PARTNER_1 : augment.Slot.PARTNER_3 + 1]
-        return self.order.recent(positions, chosen, min(self.window, len(self.index)))
+        return self.order.recent(positions, chosen, self.window)
 
     def plan(self, draws: NDArray[np.float64], images: NDArray[np.int64], *, mosaic: bool) -> augment.Transforms:
         """Make the transforms of pictures from their random numbers BS and images B4."""
@@ -240,9 +213,10 @@ class _TrainWork:
     def begin(self) -> int:
         """Draw the transforms."""
         loader = self._loader
-        samples, passes = loader.order.batch(self._step)
+        positions = loader.order.positions(self._step)[loader.rows]
+        samples, passes = loader.order.at(positions)
         self._draws = augment.draw(loader.seed, passes, samples)
-        partners = loader.partners(loader.order.positions(self._step), self._draws)
+        partners = loader.partners(positions, self._draws)
         self._images = np.concatenate([samples[:, None], partners], axis=1)
         self._transforms = loader.plan(self._draws, loader.faults.replace(self._images), mosaic=self._mosaic)
         self._buffer = loader.buffers.take()
@@ -254,7 +228,10 @@ class _TrainWork:
         while True:
             sources = self._transforms.sources[part].tolist()
             try:
-                images = [loader.images.get(source) if source >= 0 else None for source in sources]
+                images = [
+                    loader.images.get(source, renew=tile == 0) if source >= 0 else None
+                    for tile, source in enumerate(sources)
+                ]
                 break
             except BrokenImage as broken:
                 loader.take_out(broken)
@@ -277,7 +254,8 @@ class _TrainWork:
 class EvalLoader(_Loader):
     """All images of an index in its order, letterboxed to `imgsz` x `imgsz`, in full batches.
 
-    What is missing in the last batch, and images that have become unreadable, are grey and have sample -1.
+    `batch` counts the images of all ranks; every image comes to one rank, and all ranks have as many batches. What is
+    missing in the last batch, and images that have become unreadable, are grey and have sample -1.
     """
 
     def __init__(
@@ -287,13 +265,17 @@ class EvalLoader(_Loader):
         batch: int,
         workers: int = -1,
         cache: Literal["auto", "none", "ram"] = "none",
+        *,
+        store: Store | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         reduced = reductions(index.sizes, imgsz, dividing=True)
         needed_bytes = decoded_bytes(index.sizes, reduced)
         capacity = 0
         if cache != "none":
             capacity = choose_capacity(cache, len(index), needed_bytes, otherwise=0, what="evaluation")
-        super().__init__(index, imgsz, batch, workers, reduced, capacity)
+        super().__init__(index, imgsz, batch, workers, reduced, capacity, store, rank, world)
 
     def __len__(self) -> int:
         """Count the batches."""
@@ -313,7 +295,7 @@ class _EvalWork:
 
     def __init__(self, loader: EvalLoader, step: int) -> None:
         self._loader = loader
-        numbers = np.arange(step * loader.batch_size, (step + 1) * loader.batch_size)
+        numbers = step * loader.batch_size + loader.rows
         self._samples = np.where(numbers < len(loader.index), numbers, -1)
 
     def begin(self) -> int:

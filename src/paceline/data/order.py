@@ -1,4 +1,4 @@
-r"""Order: which sample comes when, as one endless stream.
+r"""Order: which sample comes when, as one endless stream, and which of it each rank makes.
 
     pass 0           pass 1           pass 2
     [4 0 2 1 3]      [1 3 0 4 2]      [2 ...          each pass is a permutation of all samples, from (seed, pass)
@@ -6,6 +6,12 @@ r"""Order: which sample comes when, as one endless stream.
       k=0    k=1       k=2    k=3      k=4             an epoch ends with the batch that completes its pass
 
 A batch may span passes, so nothing has to be padded or dropped, and the state of the order is k alone.
+
+    position   0  1  2  3  4  5  6  7 ...  63 | 64 65 66 ...       stripe = position modulo 64, whatever the ranks
+    rank of 4  0  1  2  3  0  1  2  3 ...   3 |  0  1  2 ...       rank   = place in the batch modulo the world
+
+Where the number of ranks divides 64 and the batch, a rank so makes whole stripes, and the same share of every batch.
+With other numbers the deal is the same, but samples of one stripe go to several ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +26,20 @@ from paceline.data.draws import permutation
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+NUM_STRIPES = 64
+"""Part of the recipe, never the number of ranks: samples of one stripe find their partners in this stripe."""
 _KEPT_PASSES = 4
+_KEPT_SAMPLES = 16_384
+
+
+def rows_of_rank(batch: int, rank: int, world: int) -> NDArray[np.int64]:
+    """Places in a batch of all ranks of the samples that `rank` makes, in the order of its own batch.
+
+    They hang on no step, so shapes stay fixed; `whole[rows_of_rank(batch, r, world)] = part of rank r` over all r
+    puts the whole batch together.
+    """
+    assert 0 <= rank < world
+    return np.arange(rank, batch, world, dtype=np.int64)
 
 
 class Order:
@@ -33,6 +52,7 @@ class Order:
         self.batch_size = batch
         self.seed = seed
         self._kept: dict[int, NDArray[np.int64]] = {}
+        self._num_kept = max(_KEPT_PASSES, -(-_KEPT_SAMPLES // num_samples))
         self._lock = threading.Lock()
 
     def steps_until_pass(self, number: int) -> int:
@@ -46,6 +66,9 @@ class Order:
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return samples and passes at `positions` of the stream, in arrays of the same shape."""
         passes, places = np.divmod(positions, self.num_samples)
+        first = int(passes.min())
+        if first == passes.max():  # nearly always
+            return self._permutation(first)[places], passes
         samples = np.empty_like(positions)
         for number in np.unique(passes):
             inside = passes == number
@@ -57,12 +80,13 @@ class Order:
         return self.at(self.positions(step))
 
     def recent(self, positions: NDArray[np.int64], draws: NDArray[np.float64], window: int) -> NDArray[np.int64]:
-        """Pick samples BP by `draws` BP in [0, 1) from the `window` samples before each of `positions` B.
+        """Pick samples BP by `draws` BP in [0, 1) from the `window` samples before each of `positions` B in its stripe.
 
-        At the very start of the stream the window is its first `window` samples.
+        At the very start of the stream the window is the stripe's first `window` samples.
         """
-        first = np.maximum(positions - window, 0)
-        return self.at(first[:, None] + (draws * window).astype(np.int64))[0]
+        places, stripes = np.divmod(positions, NUM_STRIPES)
+        chosen = np.maximum(places - window, 0)[:, None] + (draws * window).astype(np.int64)
+        return self.at(chosen * NUM_STRIPES + stripes[:, None])[0]
 
     def _permutation(self, number: int) -> NDArray[np.int64]:
         with self._lock:
@@ -71,6 +95,6 @@ class Order:
             found = permutation(self.seed, number, self.num_samples)
             with self._lock:
                 self._kept[number] = found
-                while len(self._kept) > _KEPT_PASSES:
+                while len(self._kept) > self._num_kept:
                     del self._kept[min(self._kept)]
         return found
