@@ -234,10 +234,13 @@ def _read_tiff(file: _File) -> tuple[int, int, int, str]:
     width, height = tags.first(256), tags.first(257)
     if not (width and height):
         raise BadImage("is a damaged or cut off TIFF (its first page does not say its size); export it again")
-    for starts, lengths in ((273, 279), (324, 325)):  # strips, tiles
-        ends = [first + length for first, length in zip(tags.values(starts), tags.values(lengths), strict=False)]
-        if ends and max(ends) > file.size:
-            raise BadImage("is cut off (a TIFF with fewer bytes than it says); download or export it again")
+    ends = [
+        first + length
+        for starts, lengths in ((273, 279), (324, 325))  # strips, tiles
+        for first, length in zip(tags.values(starts), tags.values(lengths), strict=False)
+    ]
+    if not ends or max(ends) > file.size:
+        raise BadImage("is cut off (a TIFF with fewer bytes than it says); download or export it again")
     orientation = tags.first(_ORIENTATION_TAG)
     return height, width, orientation if 1 <= orientation <= 8 else 1, "tiff"
 
