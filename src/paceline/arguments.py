@@ -86,7 +86,7 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("save_period", "train"),
     *_accepted("val", "train", note="The last epoch is always evaluated."),
     *_accepted("plots", "train", "val", note="On unless turned off."),
-    *_accepted("device", *COMMANDS, note="One device; several come with parallel training."),
+    *_accepted("device", *COMMANDS, note="`train` takes several GPUs too: `0,1`."),
     *_accepted("amp", "train", note="`True` measures bf16 and fp16 and takes the fastest; `bf16` and `fp16` name one."),
     *_accepted("deterministic", "train", note="Off unless asked for: the seed alone fixes order and augmentation."),
     *_accepted("pretrained", "train", note="True or False; weights are named by `model`."),

@@ -54,7 +54,7 @@ class TrainKeywords(TypedDict, total=False):
     patience: int
     seed: int
     amp: bool | Literal["auto", "off", "bf16", "fp16"]
-    device: str | int | None
+    device: str | int | Sequence[int] | None
     resume: bool | str | Path
     pretrained: bool
     freeze: int | None
@@ -66,6 +66,14 @@ class TrainKeywords(TypedDict, total=False):
     iou: float
     max_det: int
     agnostic_nms: bool
+    devices: int
+    limit_start: float
+    limit_index: float
+    limit_compile: float
+    limit_step: float
+    limit_evaluation: float
+    limit_checkpoint: float
+    limit_silence: float
 
 
 class ValKeywords(TypedDict, total=False):

@@ -136,6 +136,12 @@ class Ledger:
                     return
             yield item
 
+    @property
+    def outermost(self) -> str:
+        """Name of the outermost open span, `other` where none is open; may be asked from another thread."""
+        names = self._names[:2]
+        return names[-1]
+
     def lap(self) -> Lap:
         """Close the books: return what was seen since the last lap and start afresh. Open spans stay open."""
         device_ms: dict[str, float] = {}

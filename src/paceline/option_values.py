@@ -98,6 +98,14 @@ BOUNDS = MappingProxyType(
         "conf": _SHARE,
         "iou": _SHARE,
         "max_det": _POSITIVE,
+        "devices": _NOT_NEGATIVE,
+        "limit_start": _NOT_NEGATIVE,
+        "limit_index": _NOT_NEGATIVE,
+        "limit_compile": _NOT_NEGATIVE,
+        "limit_step": _NOT_NEGATIVE,
+        "limit_evaluation": _NOT_NEGATIVE,
+        "limit_checkpoint": _NOT_NEGATIVE,
+        "limit_silence": Bounds(least=5),
     }
 )
 """Bounds of every number by the option's name; `imgsz` has a rule of its own."""
@@ -251,12 +259,15 @@ def _spell_device(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ",".join(str(entry) for entry in value)
     word = str(value).strip().strip("[]()").replace(" ", "").lower()
-    if "," in word.strip(","):
-        raise UserError(f"device={word} names several devices, which comes with parallel training; name one for now.")
-    word = word.strip(",").removeprefix("cuda:")
+    words = [part.removeprefix("cuda:") for part in word.split(",") if part]
+    if len(words) > 1 and all(part.isdigit() for part in words):
+        return ",".join(words)
+    word = words[0] if len(words) == 1 else word
     if word in {"", "auto", "cpu", "cuda"} or word.isdigit():
         return word or "auto"
-    raise UserError(f"device={value} is not known; choose auto, cpu, cuda, or the number of a GPU such as 0.")
+    raise UserError(
+        f"device={value} is not known; choose auto, cpu, cuda, the number of a GPU such as 0, or several such as 0,1."
+    )
 
 
 def _spell_amp(value: object) -> object:

@@ -18,6 +18,7 @@ from paceline.errors import UserError
 from paceline.evaluation.config import PostprocessConfig
 from paceline.losses.config import LossConfig
 from paceline.option_values import typed
+from paceline.parallel.config import LimitsConfig, RanksConfig
 from paceline.records import RunConfig, to_jsonable, write_atomically
 from paceline.training.config import LoopConfig, OptimConfig
 
@@ -124,6 +125,8 @@ class TrainOptions(Options):
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+    ranks: RanksConfig = field(default_factory=RanksConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

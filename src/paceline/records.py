@@ -142,7 +142,7 @@ class EndRecord:
 
     folder: Path
     reason: str
-    """`finished`, `stopped early`, `time budget spent` or `interrupted`."""
+    """`finished`, `stopped early`, `time budget spent` or `preempted`."""
     epochs: int
     best_epoch: int
     best: EvaluationRecord | None

@@ -108,14 +108,15 @@ class YOLO:
     def train(self, *, callbacks: Sequence[Callback] = (), **options: Unpack[TrainKeywords]) -> TrainResult:
         """Train, starting from what this object holds, and hold the best weights afterwards.
 
-        Raises UserError for whatever the caller can mend, before anything is written.
+        With `devices=4` or `device=[0, 1]` as many processes are started, from a script without a main guard and from a
+        notebook too; `callbacks` are called in the first of them. Raises UserError for whatever the caller can mend,
+        before anything is written, and RankError where one of several processes failed.
         """
-        from paceline.cli.progress import ProgressCallback, ProgressLogHandler
-        from paceline.commands.train import train
+        from paceline.cli.runs import train_with_progress
 
-        with ProgressCallback() as progress, logging_to(ProgressLogHandler(progress)):
+        with logging_to(ConsoleHandler()):
             settled = TrainOptions.from_flat(settle_resume(self._named(options)))
-            result = train(settled, [progress, *callbacks])
+        result = train_with_progress(settled, callbacks)
         self._hold(result.best_weights)
         return result
 

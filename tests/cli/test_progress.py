@@ -157,10 +157,10 @@ def test_an_epoch_without_evaluation_says_none_and_a_tie_is_not_a_new_best() -> 
 def test_the_end_says_where_to_look_and_how_to_go_on(tmp_path: Path) -> None:
     progress, stream, _ = plain()
     (tmp_path / "pictures").mkdir()
-    progress.on_end(end(tmp_path, "interrupted"))
+    progress.on_end(end(tmp_path, "preempted"))
     assert stream.getvalue().splitlines() == [
         "",
-        "interrupted: 3 epochs in 6:01",
+        "preempted: 3 epochs in 6:01",
         "",
         f"folder    {tmp_path}",
         f"weights   {tmp_path}/weights/best.safetensors",

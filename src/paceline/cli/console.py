@@ -27,22 +27,26 @@ class ConsoleHandler(logging.Handler):
 
 
 class MessageFormatter(logging.Formatter):
-    """The message alone, behind `warning:` where it is one."""
+    """The message alone, behind `warning:` where it is one, and behind the prefix of its process, if that has one."""
+
+    def __init__(self, prefix: str = "") -> None:
+        super().__init__()
+        self._prefix = prefix
 
     def format(self, record: logging.LogRecord) -> str:
         """Give the line to print."""
-        message = super().format(record)
+        message = f"{self._prefix}{super().format(record)}"
         return message if record.levelno < logging.WARNING else f"{_coloured('warning:', _YELLOW)} {message}"
 
 
 @contextmanager
-def logging_to(handler: logging.Handler) -> Iterator[None]:
+def logging_to(handler: logging.Handler, *, prefix: str = "") -> Iterator[None]:
     """Show the package's log by `handler`, unless the program around us has set up logging of its own."""
     if _LOGGER.hasHandlers():
         yield
         return
     level = _LOGGER.level
-    handler.setFormatter(MessageFormatter())
+    handler.setFormatter(MessageFormatter(prefix))
     _LOGGER.addHandler(handler)
     _LOGGER.setLevel(logging.INFO)
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from paceline.cli.console import complain
 from paceline.errors import UserError
+from paceline.parallel.fault import RankError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,12 +45,16 @@ _OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit status: 0, 2 after a user's mistake, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status: 0, 1 where a rank failed, 2 after a mistake, 130 after Ctrl-C."""
     try:
         return run(list(sys.argv[1:] if words is None else words))
     except UserError as error:
         complain(str(error))
         return 2
+    except RankError as error:
+        sys.stderr.write(error.fault.details)
+        complain(str(error))
+        return 1
     except KeyboardInterrupt:
         complain("interrupted; a run that has finished an epoch goes on by `paceline train --resume`.")
         return 130

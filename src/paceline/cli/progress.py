@@ -190,7 +190,7 @@ class ProgressCallback(Callback):
             places.append(("pictures", folder / "pictures"))
         for name, path in places:
             self._print(Text.assemble((f"{name:<10}", "bright_black"), str(path)))
-        if record.reason == "interrupted":
+        if record.reason == "preempted":
             self._print(Text.assemble((f"{'go on':<10}", "bright_black"), f"paceline train --resume {folder}"))
 
     def _redraw(self) -> None:

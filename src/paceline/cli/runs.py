@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from paceline.cli.argv import Words, sort_words
 from paceline.cli.console import ConsoleHandler, logging_to
@@ -14,6 +14,8 @@ from paceline.options import PredictOptions, TrainOptions, ValOptions, settle_re
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from paceline.callbacks import Callback
+    from paceline.commands.train import TrainResult
     from paceline.options import Options
     from paceline.results import Results
 
@@ -38,12 +40,47 @@ def run_train(arguments: Sequence[str]) -> int:
     with logging_to(ConsoleHandler()):
         options = read_options(TrainOptions, words)
 
+    train_with_progress(options)
+    return 0
+
+
+def train_with_progress(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainResult:
+    """Train in this process, or in as many as the options ask for, with progress on this terminal.
+
+    Callbacks travel to the processes by value, are called in rank 0, and have what they remember when they come back.
+    """
+    from paceline.commands.train import ranks_to_launch
+
+    with logging_to(ConsoleHandler()):
+        num_ranks = ranks_to_launch(options)
+    if num_ranks == 1:
+        return _train_here(options, callbacks)
+    from paceline.parallel.launch import launch
+
+    result, states = launch(num_ranks, _train_as_rank, options, list(callbacks))
+    for callback, state in zip(callbacks, states, strict=True):
+        if hasattr(callback, "__dict__"):
+            vars(callback).update(state)
+    return result
+
+
+def _train_as_rank(options: TrainOptions, callbacks: list[Callback]) -> tuple[TrainResult, list[dict[str, Any]]]:
+    result = _train_here(options, callbacks)
+    return result, [dict(getattr(callback, "__dict__", {})) for callback in callbacks]
+
+
+def _train_here(options: TrainOptions, callbacks: Sequence[Callback]) -> TrainResult:
+    """Train in this process; in a rank other than 0 only warnings are shown, behind the rank's number."""
     from paceline.cli.progress import ProgressCallback, ProgressLogHandler
     from paceline.commands.train import train
+    from paceline.parallel.rank import rank_of_environment
 
+    rank = rank_of_environment()
+    if rank is not None and not rank.is_main:
+        with logging_to(ConsoleHandler(logging.WARNING), prefix=f"[rank {rank.rank}] "):
+            return train(options, callbacks)
     with ProgressCallback() as progress, logging_to(ProgressLogHandler(progress)):
-        train(options, [progress])
-    return 0
+        return train(options, [progress, *callbacks])
 
 
 def run_val(arguments: Sequence[str]) -> int:

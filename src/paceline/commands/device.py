@@ -12,12 +12,15 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel
 
 
-def resolve_device(text: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or a GPU's number into a device.
+def resolve_device(text: str, *, local_rank: int = 0, local_world: int = 1) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, a GPU's number, or one per rank (`0,1`) into the device of a rank.
 
     Raises UserError when there is no such device.
     """
     name = text.strip().lower()
+    several = [part for part in name.split(",") if part]
+    if len(several) > 1 or local_world > 1:
+        name = _device_of_rank(several, local_rank, local_world)
     if name in {"auto", ""}:
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
@@ -30,6 +33,42 @@ def resolve_device(text: str) -> torch.device:
         found = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU that PyTorch can use"
         raise UserError(f"device={text!r} asks for GPU {number}, but this machine has {found}; use device=cpu.")
     return torch.device("cuda", int(number))
+
+
+def count_devices(text: str, devices: int) -> int:
+    """Count the ranks that `device` and `devices` ask for; raises UserError where they do not go together."""
+    named = len([part for part in text.split(",") if part])
+    if named > 1 and devices not in (0, named):
+        raise UserError(f"device={text} names {named} devices and devices={devices} asks for another number; drop one.")
+    if named == 1 and devices > 1 and text.removeprefix("cuda:").isdecimal():
+        raise UserError(f"device={text} names one GPU and devices={devices} asks for more; name them all: device=0,1.")
+    if devices > 1 and named <= 1 and text != "cpu" and torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        if devices > count:
+            raise UserError(f"devices={devices} asks for more than the {count} GPUs of this machine.")
+    return devices or max(named, 1)
+
+
+def backend_of(text: str) -> str:
+    """Name the way in which ranks on these devices talk to each other; two ranks on one GPU cannot by NCCL."""
+    named = [part for part in text.split(",") if part]
+    if text == "cpu" or not torch.cuda.is_available() or len(set(named)) < len(named):
+        return "gloo"
+    return "cpu:gloo,cuda:nccl"
+
+
+def _device_of_rank(several: list[str], local_rank: int, local_world: int) -> str:
+    """Choose a rank's device of those that were named, or by its number."""
+    if len(several) <= 1:
+        word = several[0] if several else "auto"
+        gpus = word in {"auto", "cuda"} and torch.cuda.is_available()
+        return str(local_rank) if gpus else word
+    if local_rank >= len(several) or local_world != len(several):
+        names = ",".join(several)
+        if local_world == 1:
+            raise UserError(f"device={names} names several devices, which only training uses; name one.")
+        raise UserError(f"device={names} names {len(several)} devices for {local_world} processes; name one for each.")
+    return several[local_rank]
 
 
 def place(network: DetectionModel, device: torch.device) -> DetectionModel:

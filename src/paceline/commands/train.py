@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.commands.device import describe_device, place, resolve_device
+from paceline.commands.device import backend_of, count_devices, describe_device, place, resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import load_network, require_model
@@ -23,6 +23,9 @@ from paceline.losses.detection import DetectionLoss
 from paceline.models.graph import DetectionModel
 from paceline.models.statistics import count_parameters
 from paceline.options import TrainOptions
+from paceline.parallel.fingerprint import digest_of, digest_of_package
+from paceline.parallel.process_group import joined
+from paceline.parallel.rank import rank_of_environment
 from paceline.parallel.single import SingleEngine
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.budget import Budget, parse_duration
@@ -43,9 +46,15 @@ if TYPE_CHECKING:
     from paceline.data.dataset import DataSet
     from paceline.data.index import Index
     from paceline.evaluation.evaluator import Evaluation
+    from paceline.parallel.process_group import ProcessGroup
     from paceline.training.precision import Precision
 
 log = logging.getLogger("paceline")
+
+MAY_DIFFER = frozenset({"model", "data", "project", "name", "exist_ok", "resume", "device", "workers", "cache"})
+"""Options that may differ between ranks: places, and how a host does its part. Data are compared by what they hold."""
+_PHASES = {"evaluation": "evaluation", "checkpoint": "checkpoint", "pictures": "checkpoint"}
+"""Span of the ledger -> phase of the heartbeat; everything else is part of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,30 +73,58 @@ class TrainResult:
 
 
 def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Train as the options say. Raises UserError for whatever the user can mend, before anything is written."""
-    resumed = _resumed_folder(options)
-    if resumed is not None:
-        stored = TrainOptions.read(resumed.config)
-        options = dataclasses.replace(stored, loop=dataclasses.replace(stored.loop, resume=str(resumed.path)))
-    return _Training(options, callbacks, resumed).run()
+    """Train as the options say. Raises UserError for whatever the user can mend, before anything is written.
+
+    In a process that was started as one of several (torchrun, Ray Train, our own launcher), this is its part of the
+    run: files are written and callbacks called by rank 0 alone.
+    """
+    device = options.loop.device
+    with joined(backend=backend_of(device), limits=options.limits, devices=options.ranks.devices) as group:
+        resumed = _resumed_folder(options)
+        if resumed is not None:
+            stored = TrainOptions.read(resumed.config)
+            options = dataclasses.replace(
+                stored,
+                loop=dataclasses.replace(stored.loop, resume=str(resumed.path), device=device),
+                ranks=options.ranks,
+                limits=options.limits,
+            )
+        return _Training(options, callbacks if group.rank.is_main else (), resumed, group).run()
+
+
+def ranks_to_launch(options: TrainOptions) -> int:
+    """Count the processes that have to be started for these options: 1 where this process is all, or one of them."""
+    if rank_of_environment() is not None:
+        return 1
+    return count_devices(options.loop.device, options.ranks.devices)
 
 
 class _Training:
     """One run being put together; each method builds one thing."""
 
-    def __init__(self, options: TrainOptions, callbacks: Sequence[Callback], resumed: RunFolder | None) -> None:
+    def __init__(
+        self, options: TrainOptions, callbacks: Sequence[Callback], resumed: RunFolder | None, group: ProcessGroup
+    ) -> None:
         self._options = options
+        self._group = group
         self._callbacks = tuple(callbacks)
         self._resumed = resumed
         require_model(options.model)
-        self._device = resolve_device(options.loop.device)
+        rank = group.rank
+        self._device = resolve_device(options.loop.device, local_rank=rank.local_rank, local_world=rank.local_world)
+        compared = {name: value for name, value in options.to_flat().items() if name not in MAY_DIFFER}
+        group.agree("start", {"code": digest_of_package(), "options": digest_of(compared)})
         limit_s = parse_duration(options.loop.time) if options.loop.time else None
         if options.loop.deterministic:
             torch.use_deterministic_algorithms(mode=True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.manual_seed(options.loop.seed)
-        self._data_set = open_data_set(options.data, seed=options.loop.seed)
+        group.report(0, "index")
+        with group.first_on_node("index"):
+            self._data_set = open_data_set(options.data, seed=options.loop.seed)
+        group.report(0, "start")
         self._train_index, self._val_index = _splits(self._data_set)
+        group.agree("data", {"data": f"{self._train_index.digest()} {self._val_index.digest()}"})
         self._loaded = self._network()
         self._batch = self._fitting_batch()
         self._precision = choose_precision(
@@ -115,7 +152,7 @@ class _Training:
         optimizer = build_optimizer(recipe.plan, network)
         ema = Ema(network)
         engine = self._engine()
-        folder = self._resumed or RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok)
+        folder = self._folder()
         keeper = WeightsKeeper(
             run=folder,
             model=self._loaded.model,
@@ -131,11 +168,16 @@ class _Training:
             state = keeper.restore()
             self._budget.spent_before_s = state.elapsed_s
             best = keeper.best_evaluation()
-        options.write(folder.config)
+        if self._group.rank.is_main:
+            options.write(folder.config)
         with ExitStack() as stack:
             loader = stack.enter_context(self._train_loader())
             evaluation_loader = stack.enter_context(self._eval_loader())
-            pictures = RunPictures(run=folder, names=self._data_set.names) if options.loop.plots else None
+            pictures = (
+                RunPictures(run=folder, names=self._data_set.names)
+                if options.loop.plots and self._group.rank.is_main
+                else None
+            )
             evaluations = _Evaluations(self, evaluation_loader)
             self._start(folder, str(recipe.plan), state)
             if pictures and not self._resumed:
@@ -160,15 +202,34 @@ class _Training:
                 callbacks=self._callbacks,
                 frozen=frozen,
                 best=best,
+                stops=self._group.preemption.agreed,
             )
+            first_step = state.step
+
+            def place_of_main_thread() -> tuple[int, str]:
+                usual = "compile" if state.step == first_step else "step"
+                return state.step, _PHASES.get(self._ledger.outermost, usual)
+
+            self._group.follow(place_of_main_thread)
             end = loop.run()
+            self._group.follow(None)
+            self._group.report(state.step, "end")
             if pictures and evaluations.best is not None:
                 pictures.evaluation(evaluations.best, evaluation_loader, self._val_index)
                 pictures.curves()
-        folder.append("end", end)
+        if self._group.rank.is_main:
+            folder.append("end", end)
         for callback in self._callbacks:
             callback.on_end(end)
         return TrainResult(folder=folder, end=end, evaluation=end.best)
+
+    def _folder(self) -> RunFolder:
+        """Take the folder of the run that goes on, or let rank 0 make a new one."""
+        run = self._options.run
+        if self._resumed is not None:
+            return self._resumed
+        create = lambda: str(RunFolder.create(run.project, run.name, exist_ok=run.exist_ok).path)  # noqa: E731
+        return RunFolder(path=Path(self._group.share("folder", create)))
 
     def _network(self) -> LoadedNetwork:
         loop = self._options.loop
@@ -184,6 +245,8 @@ class _Training:
         return min(asked, available)
 
     def _engine(self) -> SingleEngine:
+        if self._group.rank.world > 1:
+            raise UserError("Training on several devices is not there yet; leave devices out.")
         network = self._loaded.network
         criterion = DetectionLoss(
             self._options.loss,
@@ -222,7 +285,8 @@ class _Training:
             precision=self._precision.name,
             optimizer=optimizer,
         )
-        folder.append("run", record)
+        if self._group.rank.is_main:
+            folder.append("run", record)
         for callback in self._callbacks:
             callback.on_start(record)
 

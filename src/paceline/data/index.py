@@ -165,6 +165,11 @@ class Index:
             category_ids=self.category_ids,
         )
 
+    def digest(self) -> str:
+        """Hash everything but the place of the files, so that copies of a set on other hosts have the same."""
+        arrays: dict[str, NDArray[Any]] = {name: self._array(name).astype(dtype) for name, dtype in _ARRAYS.items()}
+        return f"{_checksum(arrays, {'names': json.dumps(self.names)}):08x}"
+
     def save(self, file: Path, notes: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file in one atomic step; `notes` are kept with it.
 

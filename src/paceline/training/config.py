@@ -49,7 +49,7 @@ class LoopConfig:
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
     """Mixed precision; `auto` measures which of those that the device has is fastest."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, or the number of a GPU."""
+    """`auto`, `cpu`, `cuda`, the number of a GPU, or several (`0,1`): one process trains on each."""
     resume: str = ""
     """Run folder to go on from, or `true` for the newest one."""
     pretrained: bool = True

@@ -61,6 +61,10 @@ class Keeper(Protocol):
         """Append the epoch to the metrics."""
 
 
+class Preempted(Exception):  # noqa: N818 - it is no error
+    """The run was asked to stop, and all its ranks have taken the same last step."""
+
+
 class Loop:
     """One run over its epochs. Everything it needs is an object that is called at a named place."""
 
@@ -83,6 +87,7 @@ class Loop:
         callbacks: Sequence[Callback],
         frozen: Sequence[Module] = (),
         best: EvaluationRecord | None = None,
+        stops: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self._engine = engine
         self._optimizer = optimizer
@@ -101,14 +106,19 @@ class Loop:
         self._meter = LossMeter(device)
         self._frozen = frozen
         self._best = best
+        self._stops = stops
         self._background_before: dict[str, float] = {}
 
     def run(self) -> EndRecord:
-        """Train until the epochs, the patience or the time budget are spent."""
+        """Train until the epochs, the patience or the time budget are spent, or the run is asked to stop."""
         reason = "finished"
         self._ledger.lap()
         while self._state.epoch < self._state.epochs:
-            self._run_epoch()
+            try:
+                self._run_epoch()
+            except Preempted:
+                reason = "preempted"
+                break
             if self._patience_is_spent():
                 reason = "stopped early"
                 break
@@ -188,6 +198,8 @@ class Loop:
             state.step += 1
             images += len(batch)
             self._report_step(number, steps, len(batch), step_start)
+            if self._stops(state.step):
+                raise Preempted
         if skipped is not None:
             self._count_skipped(skipped)
         return images, time.perf_counter() - start, rates

@@ -1,0 +1,57 @@
+"""A rank: one process of a run, and where it stands among the others. Without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """Who this process is."""
+
+    rank: int = 0
+    world: int = 1
+    """Number of processes of the run."""
+    local_rank: int = 0
+    """Number among the processes of this node."""
+    local_world: int = 1
+    node: str = "0"
+    """What the processes of one node have in common."""
+    host: str = "localhost"
+    """The node's name for a person."""
+    run: str = ""
+    """What the processes of one start of one run have in common."""
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files and the log."""
+        return self.rank == 0
+
+
+def rank_of_environment() -> Rank | None:
+    """Read what torchrun, Kubeflow and others say in the environment; None where there is nothing, or one process."""
+    environment = os.environ
+    if "RANK" not in environment or "WORLD_SIZE" not in environment or "MASTER_ADDR" not in environment:
+        return None
+    world = int(environment["WORLD_SIZE"])
+    if world <= 1:
+        return None
+    host = socket.gethostname()
+    identity = (
+        environment.get("TORCHELASTIC_RUN_ID", ""),
+        environment.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        environment["MASTER_ADDR"],
+        environment.get("MASTER_PORT", ""),
+    )
+    return Rank(
+        rank=int(environment["RANK"]),
+        world=world,
+        local_rank=int(environment.get("LOCAL_RANK", "0")),
+        local_world=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        node=f"{host}/{environment.get('GROUP_RANK', '')}",
+        host=host,
+        run=hashlib.blake2b("\n".join(identity).encode(), digest_size=8).hexdigest(),
+    )
