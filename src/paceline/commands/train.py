@@ -149,9 +149,9 @@ class _Training:
             epochs=options.loop.epochs,
         )
         frozen = freeze_nodes(network, options.loop.freeze)
-        optimizer = build_optimizer(recipe.plan, network)
-        ema = Ema(network)
         engine = self._engine()
+        optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
+        ema = Ema(engine.network, average=engine.parts.twin())
         folder = self._folder()
         keeper = WeightsKeeper(
             run=folder,
