@@ -27,6 +27,10 @@ def layouts(model: str, optimizer: str) -> dict[str, tuple[int, Run]]:
         "data x2": (2, replace(base, engine="data")),
         "data x4": (4, replace(base, engine="data")),
         "fsdp x2": (2, replace(base, engine="fsdp")),
+        "pipeline x2": (2, replace(base, engine="data", stages=2)),
+        "pipeline x2, gpipe": (2, replace(base, engine="data", stages=2, schedule="gpipe")),
+        "pipeline x3": (3, replace(base, engine="data", stages=3)),
+        "hybrid 2x2": (4, replace(base, engine="data", stages=2)),
     }
 
 
@@ -55,6 +59,7 @@ CASES = all_cases()
 QUICK = {
     "yolo11n AdamW data x2",
     "yolo11n SGD fsdp x2",
+    "yolo11n AdamW pipeline x2",
     "whole batch by bn=sync, data x2, ranks without boxes",
     "uneven shares, data x2",
     "float32, data x2",

@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 from batches import NUM_CLASSES, make_batch, rows
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
 
 from paceline.ledger import Ledger
 from paceline.losses.config import LossConfig
@@ -17,7 +16,10 @@ from paceline.losses.detection import DetectionLoss
 from paceline.models.heads import DetectionHead
 from paceline.models.registry import build_model
 from paceline.parallel.data import DataEngine, Replicas, Shards
+from paceline.parallel.layout import Layout
+from paceline.parallel.mesh import Mesh
 from paceline.parallel.norms import BatchStatistics
+from paceline.parallel.pipeline import PipelineEngine
 from paceline.parallel.single import SingleEngine
 from paceline.training.checkpoint import optimizer_tensors
 from paceline.training.config import OptimConfig
@@ -41,7 +43,7 @@ class Run:
     """
 
     model: str = "yolov8n"
-    engine: Literal["single", "data", "fsdp", "pipeline", "hybrid"] = "single"
+    engine: Literal["single", "data", "fsdp"] = "single"
     optimizer: Literal["SGD", "AdamW"] = "SGD"
     dtype: torch.dtype = torch.float64
     updates: int = 5
@@ -53,7 +55,6 @@ class Run:
     """Images without boxes."""
     stages: int = 1
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
-    gradients: Literal["fp32", "bf16"] = "fp32"
 
 
 def train(run: Run) -> dict[int, dict[str, Any]]:
@@ -115,23 +116,42 @@ def build(run: Run, network: DetectionModel) -> Engine:
     common: dict[str, Any] = {"amp_dtype": None, "clip": run.clip, "ledger": Ledger()}
     if run.engine == "single":
         return SingleEngine(network, criterion, **common)
-    group = dist.group.WORLD
-    assert group is not None
-    statistics = BatchStatistics(network, group=group if run.bn == "sync" else None)
-    if run.engine == "data":
-        exchange: Any = Replicas(network, group, gradients=run.gradients)
-    else:
-        exchange = Shards(network, init_device_mesh("cpu", (dist.get_world_size(),)))
+    layout = layout_of(run)
+    mesh = Mesh.of(layout, "cpu")
+    if run.stages > 1:
+        nodes = len(network.nodes)
+        cuts = tuple(nodes * stage // run.stages for stage in range(1, run.stages))
+        batch = run.images // layout.replicas
+        return PipelineEngine(network, criterion, mesh, cuts=cuts, batch=batch, size_hw=(64, 64), **common)
+    statistics = BatchStatistics(network, group=mesh.norms)
+    exchange = Shards(network, mesh.devices["replica"]) if run.engine == "fsdp" else Replicas(network, mesh.replicas)
     return DataEngine(network, criterion, exchange, statistics, **common)
 
 
+def layout_of(run: Run) -> Layout:
+    """Layout of a run over all ranks of this world."""
+    if run.engine == "single":
+        return Layout()
+    replicas = dist.get_world_size() // run.stages
+    return Layout(
+        data=1 if run.engine == "fsdp" else replicas,
+        shard=replicas if run.engine == "fsdp" else 1,
+        pipeline=run.stages,
+        microbatches=run.parts // replicas if run.stages > 1 else 1,
+        schedule=run.schedule,
+        norm_ranks=replicas if run.bn == "sync" else 1,
+    )
+
+
 def shares(run: Run) -> list[tuple[list[int], bool]]:
-    """Rows of each batch that this rank accumulates for an update, and whether it is the last.
+    """Rows of each batch that this rank accumulates for an update, and whether they are the last.
 
     Micro-batch p of P has the rows p, p + P, ...; replica r of R has the micro-batches r, r + R, ...
     """
-    world = 1 if run.engine == "single" else dist.get_world_size()
-    rank = 0 if run.engine == "single" else dist.get_rank()
+    layout = layout_of(run)
+    replica = layout.replica_of(dist.get_rank()) if layout.devices > 1 else 0
     micro = [list(range(part, run.images, run.parts)) for part in range(run.parts)]
-    mine = micro[rank::world]
+    mine = micro[replica :: layout.replicas]
+    if run.stages > 1:
+        return [([row for part in mine for row in part], True)]
     return [(part, part is mine[-1]) for part in mine]

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
 if TYPE_CHECKING:
-    from torch import nn
+    from collections.abc import Callable
+
+    import torch
+    from torch import Tensor, nn
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -31,3 +36,42 @@ def shard_fully(module: nn.Module, mesh: DeviceMesh) -> None:
         module.set_gradient_divide_factor(1.0)
     else:
         module.set_reduce_scatter_divide_factor(1.0)
+
+
+def pipeline_stage(
+    module: nn.Module,
+    *,
+    index: int,
+    stages: int,
+    device: torch.device,
+    takes: tuple[Tensor, ...],
+    gives: tuple[Tensor, ...],
+    group: ProcessGroup,
+) -> PipelineStage:
+    """Make a stage whose shapes are known: otherwise torch runs the network once more, in training, to find them."""
+    return PipelineStage(module, index, stages, device, input_args=takes, output_args=gives, group=group)
+
+
+def pipeline_schedule(
+    name: Literal["gpipe", "1f1b"],
+    stage: PipelineStage,
+    *,
+    microbatches: int,
+    loss: Callable[[Any, Tensor], Tensor],
+) -> ScheduleGPipe | Schedule1F1B:
+    """Make a schedule that adds gradients up and divides them by nothing."""
+    kind = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[name]
+    return kind(stage, microbatches, loss_fn=loss, scale_grads=False)
+
+
+def run_schedule(schedule: ScheduleGPipe | Schedule1F1B, images: tuple[Tensor, ...], target: Tensor | None) -> None:
+    """Run one batch; the outputs are not kept where torch can be told so."""
+    options: dict[str, Any] = {"return_outputs": False} if _can_drop_outputs(type(schedule)) else {}
+    if target is not None:
+        options |= {"target": target, "losses": []}
+    schedule.step(*images, **options)
+
+
+@cache
+def _can_drop_outputs(schedule: type) -> bool:
+    return "return_outputs" in inspect.signature(schedule.step).parameters  # type: ignore[attr-defined]

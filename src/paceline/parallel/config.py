@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 _PHASES = ("start", "index", "compile", "step", "evaluation", "checkpoint")
 
@@ -13,6 +14,26 @@ class RanksConfig:
 
     devices: int = 0
     """Devices to train on, one process each; 0 takes those that `device` names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the network and the batch are divided among the devices."""
+
+    parallel: Literal["auto", "data", "fsdp", "pipeline", "hybrid"] = "auto"
+    """`data`: a copy of the network on each device; `fsdp`: its parameters are shared out too; `pipeline`: it is cut
+    into stages; `hybrid`: several such pipelines. `auto` takes `data`, or what `stages` asks for."""
+    stages: int = 0
+    """Pieces that the network is cut into, one device each; 0 takes all devices, or 2 under `hybrid`."""
+    microbatches: int = 0
+    """Parts that each batch goes through the stages in; 0 takes about four per stage."""
+    schedule: Literal["1f1b", "gpipe"] = "1f1b"
+    """Order of work in the stages; `1f1b` keeps fewer activations, `gpipe` runs all forward passes first."""
+    bn: str = "local"
+    """Images that batch norms normalise over: those of one device (`local`), of all (`sync`), or of so many
+    neighbours (`group:8`)."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
+    """Type in which gradients travel between copies; `bf16` halves what is sent."""
 
 
 @dataclass(frozen=True, kw_only=True)

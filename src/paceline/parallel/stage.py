@@ -1,0 +1,116 @@
+"""A stage: some nodes of the network with the boundaries that its tensors cross.
+
+What crosses a boundary is contiguous in memory, no view of anything, and of shapes and a type that both sides know
+beforehand. Feature maps cross as BHWC: a channels-last BCHW tensor is that already, so nothing is rearranged.
+
+```
+stage 0                          stage 1
+nodes | BCHW -> BHWC, copied --> | BHWC -> BCHW | nodes        forward
+      | BHWC <-- contiguous ---- | gradient     |              backward
+```
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from paceline.models.graph import DetectionModel, Segment
+    from paceline.parallel.norms import BatchStatistics
+
+
+class Stage(nn.Module):
+    """What the pipeline calls: takes images (first stage) or boundary tensors, gives boundary tensors or outputs."""
+
+    def __init__(
+        self, segment: Segment, statistics: BatchStatistics, *, dtype: torch.dtype, amp_dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.segment = segment
+        self._statistics = statistics
+        self._dtype = dtype
+        self._amp_dtype = amp_dtype
+        self._is_first = segment.first == 0
+        self._is_last = segment.stop == len(segment.wiring)
+
+    @property
+    def boundary_dtype(self) -> torch.dtype:
+        """Type of what crosses boundaries: that in which the network computes."""
+        return self._amp_dtype or self._dtype
+
+    def forward(self, *arrived: Tensor) -> tuple[Tensor, ...]:
+        """Run the nodes on one micro-batch; each is a part of the optimiser's batch for the batch norms."""
+        if self.training:
+            self._statistics.begin()
+        if self._is_first:
+            (images,) = arrived
+            live: tuple[Tensor, ...] = (images.float().div_(255.0).to(self._dtype),)
+        else:
+            live = tuple(enter(value) for value in arrived)
+        with torch.autocast(live[0].device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
+            values = self.segment(*live)
+        if self._is_last:
+            return tuple(value.to(self.boundary_dtype) for value in values)
+        return tuple(leave(value.to(self.boundary_dtype)) for value in values)
+
+
+def leave(value: Tensor) -> Tensor:
+    """Turn BCHW into what crosses a boundary: BHWC, contiguous, no view."""
+    moved = value.permute(0, 2, 3, 1).contiguous()
+    return moved.clone() if moved._is_view() else moved
+
+
+def enter(value: Tensor) -> Tensor:
+    """Turn what crossed a boundary into BCHW, channels-last."""
+    arrived: Tensor = _Arrival.apply(value)  # type: ignore[no-untyped-call]
+    return arrived.permute(0, 3, 1, 2)
+
+
+class _Arrival(torch.autograd.Function):
+    """The identity, whose gradient leaves contiguous: autograd gives narrow slices where a value was concatenated."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return gradients[0].contiguous()
+
+
+@torch.no_grad()
+def boundaries(
+    skeleton: DetectionModel, cuts: tuple[int, ...], *, images: int, size_hw: tuple[int, int], dtype: torch.dtype
+) -> list[tuple[Tensor, ...]]:
+    """Shapes that each stage takes and gives, as tensors on the meta device: boundary s is what stage s takes.
+
+    All but the images ask for a gradient, which is how torch knows that gradients come back.
+
+
+    skeleton: the network on the meta device. cuts: node that each stage after the first begins with.
+    images: of one micro-batch.
+    """
+    skeleton = skeleton.eval()
+    values: tuple[Tensor, ...] = (
+        torch.empty(images, 3, *size_hw, device="meta", dtype=next(skeleton.parameters()).dtype),
+    )
+    found: list[tuple[Tensor, ...]] = [(torch.empty(images, 3, *size_hw, device="meta", dtype=torch.uint8),)]
+    edges = (0, *cuts, len(skeleton.nodes))
+    for first, stop in zip(edges[:-1], edges[1:], strict=True):
+        values = skeleton.segment(first, stop)(*values)
+        is_last = stop == edges[-1]
+        found.append(
+            tuple(
+                torch.empty(
+                    value.shape if is_last else (value.shape[0], *value.shape[2:], value.shape[1]),
+                    device="meta",
+                    dtype=dtype,
+                    requires_grad=True,
+                )
+                for value in values
+            )
+        )
+    return found
