@@ -62,6 +62,12 @@ class TrainKeywords(TypedDict, total=False):
     save_period: int
     plots: bool
     deterministic: bool
+    parallel: Literal["auto", "data", "fsdp", "pipeline", "hybrid"]
+    stages: int
+    microbatches: int
+    schedule: Literal["1f1b", "gpipe"]
+    bn: str
+    gradients: Literal["fp32", "bf16"]
     conf: float
     iou: float
     max_det: int

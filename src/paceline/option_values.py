@@ -95,6 +95,8 @@ BOUNDS = MappingProxyType(
         "seed": Bounds(least=0, most=2**32 - 1),
         "freeze": _NOT_NEGATIVE,
         "save_period": Bounds(least=-1),
+        "stages": _NOT_NEGATIVE,
+        "microbatches": _NOT_NEGATIVE,
         "conf": _SHARE,
         "iou": _SHARE,
         "max_det": _POSITIVE,

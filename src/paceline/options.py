@@ -18,13 +18,17 @@ from paceline.errors import UserError
 from paceline.evaluation.config import PostprocessConfig
 from paceline.losses.config import LossConfig
 from paceline.option_values import typed
-from paceline.parallel.config import LimitsConfig, RanksConfig
+from paceline.parallel.config import LimitsConfig, ParallelConfig, RanksConfig
 from paceline.records import RunConfig, to_jsonable, write_atomically
 from paceline.training.config import LoopConfig, OptimConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+
+LAYOUT_OPTIONS = frozenset({"parallel", "stages", "microbatches", "schedule", "gradients"})
+"""What may change when a run goes on: how it is laid out over devices, which its checkpoints do not depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,7 @@ class TrainOptions(Options):
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
     ranks: RanksConfig = field(default_factory=RanksConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
@@ -242,7 +247,8 @@ def read_mapping(path: Path) -> dict[str, object]:
 def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
 
-    A resumed run keeps the options that it was started with. Raises UserError for any other option beside `resume`.
+    A resumed run keeps the options that it was started with, but may be laid out over devices in another way. Raises
+    UserError for any other option beside `resume`.
     """
     settled = {name.replace("-", "_"): value for name, value in mapping.items()}
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
@@ -251,7 +257,7 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     if resume == "true" and str(settled.get("model", "")).endswith(".safetensors"):
         settled["resume"] = settled["model"]
     settled.pop("model", None)
-    others = sorted(set(settled) - {"resume", "project"})
+    others = sorted(set(settled) - {"resume", "project"} - LAYOUT_OPTIONS)
     if others:
         raise UserError(f"A resumed run keeps its own options; leave out {', '.join(others)}, or start a new run.")
     return settled

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import torch
 
 from paceline.errors import UserError
 
-if TYPE_CHECKING:
-    from paceline.models.graph import DetectionModel
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 def resolve_device(text: str, *, local_rank: int = 0, local_world: int = 1) -> torch.device:
@@ -71,7 +70,7 @@ def _device_of_rank(several: list[str], local_rank: int, local_world: int) -> st
     return several[local_rank]
 
 
-def place(network: DetectionModel, device: torch.device) -> DetectionModel:
+def place(network: M, device: torch.device) -> M:
     """Move a network to the device, its convolutions laid out channels-last; returns the same network."""
     return network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

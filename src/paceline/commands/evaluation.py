@@ -10,15 +10,17 @@ from paceline.commands.device import place
 from paceline.evaluation.evaluator import Evaluator, evaluate
 from paceline.evaluation.ground_truth import GroundTruth
 from paceline.models.fusion import fuse
+from paceline.parallel.gather import gather_detections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from torch import nn
 
     from paceline.batch import Batch
     from paceline.data.index import Index
     from paceline.evaluation.config import PostprocessConfig
     from paceline.evaluation.evaluator import Evaluation
-    from paceline.models.graph import DetectionModel
 
 
 def ground_truth_of(index: Index) -> GroundTruth:
@@ -38,17 +40,18 @@ def ground_truth_of(index: Index) -> GroundTruth:
 
 @torch.inference_mode()
 def evaluate_network(
-    network: DetectionModel,
+    network: nn.Module,
     batches: Iterable[Batch],
     index: Index,
     config: PostprocessConfig,
     *,
     device: torch.device,
     amp_dtype: torch.dtype | None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Run the network, with normalisations folded into its convolutions, over all batches and score it.
 
-    Images that have become unreadable since they were indexed count as images in which nothing was found.
+    With several ranks, `batches` are this rank's share; the first rank scores what all have found, the others get
+    None. Images that have become unreadable since they were indexed count as images in which nothing was found.
     """
     folded = place(fuse(network), device)
     ground_truth = ground_truth_of(index)
@@ -57,5 +60,7 @@ def evaluate_network(
         moved = batch.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             predictions = folded(moved.network_input())
-        evaluator.add(moved, predictions)
-    return evaluate(ground_truth, evaluator.detections, index.names)
+        if predictions is not None:  # a stage of a pipeline gives none, where the last one answers
+            evaluator.add(moved, predictions)
+    detections = gather_detections(evaluator.detections)
+    return None if detections is None else evaluate(ground_truth, detections, index.names)

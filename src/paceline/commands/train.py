@@ -20,13 +20,14 @@ from paceline.data.loader import EvalLoader, TrainLoader
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
-from paceline.models.graph import DetectionModel
 from paceline.models.statistics import count_parameters
 from paceline.options import TrainOptions
+from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.fingerprint import digest_of, digest_of_package
+from paceline.parallel.gather import from_first
+from paceline.parallel.layout import Layout
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import rank_of_environment
-from paceline.parallel.single import SingleEngine
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.budget import Budget, parse_duration
 from paceline.training.ema import Ema
@@ -46,11 +47,14 @@ if TYPE_CHECKING:
     from paceline.data.dataset import DataSet
     from paceline.data.index import Index
     from paceline.evaluation.evaluator import Evaluation
+    from paceline.parallel.engine import Engine
     from paceline.parallel.process_group import ProcessGroup
     from paceline.training.precision import Precision
 
 log = logging.getLogger("paceline")
 
+ANY_NUMBER = 10**9
+"""Of nodes, while the network is not there yet."""
 MAY_DIFFER = frozenset({"model", "data", "project", "name", "exist_ok", "resume", "device", "workers", "cache"})
 """Options that may differ between ranks: places, and how a host does its part. Data are compared by what they hold."""
 _PHASES = {"evaluation": "evaluation", "checkpoint": "checkpoint", "pictures": "checkpoint"}
@@ -86,6 +90,7 @@ def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainRes
             options = dataclasses.replace(
                 stored,
                 loop=dataclasses.replace(stored.loop, resume=str(resumed.path), device=device),
+                parallel=stored.parallel.relaid(options.parallel),
                 ranks=options.ranks,
                 limits=options.limits,
             )
@@ -110,6 +115,7 @@ class _Training:
         self._callbacks = tuple(callbacks)
         self._resumed = resumed
         require_model(options.model)
+        Layout.of(options.parallel, devices=num_ranks(), batch=options.data.batch, nodes=ANY_NUMBER)
         rank = group.rank
         self._device = resolve_device(options.loop.device, local_rank=rank.local_rank, local_world=rank.local_world)
         compared = {name: value for name, value in options.to_flat().items() if name not in MAY_DIFFER}
@@ -127,13 +133,18 @@ class _Training:
         group.agree("data", {"data": f"{self._train_index.digest()} {self._val_index.digest()}"})
         self._loaded = self._network()
         self._batch = self._fitting_batch()
-        self._precision = choose_precision(
+        layout = Layout.of(
+            options.parallel, devices=num_ranks(), batch=self._batch, nodes=len(self._loaded.network.nodes)
+        )
+        self._ranks = Ranks(layout, self._device)
+        precision = choose_precision(
             options.loop.amp,
             self._loaded.network,
             device=self._device,
             imgsz=options.data.imgsz,
-            batch=self._batch,
+            batch=self._batch // layout.replicas,
         )
+        self._precision = from_first(precision)
         self._budget = Budget(limit_s=limit_s)
         clock = CudaClock(self._device) if self._device.type == "cuda" else None
         self._ledger = Ledger(device_clock=clock)
@@ -162,6 +173,7 @@ class _Training:
             engine=engine,
             ema=ema,
             optimizer=optimizer,
+            writes=self._ranks.is_first,
         )
         state, best = TrainingState(epochs=options.loop.epochs), None
         if self._resumed:
@@ -190,7 +202,7 @@ class _Training:
                 optimizer=optimizer,
                 schedule=recipe.schedule,
                 ema=ema,
-                data=loader,
+                data=self._ranks.feed(loader),
                 evaluate=evaluations,
                 keeper=keeper,
                 state=state,
@@ -242,11 +254,10 @@ class _Training:
         asked, available = self._options.data.batch, len(self._train_index)
         if asked > available:
             log.warning("batch=%d is more than the %d training images; the batch is %d.", asked, available, available)
-        return min(asked, available)
+        ranks = num_ranks()
+        return asked if asked <= available else max(available // ranks, 1) * ranks
 
-    def _engine(self) -> SingleEngine:
-        if self._group.rank.world > 1:
-            raise UserError("Training on several devices is not there yet; leave devices out.")
+    def _engine(self) -> Engine:
         network = self._loaded.network
         criterion = DetectionLoss(
             self._options.loss,
@@ -254,9 +265,11 @@ class _Training:
             reg_max=network.reg_max,
             strides=network.strides,
         )
-        return SingleEngine(
+        return self._ranks.engine(
             network,
             criterion,
+            batch=self._batch,
+            imgsz=self._options.data.imgsz,
             amp_dtype=self._precision.amp_dtype,
             clip=self._options.optim.clip,
             ledger=self._ledger,
@@ -265,11 +278,27 @@ class _Training:
 
     def _train_loader(self) -> TrainLoader:
         data = dataclasses.replace(self._options.data, batch=self._batch)
-        return TrainLoader(self._train_index, data, self._options.augment, seed=self._options.loop.seed)
+        return TrainLoader(
+            self._train_index,
+            data,
+            self._options.augment,
+            seed=self._options.loop.seed,
+            rank=self._ranks.replica,
+            world=self._ranks.layout.replicas,
+        )
 
     def _eval_loader(self) -> EvalLoader:
         data = self._options.data
-        return EvalLoader(self._val_index, data.imgsz, batch=self._batch, workers=data.workers, cache=data.cache)
+        rank, world = self._ranks.evaluation_share
+        return EvalLoader(
+            self._val_index,
+            data.imgsz,
+            batch=self._batch,
+            workers=data.workers,
+            cache=data.cache,
+            rank=rank,
+            world=world,
+        )
 
     def _start(self, folder: RunFolder, optimizer: str, state: TrainingState) -> None:
         record = RunRecord(
@@ -321,7 +350,6 @@ class _Evaluations:
 
     def __call__(self, network: torch.nn.Module) -> EvaluationRecord:
         training = self._training
-        assert isinstance(network, DetectionModel)
         evaluation = evaluate_network(
             network,
             self._batches,
@@ -330,9 +358,11 @@ class _Evaluations:
             device=training.device,
             amp_dtype=training.precision.amp_dtype,
         )
-        if self.best is None or evaluation.record.ap > self.best.record.ap:
+        if evaluation is not None and (self.best is None or evaluation.record.ap > self.best.record.ap):
             self.best = evaluation
-        return evaluation.record
+        record = from_first(None if evaluation is None else evaluation.record)
+        assert record is not None, "the first rank scores"
+        return record
 
 
 def _splits(data_set: DataSet) -> tuple[Index, Index]:

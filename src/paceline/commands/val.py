@@ -50,6 +50,7 @@ def validate(options: ValOptions) -> Evaluation:
         evaluation = evaluate_network(
             loaded.network, batches, index, options.postprocess, device=device, amp_dtype=None
         )
+        assert evaluation is not None, "one process scores by itself"
         options.write(folder.config)
         folder.append("evaluation", evaluation.record)
         if options.validation.plots:

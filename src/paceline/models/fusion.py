@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from paceline.models.blocks import ConvUnit
 
-if TYPE_CHECKING:
-    from paceline.models.graph import DetectionModel
+M = TypeVar("M", bound=nn.Module)
 
 
-def fuse(model: DetectionModel) -> DetectionModel:
+def fuse(model: M) -> M:
     """Return a copy in evaluation mode whose convolution units have a bias and no norm; `model` stays as it is.
 
     It answers what `model` answers in evaluation mode, up to rounding, and can no longer be trained.

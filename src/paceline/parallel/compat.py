@@ -60,7 +60,7 @@ def pipeline_schedule(
     loss: Callable[[Any, Tensor], Tensor],
 ) -> ScheduleGPipe | Schedule1F1B:
     """Make a schedule that adds gradients up and divides them by nothing."""
-    kind = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}[name]
+    kind = ScheduleGPipe if name == "gpipe" else Schedule1F1B
     return kind(stage, microbatches, loss_fn=loss, scale_grads=False)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 _PHASES = ("start", "index", "compile", "step", "evaluation", "checkpoint")
@@ -34,6 +34,10 @@ class ParallelConfig:
     neighbours (`group:8`)."""
     gradients: Literal["fp32", "bf16"] = "fp32"
     """Type in which gradients travel between copies; `bf16` halves what is sent."""
+
+    def relaid(self, asked: ParallelConfig) -> ParallelConfig:
+        """Return the settings of a run that goes on: laid out as asked, if anything was, with its own batch norms."""
+        return self if asked == ParallelConfig() else replace(asked, bn=self.bn)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,21 +20,25 @@ T = TypeVar("T")
 
 def from_first(value: T) -> T:
     """Return on every rank what rank 0 has; any value that can be pickled."""
+    if not dist.is_available() or not dist.is_initialized():
+        return value
     box: list[Any] = [value]
     dist.broadcast_object_list(box, src=0, device=_device_of_objects())
     return cast("T", box[0])
 
 
-def gather_detections(table: DetectionTable, group: ProcessGroup | None = None) -> DetectionTable:
-    """Join the detections of all ranks of a group on each of them; their images must not overlap."""
-    tables: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(tables, table, group=group)
-    return type(table).concatenate([found for found in tables if found is not None])
+def gather_detections(table: DetectionTable) -> DetectionTable | None:
+    """Join the detections of all ranks on rank 0, which saw different images; None on the others."""
+    if not dist.is_available() or not dist.is_initialized():
+        return table
+    tables: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(table, tables)
+    return None if tables is None else type(table).concatenate(tables)
 
 
 def union(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:
     """Join the tensors of all ranks of a group on each of them, on the host; of equal keys, the last rank's counts."""
-    host = _device_of(group)
+    host = device_of(group)
     described = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
     descriptions: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(descriptions, described, group=group)
@@ -56,12 +60,12 @@ def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     return torch.Size(shape).numel() * dtype.itemsize
 
 
-def _device_of(group: ProcessGroup) -> torch.device:
-    """Where tensors have to lie to be sent: on the host, unless the group only knows the device's network."""
+def device_of(group: ProcessGroup) -> torch.device:
+    """Say where tensors have to lie to be sent: on the host, unless the group only knows the device's network."""
     backends = dist.get_backend_config(group)
     return torch.device("cpu") if "gloo" in backends or "mpi" in backends else torch.device("cuda")
 
 
 def _device_of_objects() -> torch.device:
     assert dist.group.WORLD is not None
-    return _device_of(dist.group.WORLD)
+    return device_of(dist.group.WORLD)

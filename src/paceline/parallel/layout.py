@@ -95,8 +95,6 @@ class Layout:
 def _stages(config: ParallelConfig, devices: int, nodes: int) -> int:
     """Check the number of stages against the kind, the devices and the network."""
     kind, asked = config.parallel, config.stages
-    if asked < 0:
-        raise UserError(f"stages={asked} is not possible; 0 chooses, 1 does not cut the network.")
     if kind in {"data", "fsdp"} or (kind == "auto" and asked <= 1):
         if asked > 1:
             raise UserError(f"parallel={kind} does not cut the network; leave stages out, or take parallel=pipeline.")
@@ -140,7 +138,9 @@ def _microbatches(config: ParallelConfig, stages: int, replicas: int, batch: int
     asked = config.microbatches
     if stages == 1:
         if asked > 1:
-            raise UserError(f"microbatches={asked} is for networks that are cut into stages; give stages=2, or leave it.")
+            raise UserError(
+                f"microbatches={asked} is for networks that are cut into stages; give stages=2, or leave it."
+            )
         return 1
     share = batch // replicas
     possible = [number for number in _divisors(share) if number >= stages]
@@ -152,7 +152,9 @@ def _microbatches(config: ParallelConfig, stages: int, replicas: int, batch: int
     if asked == 0:
         return max([number for number in possible if number <= MICROBATCHES_PER_STAGE * stages], default=possible[0])
     if asked < stages:
-        raise UserError(f"microbatches={asked} leaves some of {stages} stages without work; take {possible[0]} or more.")
+        raise UserError(
+            f"microbatches={asked} leaves some of {stages} stages without work; take {possible[0]} or more."
+        )
     if share % asked:
         nearest = " or ".join(f"microbatches={value}" for value in _nearest(asked, possible))
         raise UserError(
@@ -171,7 +173,9 @@ def _norm_ranks(text: str, replicas: int) -> int:
     asked = int(number)
     if replicas % asked:
         nearest = " or ".join(f"bn=group:{value}" for value in _nearest(asked, _divisors(replicas)))
-        raise UserError(f"bn={text} does not divide {replicas} copies of the network into equal groups; take {nearest}.")
+        raise UserError(
+            f"bn={text} does not divide {replicas} copies of the network into equal groups; take {nearest}."
+        )
     return asked
 
 
@@ -186,7 +190,7 @@ def _divisors(number: int) -> list[int]:
 
 
 def _nearest(wanted: int, possible: list[int]) -> list[int]:
-    """The next possible number below and the next above."""
+    """Return the next possible number below and the next above."""
     below = [value for value in possible if value < wanted][-1:]
     return below + [value for value in possible if value > wanted][:1]
 

@@ -40,9 +40,7 @@ class Mesh:
         world = dist.group.WORLD
         assert world is not None
         assert dist.get_world_size() == layout.devices, (dist.get_world_size(), layout)
-        devices = init_device_mesh(
-            device_type, (layout.replicas, layout.pipeline), mesh_dim_names=("replica", "stage")
-        )
+        devices = init_device_mesh(device_type, (layout.replicas, layout.pipeline), mesh_dim_names=("replica", "stage"))
         rank = dist.get_rank()
         return cls(
             layout=layout,

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from paceline.parallel.forward import ForwardStages
 from paceline.parallel.gather import from_first, union
 from paceline.parallel.shards import local
 
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+    from paceline.models.graph import DetectionModel, Segment
+    from paceline.parallel.mesh import Mesh
+
 T = TypeVar("T")
+M = TypeVar("M", bound=nn.Module)
 
 
 class Parts(Protocol):
@@ -50,7 +55,10 @@ class Parts(Protocol):
         """Put the whole state together from what all ranks give; the whole is returned on each of them."""
 
     def assemble(self, network: nn.Module) -> nn.Module:
-        """Put the whole network together from the parts on all ranks."""
+        """Put the whole network together from the parts on all ranks, for evaluation.
+
+        What it gives for images is None on ranks that are not to answer.
+        """
 
     def first(self, value: T) -> T:
         """Return what the first rank has, for decisions that hang on a clock or on its files."""
@@ -143,12 +151,25 @@ class ShardParts:
 class StageParts:
     """Every rank holds the nodes of one stage, and the ranks of one replica saw the same images."""
 
-    def __init__(self, segment: nn.Module, skeleton: nn.Module, stages: ProcessGroup, replicas: ProcessGroup) -> None:
-        """Take the stage's nodes, the whole network on the meta device, the stages of this replica, and its peers."""
+    def __init__(
+        self,
+        segment: Segment,
+        skeleton: DetectionModel,
+        mesh: Mesh,
+        *,
+        cuts: tuple[int, ...],
+        evaluates_whole: bool = True,
+    ) -> None:
+        """Take the stage's nodes and the whole network on the meta device.
+
+        evaluates_whole: whether `assemble` gives each rank the whole network, or the stages as they are, which answer
+            on the last stage alone.
+        """
         self._segment = segment
         self._skeleton = skeleton
-        self._stages = stages
-        self._replicas = replicas
+        self._mesh = mesh
+        self._cuts = cuts
+        self._evaluates_whole = evaluates_whole
 
     def twin(self) -> nn.Module:
         """Return a copy of the stage."""
@@ -160,14 +181,16 @@ class StageParts:
 
     def settle(self, *networks: nn.Module) -> None:
         """Average the running statistics over the replicas of this stage."""
-        average_buffers(networks, self._replicas)
+        average_buffers(networks, self._mesh.replicas)
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Join what the stages give."""
-        return union(tensors, self._stages)
+        return union(tensors, self._mesh.stages)
 
     def assemble(self, network: nn.Module) -> nn.Module:
-        """Gather the stages into one network."""
+        """Gather the stages into one network, or let them answer together."""
+        if not self._evaluates_whole:
+            return ForwardStages(cast("Segment", network), self._skeleton, self._cuts, self._mesh)
         return _filled(self._skeleton, self.whole(network.state_dict()))
 
     def first(self, value: T) -> T:
@@ -190,9 +213,9 @@ def average_buffers(networks: tuple[nn.Module, ...], group: ProcessGroup) -> Non
         value.copy_(part.view_as(value))
 
 
-def skeleton_of(network: nn.Module) -> nn.Module:
+def skeleton_of(network: M) -> M:
     """Copy a network to the meta device, where it has shapes and no values."""
-    return copy.deepcopy(network).to("meta")
+    return copy.deepcopy(network).to("meta").eval()
 
 
 def _filled(skeleton: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -61,12 +61,14 @@ class PipelineEngine:
         clip: float,
         ledger: Ledger,
         loss_scale: float = 1.0,
+        evaluates_whole: bool = True,
     ) -> None:
         """Take this rank's stage out of the network; the rest is as for `SingleEngine`.
 
         cuts: node that each stage after the first begins with.
         batch, size_hw: of every batch of this replica; buffers are made once. Raises UserError for a stage that has
             nothing to train.
+        evaluates_whole: whether a device has room for the whole network in evaluation; see `StageParts`.
         """
         layout = mesh.layout
         edges = (0, *cuts, len(network.nodes))
@@ -86,7 +88,7 @@ class PipelineEngine:
         self._sum = GradientSum(named, self._device, clip=clip, loss_scale=self.loss_scale)
         self._statistics = BatchStatistics(self.network, group=mesh.norms)
         skeleton = skeleton_of(network)
-        self.parts: Parts = StageParts(self.network, skeleton, mesh.stages, mesh.replicas)
+        self.parts: Parts = StageParts(self.network, skeleton, mesh, cuts=cuts, evaluates_whole=evaluates_whole)
         stage = Stage(self.network, self._statistics, dtype=self._dtype, amp_dtype=amp_dtype)
         edge_tensors = boundaries(
             skeleton, cuts, images=batch // layout.microbatches, size_hw=size_hw, dtype=stage.boundary_dtype
@@ -146,8 +148,12 @@ class PipelineEngine:
     def _check(self, batch: Batch) -> None:
         shape = (len(batch), *batch.size_hw)
         if shape != self._shape:
-            asked, laid_out = (f"{count} images of {width} x {height} px" for count, height, width in (shape, self._shape))
-            raise UserError(f"A pipeline keeps one batch and one image size: it was laid out for {laid_out}, not {asked}.")
+            asked, laid_out = (
+                f"{count} images of {width} x {height} px" for count, height, width in (shape, self._shape)
+            )
+            raise UserError(
+                f"A pipeline keeps one batch and one image size: it was laid out for {laid_out}, not {asked}."
+            )
 
     def _loss(self, outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
         """Loss of one micro-batch, on the last stage."""

@@ -12,6 +12,7 @@ nodes | BCHW -> BHWC, copied --> | BHWC -> BCHW | nodes        forward
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,13 +94,12 @@ def boundaries(
     skeleton: the network on the meta device. cuts: node that each stage after the first begins with.
     images: of one micro-batch.
     """
-    skeleton = skeleton.eval()
     values: tuple[Tensor, ...] = (
         torch.empty(images, 3, *size_hw, device="meta", dtype=next(skeleton.parameters()).dtype),
     )
     found: list[tuple[Tensor, ...]] = [(torch.empty(images, 3, *size_hw, device="meta", dtype=torch.uint8),)]
     edges = (0, *cuts, len(skeleton.nodes))
-    for first, stop in zip(edges[:-1], edges[1:], strict=True):
+    for first, stop in pairwise(edges):
         values = skeleton.segment(first, stop)(*values)
         is_last = stop == edges[-1]
         found.append(
