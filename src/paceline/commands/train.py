@@ -83,6 +83,8 @@ def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainRes
     run: files are written and callbacks called by rank 0 alone.
     """
     device = options.loop.device
+    started = rank_of_environment()
+    check_layout(options, num_ranks() if started is None else started.world)
     with joined(backend=backend_of(device), limits=options.limits, devices=options.ranks.devices) as group:
         resumed = _resumed_folder(options)
         if resumed is not None:
@@ -101,7 +103,15 @@ def ranks_to_launch(options: TrainOptions) -> int:
     """Count the processes that have to be started for these options: 1 where this process is all, or one of them."""
     if rank_of_environment() is not None:
         return 1
-    return count_devices(options.loop.device, options.ranks.devices)
+    count = count_devices(options.loop.device, options.ranks.devices)
+    check_layout(options, count)
+    return count
+
+
+def check_layout(options: TrainOptions, devices: int) -> None:
+    """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
+    if not options.loop.resume:
+        Layout.of(options.parallel, devices=devices, batch=options.data.batch, nodes=ANY_NUMBER)
 
 
 class _Training:
@@ -115,7 +125,6 @@ class _Training:
         self._callbacks = tuple(callbacks)
         self._resumed = resumed
         require_model(options.model)
-        Layout.of(options.parallel, devices=num_ranks(), batch=options.data.batch, nodes=ANY_NUMBER)
         rank = group.rank
         self._device = resolve_device(options.loop.device, local_rank=rank.local_rank, local_world=rank.local_world)
         compared = {name: value for name, value in options.to_flat().items() if name not in MAY_DIFFER}

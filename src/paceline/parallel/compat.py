@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
     from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
 
 
 def distributed_data_parallel(module: nn.Module, group: ProcessGroup, **options: Any) -> DistributedDataParallel:
@@ -24,18 +23,6 @@ def distributed_data_parallel(module: nn.Module, group: ProcessGroup, **options:
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options[name] = False
     return DistributedDataParallel(module, process_group=group, **options)
-
-
-def shard_fully(module: nn.Module, mesh: DeviceMesh) -> None:
-    """Apply FSDP2 to a module in place; its gradients are sums over the ranks, not means."""
-    from torch.distributed.fsdp import FSDPModule, fully_shard
-
-    fully_shard(module, mesh=mesh)
-    assert isinstance(module, FSDPModule)
-    if hasattr(module, "set_gradient_divide_factor"):
-        module.set_gradient_divide_factor(1.0)
-    else:
-        module.set_reduce_scatter_divide_factor(1.0)
 
 
 def pipeline_stage(

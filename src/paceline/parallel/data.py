@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 import torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.distributed.fsdp import fully_shard
 
-from paceline.parallel.compat import distributed_data_parallel, shard_fully
+from paceline.parallel.compat import distributed_data_parallel
 from paceline.parallel.global_sums import GlobalSums
 from paceline.parallel.gradient import GradientSum
 from paceline.parallel.loss_scale import LossScale
@@ -119,8 +120,8 @@ class Shards:
 
     def __init__(self, network: DetectionModel, mesh: DeviceMesh) -> None:
         """Shard the network over a mesh of one dimension, in place; rank 0's values are taken by all."""
-        self.share = 1.0
         self.group = mesh.get_group()
+        self.share = 1.0 / dist.get_world_size(self.group)  # it averages; sums are not to be had over every backend
         for tensor in (*network.parameters(), *network.buffers()):
             dist.broadcast(tensor.data, group_src=0, group=self.group)
         skeleton = skeleton_of(network)
@@ -149,8 +150,8 @@ class Shards:
             parameter.grad = None
 
     def collect(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the same: they have travelled."""
-        return dict(tensors)
+        """Make sums of the averages that have travelled."""
+        return {key: value / self.share for key, value in tensors.items()}
 
 
 class DataEngine:
@@ -227,5 +228,5 @@ def _shard(network: nn.Module, mesh: DeviceMesh) -> None:
     """Shard every node by itself, then what is left; weights are laid out plainly first, as shards have to be."""
     network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     for module in network.get_submodule("model").children():
-        shard_fully(module, mesh)
-    shard_fully(network, mesh)
+        fully_shard(module, mesh=mesh)
+    fully_shard(network, mesh=mesh)

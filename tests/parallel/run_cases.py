@@ -1,0 +1,41 @@
+"""Whole runs of `train` on several ranks, as the ranks of a world see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+
+from paceline.callbacks import Callback
+from paceline.commands.train import train
+from paceline.errors import UserError
+from paceline.options import TrainOptions
+
+
+class Losses(Callback):
+    """Notes the losses of each epoch."""
+
+    def __init__(self) -> None:
+        self.losses: list[tuple[float, float, float]] = []
+
+    def on_epoch(self, record: Any) -> None:
+        self.losses.append((record.loss.box, record.loss.cls, record.loss.dfl))
+
+
+def run(**flat: Any) -> dict[str, Any]:
+    """Train with these options on all ranks; returns what rank 0 saw, and what any rank could not do."""
+    losses = Losses()
+    try:
+        result = train(TrainOptions.from_flat(flat), [losses] if dist.get_rank() == 0 else [])
+        outcome: tuple[str, Any] = "", result.evaluation
+        folder = str(result.folder.path)
+    except UserError as error:
+        outcome, folder = (str(error), None), ""
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, outcome)
+    return {
+        "folder": folder,
+        "losses": losses.losses,
+        "errors": [error for error, _ in outcomes],
+        "evaluations": [evaluation for _, evaluation in outcomes],
+    }
