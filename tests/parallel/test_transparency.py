@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from training_runs import Run, train
+from training_runs import Run, go_on, train
 from worlds import Case, run_world
 
 MODELS = ("yolov8n", "yolo11n")
@@ -80,9 +80,24 @@ def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureReq
             for name, (ranks, run) in CASES.items()
             if ranks == world and name in chosen
         }
+        if world == 2 and "going on" in chosen:
+            cases |= {
+                name: Case("training_runs", "go_on", {"first": first, "second": second})
+                for name, (first, second) in GOING_ON.items()
+            }
         if cases:
             found |= run_world(tmp_path_factory.mktemp(f"world{world}"), world, cases, limit_s=900.0)
     return found
+
+
+GOING_ON = {
+    "data x2 to pipeline x2": (Run(engine="data"), Run(engine="data", stages=2)),
+    "pipeline x2 to fsdp x2": (Run(engine="data", stages=2), Run(engine="fsdp")),
+    "fsdp x2 to data x2": (Run(engine="fsdp"), Run(engine="data")),
+    "pipeline x2 to another cut": (Run(engine="data", stages=2), Run(engine="data", stages=2, shift=5)),
+    "pipeline x2 to single": (Run(engine="data", stages=2), Run()),
+}
+"""Layouts that a run is interrupted under and goes on with, half an update being accumulated."""
 
 
 @cache
@@ -110,3 +125,16 @@ def test_every_layout_is_the_run_of_one_process(results: dict[str, Any], case: s
                 difference = (found[number][state][key].double() - value.double()).abs()
                 scale = value.double().abs().clamp(min=1)
                 assert (difference / scale).max() <= bound, (number, state, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["going on"])
+def test_a_run_goes_on_under_any_layout(results: dict[str, Any], case: str) -> None:
+    expected = go_on(Run(), None)
+    for name in GOING_ON:
+        for state, tensors in expected.items():
+            assert results[name][state].keys() == tensors.keys()
+            for key, value in tensors.items():
+                torch.testing.assert_close(
+                    results[name][state][key], value, rtol=DOUBLE_BOUND, atol=DOUBLE_BOUND, msg=f"{name}: {key}"
+                )

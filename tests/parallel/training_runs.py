@@ -20,15 +20,14 @@ from paceline.parallel.layout import Layout
 from paceline.parallel.mesh import Mesh
 from paceline.parallel.norms import BatchStatistics
 from paceline.parallel.pipeline import PipelineEngine
+from paceline.parallel.shards import load_whole_state
 from paceline.parallel.single import SingleEngine
-from paceline.training.checkpoint import optimizer_tensors
+from paceline.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from paceline.training.config import OptimConfig
 from paceline.training.ema import Ema
 from paceline.training.optim import build_optimizer, plan_optimizer, update
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from paceline.models.graph import DetectionModel
@@ -53,39 +52,109 @@ class Run:
     clip: float = 10.0
     empty: tuple[int, ...] = ()
     """Images without boxes."""
+    gradients: Literal["fp32", "bf16"] = "fp32"
     stages: int = 1
+    shift: int = 0
+    """Nodes by which the cuts lie further back than at equal numbers of nodes."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
+
+
+class Trainer:
+    """Everything that one run trains with."""
+
+    def __init__(self, run: Run) -> None:
+        torch.manual_seed(0)
+        self.run = run
+        network = small_boxes(build_model(run.model, NUM_CLASSES)).to(run.dtype).train()
+        self.engine = build(run, network)
+        config = OptimConfig(optimizer=run.optimizer, lr0=0.0005)  # where a warm-up is after some steps
+        plan = plan_optimizer(config, num_classes=NUM_CLASSES, updates=20_000, effective_batch=64)
+        self.optimizer = build_optimizer(plan, self.engine.network, self.engine.parts.leaf)
+        self.ema = Ema(self.engine.network, average=self.engine.parts.twin(), ramp_updates=10)
+        self.norm = 0.0
+
+    def accumulate(self, number: int, *, completes: bool = True) -> Tensor:
+        """Take batch `number`; returns its losses over all ranks."""
+        batch = make_batch(self.run.images, seed=number, empty=self.run.empty)
+        losses = torch.zeros(4, dtype=self.run.dtype)
+        for mine, last in shares(self.run):
+            sums = self.engine.accumulate(rows(batch, mine), completes=last and completes)
+            losses += torch.stack([sums.box, sums.cls, sums.dfl, sums.normaliser])
+        return losses
+
+    def update(self) -> Tensor:
+        """Apply what was accumulated; says whether it was not finite."""
+        not_finite = self.engine.gradient()
+        self.norm = gradient_norm(self.engine)
+        update(self.optimizer, not_finite)
+        self.ema.update()
+        return not_finite
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """The whole state, as checkpoints have it."""
+        engine, parts = self.engine, self.engine.parts
+        parts.settle(engine.network, self.ema.network)
+        return {
+            "network": copied(parts.whole(engine.network.state_dict())),
+            "ema": copied(parts.whole(self.ema.network.state_dict())),
+            "optimizer": copied(parts.whole(optimizer_tensors(self.optimizer, engine.network, parts.leaf))),
+            "engine": copied(parts.whole(engine.pending())),
+        }
+
+    def load(self, state: dict[str, dict[str, Tensor]], updates: int) -> None:
+        """Go on from the whole state of a run under any layout."""
+        load_whole_state(self.engine.network, state["network"])
+        load_whole_state(self.ema.network, state["ema"])
+        self.ema.updates = updates
+        leaf = self.engine.parts.leaf
+        load_optimizer_tensors(self.optimizer, self.engine.network, state["optimizer"], leaf)
+        self.engine.load_pending(state["engine"])
 
 
 def train(run: Run) -> dict[int, dict[str, Any]]:
     """Train as the run says; returns the state after the first and the last update, the same for every right layout."""
-    torch.manual_seed(0)
-    network = small_boxes(build_model(run.model, NUM_CLASSES)).to(run.dtype).train()
-    engine = build(run, network)
-    parts = engine.parts
-    config = OptimConfig(optimizer=run.optimizer, lr0=0.0005)  # where a warm-up is after some steps
-    plan = plan_optimizer(config, num_classes=NUM_CLASSES, updates=20_000, effective_batch=64)
-    optimizer = build_optimizer(plan, engine.network, parts.leaf)
-    ema = Ema(engine.network, average=parts.twin(), ramp_updates=10)
+    trainer = Trainer(run)
     losses, states = [], {}
     for number in range(1, run.updates + 1):
-        batch = make_batch(run.images, seed=number, empty=run.empty)
-        sums = [engine.accumulate(rows(batch, mine), completes=last) for mine, last in shares(run)]
-        losses.append(torch.stack([torch.stack([s.box, s.cls, s.dfl, s.normaliser]) for s in sums]).sum(0))
-        not_finite = engine.gradient()
-        norm = gradient_norm(engine, parts.leaf)
-        update(optimizer, not_finite)
-        ema.update()
+        losses.append(trainer.accumulate(number))
+        not_finite = trainer.update()
         if number in {1, run.updates}:
-            parts.settle(engine.network, ema.network)
-            states[number] = {
-                "losses": {"losses": torch.stack(losses), "not_finite": not_finite},
-                "network": copied(parts.whole(engine.network.state_dict())),
-                "ema": copied(parts.whole(ema.network.state_dict())),
-                "optimizer": copied(parts.whole(optimizer_tensors(optimizer, engine.network, parts.leaf))),
-                "norm": norm,
-            }
+            figures = {"losses": torch.stack(losses), "not_finite": not_finite}
+            states[number] = trainer.state() | {"losses": figures, "norm": trainer.norm}
     return states
+
+
+def go_on(first: Run, second: Run | None) -> dict[str, dict[str, Tensor]]:
+    """Train under one layout, stop with half an update accumulated, go on under another (None: do not stop)."""
+    trainer = Trainer(first)
+    trainer.accumulate(1)
+    trainer.update()
+    trainer.accumulate(2, completes=False)
+    if second is not None:
+        state = trainer.state()
+        trainer = Trainer(second)
+        trainer.load(state, updates=1)
+        again = trainer.state()
+        for part, tensors in state.items():
+            assert again[part].keys() == tensors.keys(), part
+            for key, value in tensors.items():
+                torch.testing.assert_close(again[part][key], value, msg=lambda text, key=key: f"{key}: {text}")
+    trainer.accumulate(3)
+    trainer.update()
+    trainer.accumulate(4)
+    trainer.update()
+    return trainer.state()
+
+
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, which later updates do not change."""
+    return {key: value.clone() for key, value in tensors.items()}
+
+
+def gradient_norm(engine: Engine) -> float:
+    """Norm of what this rank holds of the gradient."""
+    gradients = [engine.parts.leaf(value).grad for value in engine.network.parameters()]
+    return float(torch.stack([value.norm() for value in gradients if value is not None]).norm())
 
 
 def small_boxes(network: DetectionModel) -> DetectionModel:
@@ -99,17 +168,6 @@ def small_boxes(network: DetectionModel) -> DetectionModel:
     return network
 
 
-def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, which later updates do not change."""
-    return {key: value.clone() for key, value in tensors.items()}
-
-
-def gradient_norm(engine: Engine, leaf: Callable[[Tensor], Tensor]) -> float:
-    """Norm of what this rank holds of the gradient."""
-    gradients = [leaf(value).grad for value in engine.network.parameters()]
-    return float(torch.stack([value.norm() for value in gradients if value is not None]).norm())
-
-
 def build(run: Run, network: DetectionModel) -> Engine:
     """Put the engine of a run together."""
     criterion = DetectionLoss(LossConfig(), NUM_CLASSES)
@@ -120,11 +178,15 @@ def build(run: Run, network: DetectionModel) -> Engine:
     mesh = Mesh.of(layout, "cpu")
     if run.stages > 1:
         nodes = len(network.nodes)
-        cuts = tuple(nodes * stage // run.stages for stage in range(1, run.stages))
+        cuts = tuple(nodes * stage // run.stages + run.shift for stage in range(1, run.stages))
         batch = run.images // layout.replicas
         return PipelineEngine(network, criterion, mesh, cuts=cuts, batch=batch, size_hw=(64, 64), **common)
     statistics = BatchStatistics(network, group=mesh.norms)
-    exchange = Shards(network, mesh.devices["replica"]) if run.engine == "fsdp" else Replicas(network, mesh.replicas)
+    exchange = (
+        Shards(network, mesh.devices["replica"])
+        if run.engine == "fsdp"
+        else Replicas(network, mesh.replicas, gradients=run.gradients)
+    )
     return DataEngine(network, criterion, exchange, statistics, **common)
 
 
@@ -139,6 +201,7 @@ def layout_of(run: Run) -> Layout:
         pipeline=run.stages,
         microbatches=run.parts // replicas if run.stages > 1 else 1,
         schedule=run.schedule,
+        gradients=run.gradients,
         norm_ranks=replicas if run.bn == "sync" else 1,
     )
 

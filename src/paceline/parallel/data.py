@@ -10,11 +10,10 @@ rank 1   forward | loss | backward ...................... |     and so do N and 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, cast
 
 import torch
 import torch.distributed as dist
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.distributed.fsdp import fully_shard
 
 from paceline.parallel.compat import distributed_data_parallel
@@ -86,7 +85,7 @@ class Replicas:
         self.module: nn.Module = self._wrapped
         self._is_first = True
         if gradients == "bf16":
-            self._wrapped.register_comm_hook(group, bf16_compress_hook)
+            self._wrapped.register_comm_hook(group, lambda state, bucket: _average_in_bfloat16(state, bucket.buffer()))
 
     def scope(self, *, completes: bool) -> AbstractContextManager[None]:
         """Let the gradients travel with the batch that completes an update, and with the very first one.
@@ -222,6 +221,18 @@ class DataEngine:
         """Put back the whole of what `pending` gave."""
         self._sum.load_pending(tensors, share=self._exchange.share)
         self._statistics.load_pending(without_prefix("statistics", tensors))
+
+
+def _average_in_bfloat16(group: ProcessGroup, values: Tensor) -> torch.futures.Future[Tensor]:
+    """Average a bucket over the ranks, rounded on the way; torch's own hook does this over NCCL alone."""
+    rounded = (values / dist.get_world_size(group)).to(torch.bfloat16)
+    work = dist.all_reduce(rounded, group=group, async_op=True)
+    assert work is not None
+
+    def put_back(future: torch.futures.Future[list[Tensor]]) -> Tensor:
+        return values.copy_(future.value()[0])
+
+    return cast("torch.futures.Future[Tensor]", work.get_future().then(put_back))
 
 
 def _shard(network: nn.Module, mesh: DeviceMesh) -> None:

@@ -87,7 +87,7 @@ class GradientSum:
         return (
             with_prefix("gradient", gradients)
             | scale
-            | {"normaliser": self._normaliser, "images": torch.as_tensor(self._images)}
+            | {"normaliser": self._normaliser, "images": torch.as_tensor(self._images).long()}
         )
 
     @torch.no_grad()
