@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -10,6 +12,7 @@ from paceline.callbacks import Callback
 from paceline.commands.train import train
 from paceline.errors import UserError
 from paceline.options import TrainOptions
+from paceline.training.checkpoint import load_resume_point, save_resume_point
 
 
 class Losses(Callback):
@@ -39,3 +42,16 @@ def run(**flat: Any) -> dict[str, Any]:
         "errors": [error for error, _ in outcomes],
         "evaluations": [evaluation for _, evaluation in outcomes],
     }
+
+
+def go_on(folder: str, **layout: Any) -> dict[str, Any]:
+    """Let a copy of a finished run go on for one epoch more, under another layout."""
+    copied = Path(f"{folder}-on")
+    file = copied / "weights" / "resume.safetensors"
+    if dist.get_rank() == 0:
+        shutil.copytree(folder, copied)
+        point = load_resume_point(file)
+        point.values["state"]["epochs"] += 1
+        save_resume_point(file, point)
+    dist.barrier()
+    return run(resume=str(copied), device="cpu", **layout)

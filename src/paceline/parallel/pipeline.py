@@ -63,7 +63,7 @@ class PipelineEngine:
         loss_scale: float = 1.0,
         evaluates_whole: bool = True,
     ) -> None:
-        """Take this rank's stage out of the network; the rest is as for `SingleEngine`.
+        """Take this rank's stage out of the network, whose other nodes lose their values; the rest is as for `SingleEngine`.
 
         cuts: node that each stage after the first begins with.
         batch, size_hw: of every batch of this replica; buffers are made once. Raises UserError for a stage that has
@@ -88,6 +88,9 @@ class PipelineEngine:
         self._sum = GradientSum(named, self._device, clip=clip, loss_scale=self.loss_scale)
         self._statistics = BatchStatistics(self.network, group=mesh.norms)
         skeleton = skeleton_of(network)
+        for number, node in enumerate(network.nodes):
+            if not edges[mesh.stage] <= number < edges[mesh.stage + 1]:
+                node.module.to("meta")  # other stages' nodes take no memory here
         self.parts: Parts = StageParts(self.network, skeleton, mesh, cuts=cuts, evaluates_whole=evaluates_whole)
         stage = Stage(self.network, self._statistics, dtype=self._dtype, amp_dtype=amp_dtype)
         edge_tensors = boundaries(
