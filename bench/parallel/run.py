@@ -80,6 +80,7 @@ class Trainer:
             group["lr"] = 1e-4
 
     def step(self) -> None:
+        """Take one update."""
         for number, batch in enumerate(self.batches, start=1):
             self.engine.accumulate(batch, completes=number == len(self.batches))
         update(self.optimizer, self.engine.gradient())
@@ -163,9 +164,10 @@ def rank_main(kind: str, rank: int, world: int, folder: Path, arguments: argpars
         }
     for trainer, _, _ in trainers.values():
         trainer.step()
-    rounds: list[dict[str, dict[str, float]]] = []
-    for _ in range(arguments.rounds):
-        rounds.append({name: timed(trainer, steps, count) for name, (trainer, steps, count) in trainers.items()})
+    rounds = [
+        {name: timed(trainer, steps, count) for name, (trainer, steps, count) in trainers.items()}
+        for _ in range(arguments.rounds)
+    ]
     (folder / f"rank{rank}.json").write_text(json.dumps(rounds))
     dist.barrier()
     dist.destroy_process_group()
@@ -177,7 +179,8 @@ def run_ranks(kind: str, world: int, arguments: argparse.Namespace) -> list[list
         command += ["--rounds", str(arguments.rounds), "--imgsz", str(arguments.imgsz), "--model", arguments.model]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         processes = [subprocess.Popen([*command, "--rank", str(rank)], env=environment) for rank in range(world)]
-        if any([process.wait() for process in processes]):
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
             raise SystemExit(f"a rank of {kind} failed")
         return [json.loads((Path(name) / f"rank{rank}.json").read_text()) for rank in range(world)]
 

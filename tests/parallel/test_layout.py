@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from itertools import product
+
 import pytest
 
 from paceline.errors import UserError
@@ -15,24 +18,19 @@ def of(*, devices: int, batch: int = 64, nodes: int = 23, **settings: object) ->
     return Layout.of(ParallelConfig(**settings), devices=devices, batch=batch, nodes=nodes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("devices", range(1, 13))
-@pytest.mark.parametrize("stages", range(7))
-@pytest.mark.parametrize("batch", [12, 24, 50])
-def test_every_layout_that_is_not_refused_uses_every_device_and_every_image(
-    kind: str, devices: int, stages: int, batch: int
-) -> None:
-    try:
-        layout = of(devices=devices, batch=batch, parallel=kind, stages=stages)
-    except UserError as error:
-        assert str(error).endswith(".")
-        return
-    assert layout.devices == devices
-    assert batch % (layout.replicas * layout.microbatches) == 0
-    assert stages in (0, layout.pipeline) or (stages == 1 == layout.pipeline)
-    assert layout.pipeline == 1 or layout.microbatches >= layout.pipeline
-    places = {(layout.replica_of(rank), layout.stage_of(rank)) for rank in range(devices)}
-    assert places == {(replica, stage) for replica in range(layout.replicas) for stage in range(layout.pipeline)}
+def test_every_layout_that_is_not_refused_uses_every_device_and_every_image() -> None:
+    found = 0
+    for kind, devices, stages, batch in product(KINDS, range(1, 13), range(7), (12, 24, 50)):
+        with suppress(UserError):
+            layout = of(devices=devices, batch=batch, parallel=kind, stages=stages)
+            found += 1
+            assert layout.devices == devices
+            assert batch % (layout.replicas * layout.microbatches) == 0
+            assert stages in (0, layout.pipeline)
+            assert layout.pipeline == 1 or layout.microbatches >= layout.pipeline
+            places = {(layout.replica_of(rank), layout.stage_of(rank)) for rank in range(devices)}
+            assert places == set(product(range(layout.replicas), range(layout.pipeline)))
+    assert found > 100
 
 
 def test_one_device_and_nothing_asked_is_one_process() -> None:

@@ -214,13 +214,14 @@ class DataEngine:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
         pending = self._sum.pending()
         gradients = {name: value for name, value in pending.items() if name.startswith("gradient.")}
-        statistics = self._statistics.averaged(self._exchange.group)
+        statistics = self._statistics.pending_of_all(self._exchange.group)
         return pending | self._exchange.collect(gradients) | with_prefix("statistics", statistics)
 
     def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back the whole of what `pending` gave."""
         self._sum.load_pending(tensors, share=self._exchange.share)
-        self._statistics.load_pending(without_prefix("statistics", tensors))
+        ranks = dist.get_world_size(self._exchange.group)
+        self._statistics.load_pending(without_prefix("statistics", tensors), ranks=ranks)
 
 
 def _average_in_bfloat16(group: ProcessGroup, values: Tensor) -> torch.futures.Future[Tensor]:

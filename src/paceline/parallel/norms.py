@@ -35,14 +35,15 @@ if TYPE_CHECKING:
 class _Part:
     """Which part of the optimiser's batch is on its way; shared by all norms of a network."""
 
-    number: int = 0
+    number: float = 0.0
+    """Parts so far, this one included; a fraction where a run goes on with parts that other ranks began."""
     group: _Ranks | None = None
     """Ranks that normalise together."""
 
     @property
     def share(self) -> float:
         """What this part weighs in the mean of the parts so far."""
-        return 1.0 / max(self.number, 1)
+        return 1.0 / max(self.number, 1.0)
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,7 @@ class BatchStatistics:
         """Move the running statistics by the mean of the parts since the last time; without parts, do nothing."""
         if self._part.number == 0:
             return
-        self._part.number = 0
+        self._part.number = 0.0
         norms = [norm for norm in self._norms.values() if norm.training]
         for momentum in {norm.momentum for norm in norms}:
             chosen = [norm for norm in norms if norm.momentum == momentum]
@@ -136,28 +137,32 @@ class BatchStatistics:
             torch._foreach_add_([cast("Tensor", norm.num_batches_tracked) for norm in chosen], 1)
 
     def pending(self) -> dict[str, Tensor]:
-        """Return the parts since the last commit, for a checkpoint; empty if there are none."""
+        """Return the mean and number of the parts since the last commit, for a checkpoint; empty if there are none."""
         if self._part.number == 0:
             return {}
         means = {f"{name}.mean": norm.mean for name, norm in self._norms.items()}
         variances = {f"{name}.variance": norm.variance for name, norm in self._norms.items()}
-        return means | variances | {"parts": torch.tensor(self._part.number)}
+        return means | variances | {"parts": torch.tensor(self._part.number, dtype=torch.float64)}
 
     @torch.no_grad()
-    def averaged(self, group: ProcessGroup) -> dict[str, Tensor]:
-        """Return what `pending` gives, averaged over the ranks of a group, on all of which as many parts came."""
-        pending = {name: value.clone() for name, value in self.pending().items()}
+    def pending_of_all(self, group: ProcessGroup) -> dict[str, Tensor]:
+        """Return what `pending` gives, of the parts of all ranks of a group, on each of which as many came."""
+        pending, ranks = self.pending(), dist.get_world_size(group)
         for name, value in pending.items():
-            if name != "parts":
-                dist.all_reduce(value, group=group)
-                value /= dist.get_world_size(group)
+            if name == "parts":
+                pending[name] = value * ranks
+            else:
+                pending[name] = value.clone()
+                dist.all_reduce(pending[name], group=group)
+                pending[name] /= ranks
         return pending
 
-    def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `pending` gave."""
+    @torch.no_grad()
+    def load_pending(self, tensors: Mapping[str, Tensor], *, ranks: int = 1) -> None:
+        """Put back what `pending` gave, or `pending_of_all`, which `ranks` ranks share from now on."""
         if "parts" not in tensors:
             return
-        self._part.number = int(tensors["parts"])
+        self._part.number = float(tensors["parts"]) / ranks
         for name, norm in self._norms.items():
             norm.mean.copy_(tensors[f"{name}.mean"])
             norm.variance.copy_(tensors[f"{name}.variance"])

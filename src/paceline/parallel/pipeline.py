@@ -63,7 +63,7 @@ class PipelineEngine:
         loss_scale: float = 1.0,
         evaluates_whole: bool = True,
     ) -> None:
-        """Take this rank's stage out of the network, whose other nodes lose their values; the rest is as for `SingleEngine`.
+        """Take this rank's stage out of the network, whose other nodes lose their values; the rest as for `SingleEngine`.
 
         cuts: node that each stage after the first begins with.
         batch, size_hw: of every batch of this replica; buffers are made once. Raises UserError for a stage that has
@@ -141,12 +141,12 @@ class PipelineEngine:
         pending = self._sum.pending()
         gradients = {name: value.clone() for name, value in pending.items() if name.startswith("gradient.")}
         self._reduce(list(gradients.values()))
-        return pending | gradients | with_prefix("statistics", self._statistics.averaged(self._mesh.replicas))
+        return pending | gradients | with_prefix("statistics", self._statistics.pending_of_all(self._mesh.replicas))
 
     def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back the whole of what `pending` gave."""
         self._sum.load_pending(tensors, share=1.0 / self._mesh.layout.replicas)
-        self._statistics.load_pending(without_prefix("statistics", tensors))
+        self._statistics.load_pending(without_prefix("statistics", tensors), ranks=self._mesh.layout.replicas)
 
     def _check(self, batch: Batch) -> None:
         shape = (len(batch), *batch.size_hw)
