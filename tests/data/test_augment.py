@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,7 +104,7 @@ def test_without_augmentation_it_is_the_letterbox() -> None:
     transforms = make(STILL, np.array([[240, 480]]), count=1)
     assert transforms.sources.tolist() == [[0, -1, -1, -1]]
     assert transforms.places[0, 0].tolist() == [0, 80, 320, 240]
-    np.testing.assert_allclose(transforms.matrices[0, 0], [[2 / 3, 0, 0], [0, 2 / 3, 80]], atol=1e-12)
+    np.testing.assert_allclose(transforms.matrices[0, 0], [[2 / 3, 0, 0], [0, 2 / 3, 80], [0, 0, 1]], atol=1e-12)
 
 
 @pytest.mark.parametrize("config", [AugmentConfig(), TURNED])
@@ -174,3 +175,47 @@ def test_mosaic_has_its_probability() -> None:
 
 def test_slots_are_a_fixed_order() -> None:
     assert [slot.value for slot in Slot] == list(range(len(Slot)))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (AugmentConfig(), 2533147285),
+        (AugmentConfig(flipud=0.5, mosaic=0.5), 871539505),
+        (AugmentConfig(mosaic=0), 223705285),
+        (AugmentConfig(degrees=20, shear=5), 3866391193),
+    ],
+    ids=["default", "flips", "single", "turned"],
+)
+def test_pictures_stay_what_they_were(config: AugmentConfig, expected: int) -> None:
+    """Checksums of the pictures of the first release, to a thousandth of a pixel."""
+    sizes = np.random.default_rng(0).integers(30, 1500, (50, 2))
+    transforms = make(config, sizes, count=64, seed=3, reduction=2)
+    assert checksum(transforms) == expected
+
+
+def test_what_is_off_is_neutral() -> None:
+    transforms = make(AugmentConfig(), np.array([[300, 200]]))
+    assert transforms.sources.shape == (8, 4)
+    assert not transforms.layers.any()
+    assert (transforms.shares == 1).all()
+    assert (transforms.clips == (0, 0, 320, 320)).all()
+    assert not transforms.masked.any()
+    assert not transforms.grey.any()
+    assert (transforms.swaps == (0, 1, 2)).all()
+    assert (transforms.matrices[:, :, 2] == (0, 0, 1)).all()
+
+
+def checksum(transforms: Transforms) -> int:
+    """Of all that decides about pixels and boxes, for the tiles that are seen."""
+    seen = transforms.sources >= 0
+    decisive = (
+        transforms.sources,
+        np.rint(transforms.matrices[seen][:, :2] * 1e3).astype(np.int64),
+        np.rint(transforms.visible[seen] * 1e3).astype(np.int64),
+        transforms.places[seen],
+        transforms.halvings[seen],
+        transforms.flips,
+        np.rint(transforms.hsv * 1e6).astype(np.int64),
+    )
+    return zlib.crc32(b"".join(np.ascontiguousarray(array).tobytes() for array in decisive))

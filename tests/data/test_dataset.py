@@ -41,6 +41,7 @@ def _index(labelled: list[bool], root: Path) -> Index:
         area=np.ones(total),
         image_ids=np.arange(len(labelled)),
         category_ids=np.zeros(1, np.int64),
+        origins=np.arange(len(labelled)),
     )
 
 

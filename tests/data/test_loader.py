@@ -58,6 +58,7 @@ def write_set(folder: Path, *, count: int = 10, boxes_each: int = 3) -> Index:
         area=np.prod(boxes_M4[:, 2:] - boxes_M4[:, :2], axis=1),
         image_ids=np.arange(count),
         category_ids=np.arange(2),
+        origins=np.arange(count),
     )
 
 

@@ -49,11 +49,11 @@ def slow_reference(
     picture = np.full((SIZE, SIZE, 3), float(FILL))
     owner = np.full((SIZE, SIZE), -1)
     tiles = np.flatnonzero(transforms.sources[row] >= 0).tolist()
-    inverses = {tile: np.linalg.inv(transforms.matrices[row, tile, :, :2]) for tile in tiles}
+    inverses = {tile: np.linalg.inv(transforms.matrices[row, tile, :2, :2]) for tile in tiles}
     for y in range(SIZE):
         for x in range(SIZE):
             for tile in tiles:
-                matrix, (left, top, right, bottom) = transforms.matrices[row, tile], transforms.visible[row, tile]
+                matrix, (left, top, right, bottom) = transforms.matrices[row, tile, :2], transforms.visible[row, tile]
                 place = inverses[tile] @ (np.array([x + 0.5, y + 0.5]) - matrix[:, 2])
                 if left <= place[0] < right and top <= place[1] < bottom:
                     image = sources[transforms.sources[row, tile]]
@@ -90,7 +90,7 @@ def test_edges_of_a_rectangle_lie_on_its_box(config: AugmentConfig, mosaic: bool
     for row in range(len(transforms)):
         drawn = draw(transforms, row, sources)[..., 0] / 255.0
         for tile in np.flatnonzero(transforms.sources[row] >= 0):
-            box, matrix = boxes[transforms.sources[row, tile]], transforms.matrices[row, tile]
+            box, matrix = boxes[transforms.sources[row, tile]], transforms.matrices[row, tile, :2]
             for axis, end in ((0, 0), (0, 2), (1, 1), (1, 3)):
                 offsets = edge_offsets(drawn, matrix, transforms.visible[row, tile], box, axis, end)
                 if len(offsets) > 5:
@@ -223,5 +223,5 @@ def test_letterbox_puts_edges_where_it_puts_boxes() -> None:
 
 
 def test_bounds_of_a_box_follow_its_corners() -> None:
-    turn = np.array([[0.0, -1, 10], [1, 0, 0]])
+    turn = np.array([[0.0, -1, 10], [1, 0, 0], [0, 0, 1]])
     np.testing.assert_allclose(map_boxes(turn, np.array([1.0, 2, 3, 6])), [4, 1, 8, 3])

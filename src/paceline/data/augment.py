@@ -17,7 +17,7 @@ resize writes the tile into its place. The matrix is that of the snapped map, so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
@@ -60,19 +60,19 @@ class Slot(IntEnum):
 class Transforms:
     """How B pictures of `size` x `size` pixels are made from up to T tiles each.
 
-    A tile's map is `output = matrix[:, :2] @ source + matrix[:, 2]` on pixel coordinates whose integers are the edges
-    of pixels. Rows are independent; `put` replaces one.
+    Tiles are painted in their order. A tile's map takes homogeneous source pixels (x, y, 1) to output pixels, on
+    coordinates whose integers are the edges of pixels. Rows are independent; `put` replaces one.
     """
 
     size: int
     aligned: bool
-    """True where all maps are snapped: no rotation, no shear."""
+    """True where all maps are snapped: no rotation, no shear, no perspective."""
     samples: NDArray[np.int64]
     """B, the sample that each picture is drawn for."""
     sources: NDArray[np.int64]
     """BT, image of each tile; -1 where there is no tile or nothing of it is seen."""
     matrices: NDArray[np.float64]
-    """BT23, source pixels to output pixels."""
+    """BT33, homogeneous source pixels to output pixels; the last row is (0, 0, 1) but for perspective."""
     visible: NDArray[np.float64]
     """BT4, the seen part of the source, xyxy in source pixels; whole units of `units` where aligned."""
     places: NDArray[np.int64]
@@ -85,6 +85,20 @@ class Transforms:
     """B2, mirrored along x, along y; already part of the matrices."""
     hsv: NDArray[np.float64]
     """B3, hue shift in turns, gains of saturation and value."""
+    layers: NDArray[np.int64]
+    """BT, 0 where the tile is part of the picture, 1 where it is part of the second picture that is mixed in."""
+    shares: NDArray[np.float64]
+    """B, share of layer 0 in the final picture; 1 where there is nothing to mix. Colours change after the mixing."""
+    clips: NDArray[np.int64]
+    """BT4, xyxy in output pixels: the tile paints inside only."""
+    masked: NDArray[np.bool_]
+    """BT, the tile paints only the outlines of the objects that `picks` choose from its image."""
+    picks: NDArray[np.uint64]
+    """B, key of the numbers that choose objects."""
+    grey: NDArray[np.bool_]
+    """B, drained of colour, after `hsv`."""
+    swaps: NDArray[np.int64]
+    """B3, for each channel of the picture the one that it is taken from, after `hsv`; else 0, 1, 2."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,8 +107,11 @@ class Transforms:
         """Overwrite one row by the only row of `other`."""
         assert other.size == self.size
         assert other.aligned == self.aligned
-        for name in ("samples", "sources", "matrices", "visible", "places", "reductions", "halvings", "flips", "hsv"):
+        for name in _PER_PICTURE:
             vars(self)[name][row] = vars(other)[name][0]
+
+
+_PER_PICTURE = tuple(field.name for field in fields(Transforms) if field.name not in ("size", "aligned"))
 
 
 def draw(seed: int, passes: NDArray[np.int64], samples: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -148,6 +165,13 @@ def plan(
         halvings=halvings,
         flips=flips,
         hsv=_hsv(config, draws),
+        layers=np.zeros(images.shape, np.int64),
+        shares=np.ones(len(draws)),
+        clips=np.broadcast_to(np.array([0, 0, size, size]), places.shape).copy(),
+        masked=np.zeros(images.shape, np.bool_),
+        picks=np.zeros(len(draws), np.uint64),
+        grey=np.zeros(len(draws), np.bool_),
+        swaps=np.broadcast_to(np.arange(3), (len(draws), 3)).copy(),
     )
 
 
@@ -192,7 +216,7 @@ def _place_aligned(
     sizes: NDArray[np.float64],
     reductions: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Snap every tile: matrices BT23, visible BT4, places BT4, halvings BT (before flips)."""
+    """Snap every tile: matrices BT33, visible BT4, places BT4, halvings BT (before flips)."""
     zoom = np.diagonal(linear, axis1=1, axis2=2)[:, None]  # B12
     scale = zoom * ratios[..., None]
     start = zoom * corners + offset[:, None]
@@ -207,9 +231,9 @@ def _place_aligned(
     source_high = np.clip(np.rint((high - start) / scale / unit), source_low + 1, limit)
     source_low, source_high = source_low * unit, source_high * unit
     snapped = (high - low) / (source_high - source_low)
-    matrices = np.zeros((*ratios.shape, 2, 3))
-    matrices[..., 0, 0], matrices[..., 1, 1] = snapped[..., 0], snapped[..., 1]
-    matrices[..., 2] = low - source_low * snapped
+    matrices = np.zeros((*ratios.shape, 3, 3))
+    matrices[..., 0, 0], matrices[..., 1, 1], matrices[..., 2, 2] = snapped[..., 0], snapped[..., 1], 1
+    matrices[..., :2, 2] = low - source_low * snapped
     visible = np.concatenate([source_low, source_high], axis=-1)
     return matrices, visible, np.concatenate([low, high], axis=-1).astype(np.int64), halvings
 
@@ -224,15 +248,16 @@ def _place_turned(
     sizes: NDArray[np.float64],
     reductions: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Exact maps of every tile: matrices BT23, visible BT4, places BT4, halvings BT (before flips)."""
-    matrices = np.empty((*ratios.shape, 2, 3))
-    matrices[..., :2] = linear[:, None] * ratios[..., None, None]
-    matrices[..., 2] = np.einsum("bij,btj->bti", linear, corners) + offset[:, None]
+    """Exact maps of every tile: matrices BT33, visible BT4, places BT4, halvings BT (before flips)."""
+    matrices = np.zeros((*ratios.shape, 3, 3))
+    matrices[..., :2, :2] = linear[:, None] * ratios[..., None, None]
+    matrices[..., :2, 2] = np.einsum("bij,btj->bti", linear, corners) + offset[:, None]
+    matrices[..., 2, 2] = 1
     first, last = _canvas_bounds(canvas, corners, sizes * ratios[..., None])
     visible = np.concatenate([first - corners, last - corners], axis=-1) / ratios[..., None]
     bounds = map_boxes(matrices, visible)
     places = np.concatenate([np.floor(bounds[..., :2]), np.ceil(bounds[..., 2:])], axis=-1)
-    shrink = 1 / (np.sqrt(np.abs(np.linalg.det(matrices[..., :2]))) * reductions)
+    shrink = 1 / (np.sqrt(np.abs(np.linalg.det(matrices[..., :2, :2]))) * reductions)
     halvings = _halvings(shrink, np.ceil(sizes / reductions[..., None]))
     return matrices, visible, np.clip(places, 0, size).astype(np.int64), halvings
 
@@ -254,11 +279,10 @@ def _halvings(shrink: NDArray[np.float64], decoded: NDArray[np.float64]) -> NDAr
 
 
 def _mirror(size: int, flips: NDArray[np.bool_], matrices: NDArray[np.float64], places: NDArray[np.int64]) -> None:
-    """Fold flips B2 into matrices BT23 and places BT4, in place."""
+    """Fold flips B2 into matrices BT33 and places BT4, in place."""
     for axis in (0, 1):
         rows = flips[:, axis]
-        matrices[rows, :, axis] *= -1
-        matrices[rows, :, axis, 2] += size
+        matrices[rows, :, axis] = size * matrices[rows, :, 2] - matrices[rows, :, axis]
         places[rows, :, axis], places[rows, :, axis + 2] = (
             size - places[rows, :, axis + 2],
             size - places[rows, :, axis],
@@ -273,13 +297,13 @@ def _hsv(config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.float6
 
 
 def map_boxes(matrices: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bounds ...4 (xyxy) of boxes ...4 (xyxy) after the maps ...23."""
+    """Bounds ...4 (xyxy) of boxes ...4 (xyxy) after projective maps ...33, whose horizons they do not reach."""
     x, y = boxes[..., [0, 2, 0, 2]], boxes[..., [1, 1, 3, 3]]
-    mapped = (
-        matrices[..., :, 0, None] * x[..., None, :]
-        + matrices[..., :, 1, None] * y[..., None, :]
-        + matrices[..., :, 2, None]
-    )
+    mapped = matrices[..., :2, 0, None] * x[..., None, :] + matrices[..., :2, 1, None] * y[..., None, :]
+    mapped += matrices[..., :2, 2, None]
+    if matrices[..., 2, :2].any():
+        depth = matrices[..., 2, 0, None] * x + matrices[..., 2, 1, None] * y + matrices[..., 2, 2, None]
+        mapped /= depth[..., None, :]
     return np.concatenate([mapped.min(axis=-1), mapped.max(axis=-1)], axis=-1)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import numpy as safetensors_numpy
 
+from paceline.data.polygons import Polygons
 from paceline.records import write_atomically
 
 if TYPE_CHECKING:
@@ -32,9 +33,20 @@ _ARRAYS = {
     "area": np.float64,
     "image_ids": np.int64,
     "category_ids": np.int64,
+    "origins": np.int64,
+    "polygons.points": np.float32,
+    "polygons.rings": np.int64,
+    "polygons.boxes": np.int64,
 }
-_STORED_AS = {"U8": np.uint8, "I32": np.int32, "I64": np.int64, "F64": np.float64, "BOOL": np.bool_}
-_VERSION = "1"
+_STORED_AS = {
+    "U8": np.uint8,
+    "I32": np.int32,
+    "I64": np.int64,
+    "F32": np.float32,
+    "F64": np.float64,
+    "BOOL": np.bool_,
+}
+_VERSION = "2"
 
 
 class TornIndexError(ValueError):
@@ -101,6 +113,10 @@ class Index:
     """N, ids of the images in a COCO file, else the row."""
     category_ids: NDArray[np.int64]
     """K, ids of the classes in a COCO file, else 0 to K - 1."""
+    origins: NDArray[np.int64]
+    """N, row of each image in the table of the whole split, which `select_images` keeps."""
+    polygons: Polygons = field(default_factory=Polygons.none)
+    """Outlines of the boxes, in pixels as these are, but not cut to the image; empty where the format has none."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -144,6 +160,8 @@ class Index:
             area=self.area[picked],
             image_ids=self.image_ids[rows],
             category_ids=self.category_ids,
+            origins=self.origins[rows],
+            polygons=self.polygons.select(picked),
         )
 
     def select_boxes(self, keep: NDArray[np.bool_]) -> Index:
@@ -163,6 +181,8 @@ class Index:
             area=self.area[keep],
             image_ids=self.image_ids,
             category_ids=self.category_ids,
+            origins=self.origins,
+            polygons=self.polygons.select(keep),
         )
 
     def save(self, file: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -192,7 +212,8 @@ class Index:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise TornIndexError(f"{file}: {error}") from error
         paths = Strings(blob=arrays.pop("paths.blob"), offsets=arrays.pop("paths.offsets"))
-        return cls(names=names, root=root, paths=paths, **arrays), notes
+        polygons = Polygons(**{name: arrays.pop(f"polygons.{name}") for name in ("points", "rings", "boxes")})
+        return cls(names=names, root=root, paths=paths, polygons=polygons, **arrays), notes
 
     def _array(self, name: str) -> NDArray[Any]:
         """Return an array by its name in the file."""
@@ -209,6 +230,10 @@ class Index:
             "area": self.area,
             "image_ids": self.image_ids,
             "category_ids": self.category_ids,
+            "origins": self.origins,
+            "polygons.points": self.polygons.points,
+            "polygons.rings": self.polygons.rings,
+            "polygons.boxes": self.polygons.boxes,
         }
         return columns[name]
 

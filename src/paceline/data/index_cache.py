@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".paceline"
 """Folder beside the data."""
-_RECIPE = "1"
+_RECIPE = "2"
 """Goes up whenever the same files would give another index."""
 
 _log = logging.getLogger("paceline")

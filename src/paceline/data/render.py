@@ -136,7 +136,7 @@ def _draw_turned(transforms: Transforms, row: int, tile: int, image: Pixels, pic
     part = _halve(image[top:bottom, left:right], int(transforms.halvings[row, tile]))
 
     left, top, right, bottom = transforms.places[row, tile].tolist()
-    linear, offset = transforms.matrices[row, tile, :, :2], transforms.matrices[row, tile, :, 2]
+    linear, offset = transforms.matrices[row, tile, :2, :2], transforms.matrices[row, tile, :2, 2]
     corners = np.array([seen[[0, 1]], seen[[2, 1]], seen[[2, 3]], seen[[0, 3]]]) @ linear.T + offset - (left, top)
     # From pixel indices of the part to pixel indices of the picture: centres lie half a pixel inside their edges.
     to_picture = np.empty((2, 3))

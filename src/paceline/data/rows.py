@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paceline.data.findings import MOST_PER_KIND
+from paceline.data.polygons import Polygons
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,6 +39,8 @@ class Rows:
     difficult: NDArray[np.bool_]
     area: NDArray[np.float64]
     """M, square pixels; NaN means that of the box."""
+    polygons: Polygons = field(default_factory=Polygons.none)
+    """Outlines of the boxes, in pixels."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -51,6 +55,7 @@ class Rows:
             crowd=self.crowd[picked],
             difficult=self.difficult[picked],
             area=self.area[picked],
+            polygons=self.polygons.select(picked),
         )
 
     @classmethod
@@ -66,6 +71,7 @@ class Rows:
             crowd=np.concatenate([np.zeros(0, np.bool_), *(part.crowd for part in parts)]),
             difficult=np.concatenate([np.zeros(0, np.bool_), *(part.difficult for part in parts)]),
             area=np.concatenate([np.zeros(0), *(part.area for part in parts)]),
+            polygons=Polygons.join([part.polygons for part in parts], [len(part) for part in parts]),
         )
 
 
@@ -128,15 +134,8 @@ def unknown_class(label: int, num_classes: int) -> str:
 def _with_boxes(rows: Rows, boxes: NDArray[np.float64]) -> Rows:
     """Return the rows with other boxes, and areas where the annotation gave none."""
     own = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return Rows(
-        images=rows.images,
-        lines=rows.lines,
-        labels=rows.labels,
-        boxes=boxes,
-        crowd=rows.crowd,
-        difficult=rows.difficult,
-        area=np.where(np.isfinite(rows.area), rows.area, own),
-    )
+    area = np.where(np.isfinite(rows.area), rows.area, own)
+    return dataclasses.replace(rows, boxes=boxes, area=area)
 
 
 def _repeated(rows: Rows) -> NDArray[np.bool_]:

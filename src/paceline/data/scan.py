@@ -194,6 +194,8 @@ def make_index(
         area=rows.area,
         image_ids=np.arange(len(paths)) if image_ids is None else image_ids,
         category_ids=np.arange(len(names)) if category_ids is None else category_ids,
+        origins=np.arange(len(paths)),
+        polygons=rows.polygons,
     )
 
 
