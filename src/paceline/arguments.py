@@ -64,7 +64,7 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("imgsz", "val", "predict", note="One side, a multiple of 32; left out, it is that of the weights."),
     *_accepted("batch", *COMMANDS, note="A whole number over all devices; choosing it by memory is answered."),
     *_accepted("workers", "train", "val", note="Threads, not processes; -1 takes one per core, 8 at most."),
-    *_accepted("cache", "train", note="`True` or `ram`, `False`, and `auto`, our default; `disk` is taken as `auto`."),
+    *_accepted("cache", "train", note="`True` or `ram`, `False`, `disk`, `device`, and `auto`, our default."),
     *_accepted("fraction", "train", note="Above 0."),
     *_accepted("single_cls", "train", "val"),
     *_accepted("classes", *COMMANDS),

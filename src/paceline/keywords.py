@@ -19,7 +19,7 @@ class TrainKeywords(TypedDict, total=False):
     imgsz: int
     batch: int
     workers: int
-    cache: bool | Literal["auto", "none", "ram", "disk"]
+    cache: bool | Literal["auto", "none", "ram", "disk", "device"]
     fraction: float
     single_cls: bool
     classes: Sequence[int] | None

@@ -6,7 +6,6 @@ The command line, YAML files and Python calls all come through `typed`, so what 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from paceline.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("paceline")
 
 STRIDE = 32
 _WORDS: dict[str, bool | None] = {
@@ -267,9 +265,6 @@ def _spell_amp(value: object) -> object:
 
 
 def _spell_cache(value: object) -> object:
-    if str(value).lower() == "disk":
-        logger.info("cache=disk is taken as cache=auto: decoded images are kept in memory where they fit.")
-        return "auto"
     if str(value).lower() == "none":
         return "none"
     simple = plain(value)

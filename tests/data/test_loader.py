@@ -298,7 +298,7 @@ def test_an_error_of_a_thread_reaches_the_consumer(index: Index, monkeypatch: py
     def fail(*_: object) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr("paceline.data.loader.render", fail)
+    monkeypatch.setattr("paceline.data.work.render", fail)
     with loader(index, workers=2) as batches, pytest.raises(MemoryError, match="no more"):
         collect(batches, 1)
 
@@ -314,7 +314,7 @@ def test_leaving_in_the_middle_leaves_nothing(index: Index) -> None:
 
 def test_ctrl_c_while_waiting_does_not_hang(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("paceline.data.loader.render", lambda *_: release.wait(20))
+    monkeypatch.setattr("paceline.data.work.render", lambda *_: release.wait(20))
     with loader(index) as batches:
         main = threading.main_thread().ident
         timer = threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT])

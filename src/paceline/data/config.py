@@ -18,8 +18,8 @@ class DataConfig:
     """Images per step over all devices."""
     workers: int = -1
     """Loader threads; -1 takes one per core, 8 at most."""
-    cache: Literal["auto", "none", "ram"] = "auto"
-    """Keep decoded images in memory: `auto` does when they fit well within what is free."""
+    cache: Literal["auto", "none", "ram", "disk", "device"] = "auto"
+    """Keep decoded images in memory, in a file, or on the GPU; `auto` measures, chooses, and says so."""
     fraction: float = 1.0
     """Share of the training images to use."""
     single_cls: bool = False

@@ -52,7 +52,9 @@ _ENTRY = np.dtype(
 )
 _CHECKED_BYTES = 28
 """Of an entry: all before `crc`."""
-_EMPTY, _PLACED, _WRITTEN = 0, 1, 2
+_EMPTY, _PLACED = 0, 1
+WRITTEN = 2
+"""State of an array that is whole."""
 _HEADER_BYTES = 64
 _ALIGNMENT = 64
 _GROWTH_BYTES = 64 << 20
@@ -117,7 +119,7 @@ class Slab:
     def load(self, number: int, stamp: int = 0) -> NDArray[np.uint8] | None:
         """Array as it was written from what had this stamp; None where it is missing or not whole. Needs the claim."""
         entry = self._table[number]
-        if entry["state"] != _WRITTEN or not self._is_placed(number) or entry["stamp"] != stamp:
+        if entry["state"] != WRITTEN or not self._is_placed(number) or entry["stamp"] != stamp:
             return None
         view = self._view(number)
         if self._memory is not None and self._file is not None and self._file.kept:
@@ -147,9 +149,25 @@ class Slab:
         np.copyto(view, array)
         if self._file is not None and self._file.kept:
             entry["crc"] = zlib.crc32(view.data)
-        entry["state"] = _WRITTEN
+        entry["state"] = WRITTEN
         self._views[number] = view
         return view
+
+    def reserve(self, size: int) -> bool:
+        """Have room set apart for `size` bytes of arrays before they come, and return whether there is."""
+        if self._file is None:
+            return True
+        with self._space, self._turn():
+            header = self._header[0]
+            end = min(int(header["used"]) + size, self._limit)
+            if end > int(header["reserved"]):
+                try:
+                    self._file.reserve(int(header["used"]), end - int(header["used"]))
+                except OSError as error:
+                    self.full = f"{self._file.path.parent} takes no more ({error.strerror or error})"
+                    return False
+                header["reserved"] = end
+        return True
 
     @property
     def used_bytes(self) -> int:
@@ -157,7 +175,7 @@ class Slab:
         return int(self._header["used"][0])
 
     def table(self) -> NDArray[np.void]:
-        """Offset, height, width and planes of all arrays; state 2 for those that are written."""
+        """Offset, height, width and planes of all arrays; state `WRITTEN` for those that are written."""
         return self._table
 
     def close(self) -> None:
