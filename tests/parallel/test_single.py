@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from batches import NUM_CLASSES, make_batch
+from batches import rows as part
 
-from paceline.batch import Batch
 from paceline.ledger import Ledger
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
 from paceline.models.registry import build_model
 from paceline.parallel.single import SingleEngine
 
-NUM_CLASSES = 3
-
-
-def make_batch(images: int, *, boxes: int = 4, seed: int = 0) -> Batch:
-    """Random images of 64 px with random boxes; the last image has none."""
-    generator = torch.Generator().manual_seed(seed)
-    corner = torch.rand(images, boxes, 2, generator=generator) * 40
-    size = 8 + torch.rand(images, boxes, 2, generator=generator) * 16
-    valid = torch.ones(images, boxes, dtype=torch.bool)
-    valid[-1] = False
-    return Batch(
-        images=torch.randint(0, 256, (images, 3, 64, 64), generator=generator, dtype=torch.uint8),
-        boxes=torch.cat([corner, corner + size], dim=-1) * valid[..., None],
-        labels=torch.randint(0, NUM_CLASSES, (images, boxes), generator=generator) * valid,
-        valid=valid,
-        samples=torch.arange(images),
-        original_hw=torch.full((images, 2), 64),
-    )
-
-
-def part(batch: Batch, rows: slice) -> Batch:
-    return Batch(
-        images=batch.images[rows],
-        boxes=batch.boxes[rows],
-        labels=batch.labels[rows],
-        valid=batch.valid[rows],
-        samples=batch.samples[rows],
-        original_hw=batch.original_hw[rows],
-    )
+if TYPE_CHECKING:
+    from paceline.batch import Batch
 
 
 def engine(network: torch.nn.Module, *, clip: float = 0.0, loss_scale: float = 1.0) -> SingleEngine:

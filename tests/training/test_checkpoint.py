@@ -108,11 +108,11 @@ def test_an_optimiser_goes_on_as_if_undisturbed(name: str) -> None:
     network, optimizer = setup()
     step(network, optimizer, 1)
     saved_network = {key: value.clone() for key, value in network.state_dict().items()}
-    saved = {key: value.clone() for key, value in optimizer_tensors(optimizer).items()}
+    saved = {key: value.clone() for key, value in optimizer_tensors(optimizer, network).items()}
     step(network, optimizer, 2)
     resumed, resumed_optimizer = setup()
     resumed.load_state_dict(saved_network)
-    load_optimizer_tensors(resumed_optimizer, saved)
+    load_optimizer_tensors(resumed_optimizer, resumed, saved)
     step(resumed, resumed_optimizer, 2)
     for key, value in network.state_dict().items():
         assert torch.equal(resumed.state_dict()[key], value), key

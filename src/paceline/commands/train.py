@@ -112,9 +112,9 @@ class _Training:
             epochs=options.loop.epochs,
         )
         frozen = freeze_nodes(network, options.loop.freeze)
-        optimizer = build_optimizer(recipe.plan, network)
-        ema = Ema(network)
         engine = self._engine()
+        optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
+        ema = Ema(engine.network, average=engine.parts.twin())
         folder = self._resumed or RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok)
         keeper = WeightsKeeper(
             run=folder,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from paceline.batch import Batch
     from paceline.losses.detection import LossSums
+    from paceline.parallel.parts import Parts
 
 
 class Criterion(Protocol):
@@ -28,21 +29,33 @@ class Engine(Protocol):
     gradient()        -> g x images / max(N, 1), clipped                      once per update
     ```
     (docs/decisions/0002). The losses never call a collective; an engine over several devices sums g, N and the
-    number of images over them inside `gradient`.
+    number of images over them. Whatever it returns is global: the same on every rank.
     """
+
+    parts: Parts
+    """What of the network lies on this rank."""
 
     @property
     def network(self) -> nn.Module:
-        """The network whose parameters receive the gradients."""
+        """What this rank has of the network, whose parameters receive the gradients."""
 
-    def accumulate(self, batch: Batch) -> LossSums:
-        """Run one batch forward and backward; returns its detached sums, on the device."""
+    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
+        """Run this rank's batch forward and backward; returns the detached sums of all ranks, on the device.
+
+        completes: whether `gradient` comes next; gradients need not travel before.
+        """
 
     def gradient(self) -> Tensor:
-        """Finish the gradients in place; returns a 0-dim float tensor: 1.0 if they are not finite, else 0.0."""
+        """Finish the gradients in place; returns a 0-dim float tensor: 1.0 if they are not finite, else 0.0.
+
+        The running statistics of batch norms take in the batches since the last update.
+        """
 
     def pending(self) -> dict[str, Tensor]:
-        """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
+        """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing.
+
+        Collective; `parts.whole` of it is the same for every layout.
+        """
 
     def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put back what `pending` gave."""
+        """Put back the whole of what `pending` gave, under whatever layout."""

@@ -6,7 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.parallel.gradient import GradientSum
 from paceline.parallel.loss_scale import LossScale
+from paceline.parallel.norms import BatchStatistics
+from paceline.parallel.parts import WholeParts
+from paceline.prefix import with_prefix, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from paceline.ledger import Ledger
     from paceline.losses.detection import LossSums
     from paceline.parallel.engine import Criterion
+    from paceline.parallel.parts import Parts
 
 
 class SingleEngine:
@@ -40,21 +45,22 @@ class SingleEngine:
             starts low, since sums are larger than means.
         """
         self.network = network
+        self.parts: Parts = WholeParts(network)
         self._criterion = criterion
         self._amp_dtype = amp_dtype
-        self._clip = clip
         self._ledger = ledger
-        self._named = {name: value for name, value in network.named_parameters() if value.requires_grad}
-        self._parameters = list(self._named.values())
-        self._device = self._parameters[0].device
-        self._images = 0
-        self._normaliser = torch.zeros((), device=self._device)
+        named = {name: value for name, value in network.named_parameters() if value.requires_grad}
+        first = next(iter(named.values()))
+        self._device, self._dtype = first.device, first.dtype
         self.loss_scale = LossScale(loss_scale, self._device, adaptive=amp_dtype is torch.float16)
+        self._sum = GradientSum(named, self._device, clip=clip, loss_scale=self.loss_scale)
+        self._statistics = BatchStatistics(network)
 
-    def accumulate(self, batch: Batch) -> LossSums:
+    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
         """Run one batch forward and backward; returns its detached sums, on the device."""
+        self._statistics.begin()
         with self._ledger.span("forward", on_device=True):
-            images = batch.network_input()
+            images = batch.network_input().to(self._dtype)
             with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                 predictions = self.network(images)
         with self._ledger.span("loss", on_device=True):
@@ -62,41 +68,19 @@ class SingleEngine:
         with self._ledger.span("backward", on_device=True):
             (sums.total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
         detached = sums.detach()
-        self._images += len(batch)
-        self._normaliser = self._normaliser + detached.normaliser
+        self._sum.add(detached, len(batch))
         return detached
 
-    @torch.no_grad()
     def gradient(self) -> Tensor:
         """Divide the summed gradients once, clip them, and say whether they are finite (0.0) or not (1.0)."""
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        factor = self._images / (self._normaliser.clamp(min=1.0) * self.loss_scale.value)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))) * factor
-        if self._clip > 0:
-            factor = factor * (self._clip / (norm + 1e-6)).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)
-        self._images = 0
-        self._normaliser = torch.zeros_like(self._normaliser)
-        not_finite = (~torch.isfinite(norm)).to(norm.dtype)
-        self.loss_scale.update(not_finite)
-        return not_finite
+        self._statistics.commit()
+        return self._sum.finish()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
-        scale = {"loss_scale": self.loss_scale.value} if self.loss_scale.adaptive else {}
-        if self._images == 0:
-            return scale
-        gradients = {f"gradient.{name}": value.grad for name, value in self._named.items() if value.grad is not None}
-        return gradients | scale | {"normaliser": self._normaliser, "images": torch.tensor(self._images)}
+        return self._sum.pending() | with_prefix("statistics", self._statistics.pending())
 
     def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back what `pending` gave."""
-        if self.loss_scale.adaptive and "loss_scale" in tensors:
-            self.loss_scale.value = tensors["loss_scale"].to(self._device)
-        if "images" not in tensors:
-            return
-        self._images = int(tensors["images"])
-        self._normaliser = tensors["normaliser"].to(self._device)
-        for name, parameter in self._named.items():
-            if f"gradient.{name}" in tensors:
-                parameter.grad = torch.empty_like(parameter).copy_(tensors[f"gradient.{name}"])
+        self._sum.load_pending(tensors)
+        self._statistics.load_pending(without_prefix("statistics", tensors))

@@ -20,17 +20,20 @@ import safetensors.torch
 import torch
 
 from paceline.errors import UserError
+from paceline.parallel.shards import laid_out_like, local, sharded_like
 from paceline.records import to_jsonable, write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch import Tensor
+    from torch.nn import Module
 
 WEIGHTS_FORMAT = "paceline-weights"
 RESUME_FORMAT = "paceline-resume"
 VERSION = 1
+RESUME_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +88,7 @@ class ResumePoint:
 
 def save_resume_point(path: Path, point: ResumePoint) -> None:
     """Write the file whole or not at all."""
-    header = {"format": RESUME_FORMAT, "version": VERSION} | point.values
+    header = {"format": RESUME_FORMAT, "version": RESUME_VERSION} | point.values
     write_atomically(path, safetensors.torch.save(_on_host(point.tensors), metadata={"paceline": json.dumps(header)}))
 
 
@@ -95,48 +98,47 @@ def load_resume_point(path: Path) -> ResumePoint:
         raise UserError(f"{path} does not exist, so this run cannot be resumed; start a new one.")
     tensors, metadata = _read(path)
     values = json.loads(metadata.get("paceline", "{}"))
-    if values.get("format") != RESUME_FORMAT or values.get("version") != VERSION:
+    if values.get("format") != RESUME_FORMAT or values.get("version") != RESUME_VERSION:
         raise UserError(f"{path} was not written by this version of Paceline; start a new run from its weights.")
     return ResumePoint(tensors=tensors, values=values)
 
 
-def with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put `prefix.` before every key."""
-    return {f"{prefix}.{key}": value for key, value in tensors.items()}
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, network: Module, leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter
+) -> dict[str, Tensor]:
+    """Flatten the optimiser's state: `{the network's key of the parameter}.{name of the entry}`.
 
-
-def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pick the entries whose key starts with `prefix.`, and take it off."""
-    return {key.removeprefix(f"{prefix}."): value for key, value in tensors.items() if key.startswith(f"{prefix}.")}
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten the optimiser's state: `{number of the parameter}.{name of the entry}`."""
-    states = optimizer.state_dict()["state"]
+    leaf: what the optimiser changes for a parameter of the network.
+    """
     return {
-        f"{number}.{name}": torch.as_tensor(value)
-        for number, entries in states.items()
-        for name, value in entries.items()
+        f"{name}.{entry}": sharded_like(parameter, torch.as_tensor(value))
+        for name, parameter in network.named_parameters()
+        for entry, value in optimizer.state.get(leaf(parameter), {}).items()
         if value is not None
     }
 
 
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave.
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    network: Module,
+    tensors: Mapping[str, Tensor],
+    leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter,
+) -> None:
+    """Put back what `optimizer_tensors` gave; what belongs to parameters that the network does not have is passed over.
 
     Entries get the memory format of their parameter: fused optimisers walk through both in the order of memory.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    leaves = [value for group in optimizer.param_groups for value in group["params"]]
+    numbers = {value: number for number, value in enumerate(leaves)}
+    parameters = dict(network.named_parameters())
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = like(parameters[int(number)], value)
+        name, entry = key.rsplit(".", 1)
+        if name in parameters:
+            parameter = parameters[name].detach()
+            number = numbers[leaf(parameters[name])]
+            state.setdefault(number, {})[entry] = local(laid_out_like(parameter, value))
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """Return `value` laid out in memory like `parameter`, where it has its shape."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

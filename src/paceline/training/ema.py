@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.parallel.shards import local
+
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
@@ -19,8 +21,11 @@ class Ema:
     d = 0.9999 (1 - exp(-updates / 2000)): at first the average follows closely, later it remembers long.
     """
 
-    def __init__(self, network: Module, *, decay: float = 0.9999, ramp_updates: float = 2000.0) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(requires_grad=False)
+    def __init__(
+        self, network: Module, *, average: Module | None = None, decay: float = 0.9999, ramp_updates: float = 2000.0
+    ) -> None:
+        """Start with the network's values; `average` is a second network that has them, None to copy the first."""
+        self.network = (average or copy.deepcopy(network)).eval().requires_grad_(requires_grad=False)
         self.updates = 0
         self._decay = decay
         self._ramp_updates = ramp_updates
@@ -43,4 +48,4 @@ class Ema:
 
 
 def _tensors(network: Module) -> list[Tensor]:
-    return [*(parameter.data for parameter in network.parameters()), *network.buffers()]
+    return [*(local(parameter.data) for parameter in network.parameters()), *network.buffers()]

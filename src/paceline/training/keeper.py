@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paceline.parallel.shards import load_whole_state
+from paceline.prefix import with_prefix, without_prefix
 from paceline.records import EvaluationRecord, to_jsonable
 from paceline.training.checkpoint import (
     ResumePoint,
@@ -14,8 +16,6 @@ from paceline.training.checkpoint import (
     optimizer_tensors,
     save_resume_point,
     save_weights,
-    with_prefix,
-    without_prefix,
 )
 from paceline.training.state import TrainingState
 
@@ -41,6 +41,8 @@ class WeightsKeeper:
     engine: Engine
     ema: Ema
     optimizer: torch.optim.Optimizer
+    writes: bool = True
+    """Whether this rank writes files; the others only give their part of what is written."""
 
     @property
     def folder(self) -> Path:
@@ -48,8 +50,11 @@ class WeightsKeeper:
         return self.run.path
 
     def save(self, state: TrainingState, evaluation: EvaluationRecord | None, *, is_best: bool) -> None:
-        """Write the checkpoint of a finished epoch: resume point first, then weights."""
+        """Write the checkpoint of a finished epoch: resume point first, then weights. Every rank has to call it."""
         self._save_resume_point(state)
+        tensors = self.engine.parts.whole(self.ema.network.state_dict())
+        if not self.writes:
+            return
         header = WeightsHeader(
             model=self.model,
             names=self.names,
@@ -57,7 +62,6 @@ class WeightsKeeper:
             epoch=state.epoch,
             metrics={} if evaluation is None else to_jsonable(evaluation) | {"per_class": None},
         )
-        tensors = self.ema.network.state_dict()
         stems = ["last"]
         if is_best:
             stems.append("best")
@@ -68,7 +72,8 @@ class WeightsKeeper:
 
     def record(self, record: EpochRecord) -> None:
         """Append the epoch to the metrics."""
-        self.run.append("epoch", record)
+        if self.writes:
+            self.run.append("epoch", record)
 
     def best_evaluation(self) -> EvaluationRecord | None:
         """Figures of the best epoch so far, from the metrics; the figures per class are left out."""
@@ -80,21 +85,26 @@ class WeightsKeeper:
         return best
 
     def _save_resume_point(self, state: TrainingState) -> None:
-        tensors = (
+        parts = self.engine.parts
+        tensors = parts.whole(
             with_prefix("network", self.engine.network.state_dict())
             | with_prefix("ema", self.ema.network.state_dict())
-            | with_prefix("optimizer", optimizer_tensors(self.optimizer))
+            | with_prefix("optimizer", optimizer_tensors(self.optimizer, self.engine.network, parts.leaf))
             | with_prefix("engine", self.engine.pending())
         )
+        if not self.writes:
+            return
         values = {"state": state.to_json(), "ema_updates": self.ema.updates}
         save_resume_point(self.run.weights / "resume.safetensors", ResumePoint(tensors=tensors, values=values))
 
     def restore(self) -> TrainingState:
         """Put the newest resume point back into the objects of the run, in place; returns its counters."""
         point = load_resume_point(self.run.weights / "resume.safetensors")
-        self.engine.network.load_state_dict(without_prefix("network", point.tensors))
-        self.ema.network.load_state_dict(without_prefix("ema", point.tensors))
+        load_whole_state(self.engine.network, without_prefix("network", point.tensors))
+        load_whole_state(self.ema.network, without_prefix("ema", point.tensors))
         self.ema.updates = point.values["ema_updates"]
-        load_optimizer_tensors(self.optimizer, without_prefix("optimizer", point.tensors))
+        load_optimizer_tensors(
+            self.optimizer, self.engine.network, without_prefix("optimizer", point.tensors), self.engine.parts.leaf
+        )
         self.engine.load_pending(without_prefix("engine", point.tensors))
         return TrainingState.from_json(point.values["state"])

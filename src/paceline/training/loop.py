@@ -37,6 +37,10 @@ log = logging.getLogger("paceline")
 class TrainingData(Protocol):
     """Where batches come from."""
 
+    @property
+    def batch_size(self) -> int:
+        """Images per step, over all ranks."""
+
     def steps(self, epoch: int) -> int:
         """Count the batches of this epoch (from 0)."""
 
@@ -129,15 +133,16 @@ class Loop:
         state.epoch += 1
         with self._ledger.span("device_wait"):
             loss = self._meter.close()
+        self._engine.parts.settle(self._engine.network, self._ema.network)
         evaluation = self._evaluate_average() if self._config.val else None
-        state.epochs = self._budget.epochs(state, spent_s=self._budget.seconds_since_start())
+        state.epochs = self._budget.epochs(state, spent_s=self._seconds_since_start())
         if evaluation is None and state.epoch >= state.epochs:
             evaluation = self._evaluate_average()
         is_best = evaluation is not None and (state.best_epoch == 0 or evaluation.ap > state.best_ap)
         if is_best and evaluation is not None:
             state.best_ap, state.best_epoch, self._best = evaluation.ap, state.epoch, evaluation
         with self._ledger.span("checkpoint"):
-            state.elapsed_s = self._budget.seconds_since_start()
+            state.elapsed_s = self._seconds_since_start()
             self._keeper.save(state, evaluation, is_best=is_best)
         lap = self._ledger.lap()
         record = EpochRecord(
@@ -179,15 +184,16 @@ class Loop:
                 batch = batch.to(self._device, non_blocking=True)
             place = state.epoch + number / steps
             rates = self._schedule.rates(place, state.epochs)
-            self._meter.add(self._engine.accumulate(batch))
-            state.steps_since_update += 1
             is_end = number == steps and state.epoch + 1 >= state.epochs
-            if state.steps_since_update >= self._schedule.accumulation(place) or is_end:
+            completes = state.steps_since_update + 1 >= self._schedule.accumulation(place) or is_end
+            self._meter.add(self._engine.accumulate(batch, completes=completes))
+            state.steps_since_update += 1
+            if completes:
                 not_finite = self._update(rates)
                 skipped = not_finite if skipped is None else skipped + not_finite
             state.step += 1
-            images += len(batch)
-            self._report_step(number, steps, len(batch), step_start)
+            images += self._data.batch_size
+            self._report_step(number, steps, self._data.batch_size, step_start)
         if skipped is not None:
             self._count_skipped(skipped)
         return images, time.perf_counter() - start, rates
@@ -219,11 +225,15 @@ class Loop:
 
     def _evaluate_average(self) -> EvaluationRecord:
         with self._ledger.span("evaluation"):
-            evaluation = self._evaluate(self._ema.network)
+            evaluation = self._evaluate(self._engine.parts.assemble(self._ema.network))
         with self._ledger.span("callbacks"):
             for callback in self._callbacks:
                 callback.on_evaluation(self._state.epoch, evaluation)
         return evaluation
+
+    def _seconds_since_start(self) -> float:
+        """Read the clock of the first rank: what hangs on it has to be the same on all."""
+        return self._engine.parts.first(self._budget.seconds_since_start())
 
     def _count_skipped(self, skipped: Tensor) -> None:
         with self._ledger.span("device_wait"):

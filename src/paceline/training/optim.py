@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from paceline.training.config import OptimConfig
@@ -81,10 +83,19 @@ def parameter_groups(network: nn.Module) -> dict[str, list[Tensor]]:
     return groups
 
 
-def build_optimizer(plan: OptimPlan, network: nn.Module) -> torch.optim.Optimizer:
-    """Make the optimiser, fused, with one group per kind of parameter; each group keeps its `name`."""
+def build_optimizer(
+    plan: OptimPlan, network: nn.Module, leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter
+) -> torch.optim.Optimizer:
+    """Make the optimiser, fused, with one group per kind of parameter; each group keeps its `name`.
+
+    leaf: what the optimiser has to change for a parameter of the network; see `paceline.parallel.parts`.
+    """
     groups = [
-        {"params": parameters, "name": name, "weight_decay": plan.weight_decay if name == "weight" else 0.0}
+        {
+            "params": [leaf(parameter) for parameter in parameters],
+            "name": name,
+            "weight_decay": plan.weight_decay if name == "weight" else 0.0,
+        }
         for name, parameters in parameter_groups(network).items()
         if parameters
     ]

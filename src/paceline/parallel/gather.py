@@ -1,0 +1,67 @@
+"""Gathering: what ranks tell each other between steps. Inside a step, engines talk by themselves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+    from paceline.evaluation.table import DetectionTable
+
+T = TypeVar("T")
+
+
+def from_first(value: T) -> T:
+    """Return on every rank what rank 0 has; any value that can be pickled."""
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, src=0, device=_device_of_objects())
+    return cast("T", box[0])
+
+
+def gather_detections(table: DetectionTable, group: ProcessGroup | None = None) -> DetectionTable:
+    """Join the detections of all ranks of a group on each of them; their images must not overlap."""
+    tables: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(tables, table, group=group)
+    return type(table).concatenate([found for found in tables if found is not None])
+
+
+def union(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:
+    """Join the tensors of all ranks of a group on each of them, on the host; of equal keys, the last rank's counts."""
+    host = _device_of(group)
+    described = {key: (tuple(value.shape), value.dtype) for key, value in tensors.items()}
+    descriptions: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(descriptions, described, group=group)
+    mine = [value.detach().to(host).contiguous().flatten().view(torch.uint8) for value in tensors.values()]
+    joined: dict[str, Tensor] = {}
+    for rank, description in enumerate(descriptions):
+        sizes = [_bytes(shape, dtype) for shape, dtype in description.values()]
+        if sum(sizes) == 0:
+            continue
+        is_mine = rank == dist.get_rank(group)
+        flat = torch.cat(mine) if is_mine else torch.empty(sum(sizes), dtype=torch.uint8, device=host)
+        dist.broadcast(flat, group=group, group_src=rank)
+        for (key, (shape, dtype)), part in zip(description.items(), torch.split(flat.to("cpu"), sizes), strict=True):
+            joined[key] = part.clone().view(dtype).view(shape)
+    return joined
+
+
+def _bytes(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    return torch.Size(shape).numel() * dtype.itemsize
+
+
+def _device_of(group: ProcessGroup) -> torch.device:
+    """Where tensors have to lie to be sent: on the host, unless the group only knows the device's network."""
+    backends = dist.get_backend_config(group)
+    return torch.device("cpu") if "gloo" in backends or "mpi" in backends else torch.device("cuda")
+
+
+def _device_of_objects() -> torch.device:
+    assert dist.group.WORLD is not None
+    return _device_of(dist.group.WORLD)

@@ -1,0 +1,106 @@
+"""The gradient of an update: sums from many batches, divided once, clipped, and checked."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from paceline.parallel.shards import laid_out_like, local
+from paceline.prefix import with_prefix, without_prefix
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from paceline.losses.detection import LossSums
+    from paceline.parallel.loss_scale import LossScale
+
+
+class GradientSum:
+    """What was added up since the last update, over all ranks: images, normaliser, and the parameters' gradients.
+
+    The gradients themselves lie where autograd puts them; this knows what they have to be multiplied by.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, torch.nn.Parameter], device: torch.device, *, clip: float, loss_scale: LossScale
+    ) -> None:
+        """Start with nothing.
+
+        parameters: those of this rank that are trained, by the network's keys.
+        clip: largest norm of the gradient of the big batch; 0 leaves it as it is.
+        """
+        self.parameters = dict(parameters)
+        self.loss_scale = loss_scale
+        self._clip = clip
+        self._batches = 0
+        self._device = device
+        self._images: Tensor | int = 0
+        self._normaliser = torch.zeros((), device=device)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since the last update."""
+        return self._batches == 0
+
+    def add(self, sums: LossSums, images: int | Tensor) -> None:
+        """Count a batch of all ranks: its detached sums, and how many images it had."""
+        self._batches += 1
+        self._images = self._images + images
+        self._normaliser = self._normaliser + sums.normaliser
+
+    def gradients(self) -> list[Tensor]:
+        """Return this rank's gradients, of sharded parameters its shards, to be changed in place."""
+        return [local(value.grad) for value in self.parameters.values() if value.grad is not None]
+
+    @torch.no_grad()
+    def finish(self, *, share: float = 1.0, add_up: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Divide the gradients once, clip them, and say whether they are finite (0.0) or not (1.0).
+
+        share: what the gradients are of the sum over all ranks (1/ranks where they were averaged).
+        add_up: sums a 0-dim tensor over the ranks that hold other parameters than this one.
+        """
+        gradients = self.gradients()
+        factor = self._images / (self._normaliser.clamp(min=1.0) * self.loss_scale.value * share)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if add_up is not None:
+            norm = add_up(norm.square()).sqrt()
+        norm = norm * factor
+        if self._clip > 0:
+            factor = factor * (self._clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(gradients, factor)
+        self._batches = 0
+        self._images = 0
+        self._normaliser = torch.zeros_like(self._normaliser)
+        not_finite = (~torch.isfinite(norm)).to(norm.dtype)
+        self.loss_scale.update(not_finite)
+        return not_finite
+
+    def pending(self) -> dict[str, Tensor]:
+        """Return what was added up since the last update; of the gradients, this rank's."""
+        scale = {"loss_scale": self.loss_scale.value} if self.loss_scale.adaptive else {}
+        if self.is_empty:
+            return scale
+        gradients = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
+        return (
+            with_prefix("gradient", gradients)
+            | scale
+            | {"normaliser": self._normaliser, "images": torch.as_tensor(self._images)}
+        )
+
+    @torch.no_grad()
+    def load_pending(self, tensors: Mapping[str, Tensor], *, share: float = 1.0) -> None:
+        """Put back the whole of what `pending` gave, the gradients times `share`."""
+        if self.loss_scale.adaptive and "loss_scale" in tensors:
+            self.loss_scale.value = tensors["loss_scale"].to(self._device)
+        if "images" not in tensors:
+            return
+        self._batches = 1
+        self._images = int(tensors["images"])
+        self._normaliser = tensors["normaliser"].to(self._device)
+        gradients = without_prefix("gradient", tensors)
+        for name, parameter in self.parameters.items():
+            if name in gradients:
+                parameter.grad = laid_out_like(parameter.detach(), gradients[name] * share)

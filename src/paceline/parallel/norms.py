@@ -1,0 +1,205 @@
+r"""Batch norms whose running statistics are defined once per optimiser batch, however that batch is cut.
+
+Let the batch of an update come in P parts (micro-batches of a pipeline, batches of an accumulation) on R ranks, and
+let s_pr be (mean, unbiased variance) of part p on rank r. Then, once per update,
+
+    running = (1 - m) running + m x mean over all p and r of s_pr
+
+- Over the parts: part p is given to the kernel with momentum 1/p and a buffer of its own, which then holds the mean of
+  s_1 ... s_p; the update moves the running statistics by m towards it. No pass over the activations is added.
+- Over the ranks: the line above is linear in s, and so is the moving average of it. So every rank goes on alone, and
+  they are averaged before anyone looks at the statistics: before an evaluation or a checkpoint.
+
+What a part is normalised by is another question: its own statistics, or those of the same part on a group of ranks
+(`bn=sync`, `bn=group:8`), computed here by one exchange forward and one backward, over any backend.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+    from torch.distributed import ProcessGroup
+
+
+@dataclass(kw_only=True)
+class _Part:
+    """Which part of the optimiser's batch is on its way; shared by all norms of a network."""
+
+    number: int = 0
+    group: _Ranks | None = None
+    """Ranks that normalise together."""
+
+    @property
+    def share(self) -> float:
+        """What this part weighs in the mean of the parts so far."""
+        return 1.0 / max(self.number, 1)
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """A process group that copies of a network have in common."""
+
+    group: ProcessGroup
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Ranks:
+        return self
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """`nn.BatchNorm2d` under the same keys, whose running statistics `BatchStatistics` moves."""
+
+    def __init__(self, norm: nn.BatchNorm2d, part: _Part) -> None:
+        """Take the place of `norm`, with its parameters and buffers."""
+        assert norm.momentum is not None
+        assert norm.affine
+        assert norm.track_running_stats
+        super().__init__(norm.num_features, norm.eps, norm.momentum, device="meta")
+        self.weight, self.bias = norm.weight, norm.bias
+        self.running_mean, self.running_var = norm.running_mean, norm.running_var
+        self.num_batches_tracked = norm.num_batches_tracked
+        self.part = part
+        self.mean, self.variance = (torch.zeros_like(value) for value in self.running())
+        self.train(norm.training)
+
+    def running(self) -> tuple[Tensor, Tensor]:
+        """Return the running mean and variance."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise BCHW by the statistics of the batch in training, by the running ones in evaluation."""
+        if not self.training:
+            return F.batch_norm(x, *self.running(), self.weight, self.bias, eps=self.eps)
+        share, ranks = self.part.share, self.part.group
+        if ranks is None:
+            return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, True, share, self.eps)
+        normalised, mean, variance = _Synchronised.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.eps, ranks.group
+        )
+        self.mean.lerp_(mean, share)
+        self.variance.lerp_(variance, share)
+        return normalised  # type: ignore[no-any-return]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.mean, self.variance = fn(self.mean), fn(self.variance)
+        return self
+
+
+class BatchStatistics:
+    """All batch norms of a network, as one thing."""
+
+    def __init__(self, network: nn.Module, *, group: ProcessGroup | None = None) -> None:
+        """Put `BatchNorm`s into the place of the network's `nn.BatchNorm2d`s, in place.
+
+        group: ranks that normalise together, on all of which the same parts come in the same order; None for this rank
+            alone.
+        """
+        self._part = _Part(group=None if group is None or dist.get_world_size(group) == 1 else _Ranks(group))
+        self._norms: dict[str, BatchNorm] = {}
+        for name, module in list(network.named_modules()):
+            if isinstance(module, nn.BatchNorm2d):
+                parent, _, child = name.rpartition(".")
+                norm = BatchNorm(module, self._part)
+                setattr(network.get_submodule(parent), child, norm)
+                self._norms[name] = norm
+
+    def begin(self) -> None:
+        """Say that another part of the optimiser's batch comes; to be called before each forward pass."""
+        self._part.number += 1
+
+    @torch.no_grad()
+    def commit(self) -> None:
+        """Move the running statistics by the mean of the parts since the last time; without parts, do nothing."""
+        if self._part.number == 0:
+            return
+        self._part.number = 0
+        norms = [norm for norm in self._norms.values() if norm.training]
+        for momentum in {norm.momentum for norm in norms}:
+            chosen = [norm for norm in norms if norm.momentum == momentum]
+            assert momentum is not None
+            running = [value for norm in chosen for value in norm.running()]
+            means = [value for norm in chosen for value in (norm.mean, norm.variance)]
+            torch._foreach_lerp_(running, means, momentum)
+            torch._foreach_zero_(means)  # the next part takes all of the weight, but 0 x NaN would stay NaN
+            torch._foreach_add_([cast("Tensor", norm.num_batches_tracked) for norm in chosen], 1)
+
+    def pending(self) -> dict[str, Tensor]:
+        """Return the parts since the last commit, for a checkpoint; empty if there are none."""
+        if self._part.number == 0:
+            return {}
+        means = {f"{name}.mean": norm.mean for name, norm in self._norms.items()}
+        variances = {f"{name}.variance": norm.variance for name, norm in self._norms.items()}
+        return means | variances | {"parts": torch.tensor(self._part.number)}
+
+    @torch.no_grad()
+    def averaged(self, group: ProcessGroup) -> dict[str, Tensor]:
+        """Return what `pending` gives, averaged over the ranks of a group, on all of which as many parts came."""
+        pending = {name: value.clone() for name, value in self.pending().items()}
+        for name, value in pending.items():
+            if name != "parts":
+                dist.all_reduce(value, group=group)
+                value /= dist.get_world_size(group)
+        return pending
+
+    def load_pending(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `pending` gave."""
+        if "parts" not in tensors:
+            return
+        self._part.number = int(tensors["parts"])
+        for name, norm in self._norms.items():
+            norm.mean.copy_(tensors[f"{name}.mean"])
+            norm.variance.copy_(tensors[f"{name}.variance"])
+
+
+class _Synchronised(torch.autograd.Function):
+    """Batch normalisation over the images of several ranks; statistics in float32 at least."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the normalised BCHW, and mean and unbiased variance C of all ranks together."""
+        values = x.to(torch.promote_types(x.dtype, weight.dtype))
+        variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+        count = mean.new_full((1,), x.numel() / x.shape[1])
+        mine = torch.cat((mean, variance, count))
+        all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(all_ranks, mine, group=group)
+        table = torch.stack(all_ranks)
+        means, variances, counts = torch.split(table, [len(mean), len(mean), 1], dim=1)
+        total = counts.sum()
+        mean = (means * counts).sum(0) / total
+        variance = ((variances + (means - mean).square()) * counts).sum(0) / total  # of all = within + between ranks
+        normalised = F.batch_norm(x, mean, variance, weight, bias, eps=eps)
+        unbiased = variance * (total / (total - 1))
+        ctx.save_for_backward(x, weight, mean, (variance + eps).rsqrt(), total)
+        ctx.group = group
+        ctx.mark_non_differentiable(mean, unbiased)
+        return normalised, mean, unbiased
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, weight and bias; those of weight and bias are this rank's part of the sum."""
+        x, weight, mean, inverse_deviation, total = ctx.saved_tensors
+        gradient = gradients[0].to(mean.dtype)
+        shape = (1, -1, 1, 1)
+        standard = (x.to(mean.dtype) - mean.view(shape)) * inverse_deviation.view(shape)
+        of_bias, of_weight = gradient.sum((0, 2, 3)), (gradient * standard).sum((0, 2, 3))
+        sums = torch.cat((of_bias, of_weight))
+        dist.all_reduce(sums, group=ctx.group)
+        mean_of_bias, mean_of_weight = (sums / total).chunk(2)
+        of_x = gradient - mean_of_bias.view(shape) - standard * mean_of_weight.view(shape)
+        of_x = of_x * (weight * inverse_deviation).view(shape)
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None

@@ -1,0 +1,107 @@
+"""Transparency: however a run is laid out over ranks, it is the run of one process.
+
+Every case trains a small detector for some updates and compares losses, parameters, statistics of batch norms, moving
+average and optimiser state with those of one process that saw the same micro-batches. All cases of one number of ranks
+share one start of their processes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from training_runs import Run, train
+from worlds import Case, run_world
+
+MODELS = ("yolov8n", "yolo11n")
+DOUBLE_BOUND, FLOAT_BOUND = 1e-6, 1e-4
+
+
+def layouts(model: str, optimizer: str) -> dict[str, tuple[int, Run]]:
+    """Runs that have to equal the single one, by name, each with its number of ranks."""
+    base = Run(model=model, optimizer=optimizer)
+    return {
+        "data x2": (2, replace(base, engine="data")),
+        "data x4": (4, replace(base, engine="data")),
+        "fsdp x2": (2, replace(base, engine="fsdp")),
+    }
+
+
+def all_cases() -> dict[str, tuple[int, Run]]:
+    """Every case by name."""
+    cases: dict[str, tuple[int, Run]] = {}
+    for model in MODELS:
+        for optimizer in ("SGD", "AdamW"):
+            for layout, (world, run) in layouts(model, optimizer).items():
+                cases[f"{model} {optimizer} {layout}"] = world, run
+    for world in (2, 4):
+        whole = Run(model="yolo11n", engine="data", bn="sync", parts=world)
+        cases[f"whole batch by bn=sync, data x{world}"] = world, whole
+        cases[f"whole batch by bn=sync, data x{world}, AdamW"] = world, replace(whole, optimizer="AdamW")
+        cases[f"whole batch by bn=sync, data x{world}, ranks without boxes"] = world, replace(whole, empty=(1, 3, 5, 7))
+        cases[f"data x{world}, ranks without boxes"] = (
+            world,
+            Run(model="yolo11n", engine="data", parts=world, empty=(1, 3, 5, 7)),
+        )
+        cases[f"float32, data x{world}"] = world, Run(model="yolo11n", engine="data", dtype=torch.float32)
+    cases["uneven shares, data x2"] = 2, Run(model="yolo11n", engine="data", images=7, parts=2)
+    return cases
+
+
+CASES = all_cases()
+QUICK = {
+    "yolo11n AdamW data x2",
+    "yolo11n SGD fsdp x2",
+    "whole batch by bn=sync, data x2, ranks without boxes",
+    "uneven shares, data x2",
+    "float32, data x2",
+}
+"""What `make test` runs; `make test-all` runs all."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the chosen cases gave; one start of processes per number of ranks."""
+    chosen = {
+        item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
+    }
+    found: dict[str, Any] = {}
+    for world in sorted({world for world, _ in CASES.values()}):
+        cases = {
+            name: Case("training_runs", "train", {"run": run})
+            for name, (ranks, run) in CASES.items()
+            if ranks == world and name in chosen
+        }
+        if cases:
+            found |= run_world(tmp_path_factory.mktemp(f"world{world}"), world, cases, limit_s=900.0)
+    return found
+
+
+@cache
+def single(run: Run) -> dict[int, dict[str, Any]]:
+    """The same run in one process; ranks that normalise together see what one rank sees with the parts joined."""
+    torch.set_num_threads(1)
+    return train(replace(run, engine="single", bn="local", stages=1, parts=1 if run.bn == "sync" else run.parts))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in CASES]
+)
+def test_every_layout_is_the_run_of_one_process(results: dict[str, Any], case: str) -> None:
+    run = CASES[case][1]
+    expected = single(run)
+    assert expected[1]["norm"] == pytest.approx(run.clip, rel=1e-3), "clipping is meant to be active"
+    assert expected[1]["losses"]["losses"][0, 3] > 1, "the normaliser is meant to matter"
+    bound = FLOAT_BOUND if run.dtype is torch.float32 else DOUBLE_BOUND
+    found = results[case]
+    assert found.keys() == expected.keys() == {1, run.updates}
+    for number, states in expected.items():
+        for state in ("losses", "network", "ema", "optimizer"):
+            assert found[number][state].keys() == states[state].keys()
+            for key, value in states[state].items():
+                difference = (found[number][state][key].double() - value.double()).abs()
+                scale = value.double().abs().clamp(min=1)
+                assert (difference / scale).max() <= bound, (number, state, key)
