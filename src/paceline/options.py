@@ -20,6 +20,7 @@ from paceline.losses.config import LossConfig
 from paceline.option_values import typed
 from paceline.records import RunConfig, to_jsonable, write_atomically
 from paceline.training.config import LoopConfig, OptimConfig
+from paceline.tuning.config import TuneConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,6 +125,24 @@ class TrainOptions(Options):
     optim: OptimConfig = field(default_factory=OptimConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     postprocess: PostprocessConfig = field(default_factory=PostprocessConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(TrainOptions):
+    """Options of `paceline tune`: those of its trials, and of the search.
+
+    `time`, `resume`, `device`, `project` and `name` are the search's: its budget, the search to go on with, the
+    devices that trials run on side by side, and its folder.
+    """
+
+    COMMAND: ClassVar[str] = "tune"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("data",)
+
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def training(self) -> TrainOptions:
+        """Options of a trial before the search changes any."""
+        return TrainOptions(**{entry.name: getattr(self, entry.name) for entry in fields(TrainOptions)})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ _ABOUT = {
     "train": "Train a detector: paceline train data=path/to/data.yaml model=yolo11n epochs=100",
     "val": "Score trained weights: paceline val model=runs/train data=path/to/data.yaml",
     "predict": "Find objects in images: paceline predict street.jpg photos/ model=runs/train",
+    "tune": "Search hyper-parameters, one trial per device: paceline tune data.yaml model=yolo11n epochs=30 trials=40",
     "data check": "Look for mistakes in a data set, file by file: paceline data check path/to/data.yaml",
     "data plot": "Draw classes, box sizes and places: paceline data plot path/to/data.yaml plot.png",
 }
