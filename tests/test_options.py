@@ -16,12 +16,13 @@ from paceline.options import (
     Options,
     PredictOptions,
     TrainOptions,
+    TuneOptions,
     ValOptions,
     option_fields,
     settle_resume,
 )
 
-ALL = (TrainOptions, ValOptions, PredictOptions, DataCheckOptions, DataPlotOptions)
+ALL = (TrainOptions, TuneOptions, ValOptions, PredictOptions, DataCheckOptions, DataPlotOptions)
 
 
 @pytest.mark.parametrize("options", ALL)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -66,6 +66,20 @@ class TrainKeywords(TypedDict, total=False):
     iou: float
     max_det: int
     agnostic_nms: bool
+
+
+class TuneKeywords(TrainKeywords, total=False):
+    """Options of `YOLO.tune`; see `paceline tune --help` for what they mean."""
+
+    space: str | Path | Mapping[str, object]
+    trials: int
+    objective: str
+    confirm: int
+    finalists: int
+    cores_per_trial: int
+    sampler: Literal["tpe", "gp", "qmc", "random"]
+    pruner: Literal["halving", "hyperband", "median", "none"]
+    storage: str
 
 
 class ValKeywords(TypedDict, total=False):

@@ -96,6 +96,10 @@ BOUNDS = MappingProxyType(
         "conf": _SHARE,
         "iou": _SHARE,
         "max_det": _POSITIVE,
+        "trials": _NOT_NEGATIVE,
+        "confirm": _NOT_NEGATIVE,
+        "finalists": _POSITIVE,
+        "cores_per_trial": _NOT_NEGATIVE,
     }
 )
 """Bounds of every number by the option's name; `imgsz` has a rule of its own."""

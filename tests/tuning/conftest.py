@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-PROGRAM = '''
+PROGRAM = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
 line = sys.stdin.readline()
@@ -41,7 +41,7 @@ for epoch in range(1, options["epochs"] + 1):
 if how != "silent":
     (folder / "ending.json").write_text(json.dumps({"ending": "complete", "reason": ""}))
 sys.exit(3 if how == "silent" else 0)
-'''
+"""
 
 
 @pytest.fixture

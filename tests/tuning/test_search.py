@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from paceline.errors import UserError
 from paceline.tuning.config import TuneConfig
-from paceline.tuning.outcome import Objective
+from paceline.tuning.outcome import Objective, Outcome
 from paceline.tuning.search import Row, Search
 from paceline.tuning.slots import Slot
 from paceline.tuning.sources import Confirmation, Finalist, Trials, folder_of
@@ -123,7 +123,9 @@ def test_hopeless_trials_are_pruned_and_good_ones_are_not(tmp_path: Path, progra
     assert study.best(1)[0].value == max(trial.value or 0.0 for trial in study.trials)
 
 
-def test_the_end_of_the_time_interrupts_and_resuming_runs_the_same_values(tmp_path: Path, program: Sequence[str]) -> None:
+def test_the_end_of_the_time_interrupts_and_resuming_runs_the_same_values(
+    tmp_path: Path, program: Sequence[str]
+) -> None:
     import time
 
     study = create(tmp_path)
@@ -227,6 +229,22 @@ def test_a_study_of_something_else_is_refused(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "qmc", "random"])
+@pytest.mark.parametrize("pruner", ["halving", "hyperband", "median", "none"])
+def test_every_sampler_works_with_every_pruner(tmp_path: Path, sampler: str, pruner: str) -> None:
+    study = create(tmp_path, sampler=sampler, pruner=pruner)
+    for number in range(6):
+        asked = study.ask("cores 0")
+        assert asked.number == number
+        reached = 0.8 - abs(float(asked.values["lr0"]) - 0.3)
+        for step in range(1, 10):
+            study.report(number, float(step), reached * step / 9)
+        study.finish(number, Outcome(ending="complete", value=reached), 9.0)
+    drawn = [trial.params["lr0"] for trial in study.trials]
+    assert len(set(drawn)) == 6
+    assert all(0.001 <= value <= 10 for value in drawn)
+
+
 def test_a_storage_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     for url in ("nonsense", f"sqlite:///{tmp_path}/missing/study.db", "nosuchdb://x/y"):
         with pytest.raises(UserError, match="cannot be kept"):
@@ -239,7 +257,9 @@ def test_confirmation_runs_every_seed_once_also_after_a_restart(tmp_path: Path, 
         Finalist(number=0, values={"lr0": 0.01}, is_defaults=True),
     ]
     file = tmp_path / "confirm.jsonl"
-    file.write_text(json.dumps({"trial": 3, "seed": 1, "value": 0.9, "reason": "", "seconds": 1.0}) + '\n{"trial": 0, "se')
+    file.write_text(
+        json.dumps({"trial": 3, "seed": 1, "value": 0.9, "reason": "", "seconds": 1.0}) + '\n{"trial": 0, "se'
+    )
     file.write_text(file.read_text() + "\n")
     rows: list[Row] = []
     confirmation = Confirmation(finalists, range(1, 4), file)

@@ -41,7 +41,8 @@ def test_a_drawn_value_lies_in_the_space(tmp_path: Path) -> None:
     space = read(
         tmp_path,
         "lr0: {low: 0.001, high: 0.1, log: true}\nclose_mosaic: {low: 0, high: 20, step: 5}\n"
-        "optimizer: {choices: [SGD, AdamW]}\ncos_lr: {choices: [true, false]}\nscale: {low: 0.1, high: 0.9, step: 0.2}\n",
+        "optimizer: {choices: [SGD, AdamW]}\ncos_lr: {choices: [true, false]}\n"
+        "scale: {low: 0.1, high: 0.9, step: 0.2}\n",
     )
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(50):
@@ -94,7 +95,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_start_outside_of_the_space_is_refused() -> None:
     space = SearchSpace(entries={"lr0": Range(low=0.1, high=1.0), "cos_lr": Choices(values=(True,))})
-    with pytest.raises(UserError, match="lr0=0.01"):
+    with pytest.raises(UserError, match=r"lr0=0\.01"):
         space.require({"lr0": 0.01, "cos_lr": True})
     with pytest.raises(UserError, match="cos_lr=False"):
         space.require({"lr0": 0.2, "cos_lr": False})

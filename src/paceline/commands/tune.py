@@ -49,16 +49,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paceline")
 
-_MAY_CHANGE = frozenset({"trials", "time", "confirm", "finalists", "device", "cores_per_trial", "workers", "resume", "project"})
+_MAY_CHANGE = frozenset(
+    {"trials", "time", "confirm", "finalists", "device", "cores_per_trial", "workers", "resume", "project"}
+)
 """Options that a resumed search takes anew; the others decide what its trials mean."""
-_NOT_SEARCHED = frozenset(
-    {
-        "model", "project", "name", "exist_ok", "data", "fraction", "single_cls", "classes", "workers", "cache", "epochs",
-        "time", "patience", "seed", "device", "resume", "pretrained", "val", "save_period", "plots", "deterministic",
-        "conf", "iou", "max_det", "agnostic_nms", "batch",
-    }
-)  # fmt: skip
-"""Options of a run whose change would change the measure itself, or is none of the search's business."""
+_SEARCHED_ROOMS = ("augment", "loss", "optim")
+"""Rooms of a run whose options may be searched; the others would change the measure itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +159,7 @@ class _Tuning:
             result = self._write(study, folder, confirmed)
         if result is None:
             raise UserError(
-                f"None of the trials ended well; {folder / 'report.html'} has the reason of each. Give them more epochs or time."
+                f"None of the trials ended well; {folder / 'report.html'} has the reason of each. Give them more time."
             )
         return result
 
@@ -180,7 +176,11 @@ class _Tuning:
         (folder / "trials").mkdir()
         stored = dataclasses.replace(self._options, loop=dataclasses.replace(self._options.loop, resume=""))
         stored.write(folder / "config.yaml")
-        text = Path(self._options.tune.space).read_text(encoding="utf-8") if self._options.tune.space else default_space_text()
+        text = (
+            Path(self._options.tune.space).read_text(encoding="utf-8")
+            if self._options.tune.space
+            else default_space_text()
+        )
         write_atomically(folder / "space.yaml", text.encode())
         return folder
 
@@ -229,6 +229,7 @@ class _Tuning:
         from paceline.tuning.page import draw_page
 
         best, defaults = study.best(1), study.defaults()
+        defaults_value = None if defaults is None else defaults.value
         page = folder / "report.html"
         summary: tuple[str, ...] = ("No trial has ended well so far.",)
         result = None
@@ -237,7 +238,7 @@ class _Tuning:
             number = answer.number if answer else best[0].number
             values = dict(answer.values) if answer else dict(best[0].params)
             trial = next(trial for trial in study.trials if trial.number == number)
-            summary = _sentences(self._objective, number, trial.value or 0.0, defaults and defaults.value, confirmed)
+            summary = _sentences(self._objective, number, trial.value or 0.0, defaults_value, confirmed)
             write_atomically(folder / "best.yaml", self._answer(values, summary))
             result = TuneResult(
                 folder=folder,
@@ -245,7 +246,7 @@ class _Tuning:
                 page=page,
                 values=values,
                 value=trial.value or 0.0,
-                defaults_value=defaults.value if defaults else None,
+                defaults_value=defaults_value,
                 confirmed=tuple(confirmed),
                 num_trials=study.num_started(),
                 summary=summary,
@@ -291,12 +292,8 @@ def _absolute(data: str) -> str:
 
 def _space(options: TuneOptions, resumed: Path | None) -> SearchSpace:
     known = option_fields(TrainOptions)
-    searchable = {
-        name: entry.annotation
-        for name, entry in known.items()
-        if name not in _NOT_SEARCHED
-    }
-    types = {name: kind if isinstance(kind, type) else object for name, kind in searchable.items()}
+    searched = {name: entry.annotation for name, entry in known.items() if entry.room in _SEARCHED_ROOMS}
+    types = {name: kind if isinstance(kind, type) else object for name, kind in searched.items()}
 
     def check(name: str, value: object) -> Value:
         entry = known[name]
@@ -369,5 +366,3 @@ def _require_optuna() -> None:
     except ImportError as error:
         raise UserError(f"A search needs {error.name}: pip install 'paceline[tune]'.") from error
     del optuna, plotly
-
-

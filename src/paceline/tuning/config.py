@@ -22,9 +22,9 @@ class TuneConfig:
     """How many of the best configurations are confirmed, beside the defaults."""
     cores_per_trial: int = 0
     """CPU cores of a trial; on a CPU, 0 takes one core, or an eighth of the cores where there are more than eight."""
-    sampler: Literal["tpe", "random", "gp", "cmaes", "qmc"] = "tpe"
-    """How the next values are chosen: tree-structured Parzen estimators, at random, and so on (Optuna's)."""
+    sampler: Literal["tpe", "gp", "qmc", "random"] = "tpe"
+    """How the next values are chosen: Optuna's Parzen estimators, Gaussian process, quasi-random, random."""
     pruner: Literal["halving", "hyperband", "median", "none"] = "halving"
-    """How hopeless trials are ended early, by their AP after equal seconds: successive halving, and so on (Optuna's)."""
+    """How hopeless trials are ended early, by their AP after equal seconds (Optuna's pruners)."""
     storage: str = ""
     """Where the study is kept: an Optuna storage URL that several machines may share; empty takes a file of its own."""

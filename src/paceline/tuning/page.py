@@ -55,22 +55,26 @@ def draw_page(study: Study, *, title: str, summary: Sequence[str], confirmed: Se
     )
 
 
-def _figures(
-    study: Study, trials: Sequence[FrozenTrial]
-) -> Iterable[tuple[str, str, plotly.graph_objects.Figure]]:
+def _figures(study: Study, trials: Sequence[FrozenTrial]) -> Iterable[tuple[str, str, plotly.graph_objects.Figure]]:
     from optuna import visualization
     from optuna.importance import PedAnovaImportanceEvaluator
     from optuna.trial import TrialState
 
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     if complete:
-        yield "History", "Each point is a trial that ran to its end.", visualization.plot_optimization_history(study.optuna)
+        yield (
+            "History",
+            "Each point is a trial that ran to its end.",
+            visualization.plot_optimization_history(study.optuna),
+        )
     varied = {name for name in (complete[0].params if complete else ()) if len({t.params[name] for t in complete}) > 1}
     if len(complete) >= 4 and varied:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                importances = visualization.plot_param_importances(study.optuna, evaluator=PedAnovaImportanceEvaluator())
+                importances = visualization.plot_param_importances(
+                    study.optuna, evaluator=PedAnovaImportanceEvaluator()
+                )
             note = "Share of each option in telling good trials from others; with few trials it says little."
             yield "What mattered", note, importances
         except (RuntimeError, ValueError) as error:
@@ -113,18 +117,20 @@ def _timeline(trials: Sequence[FrozenTrial]) -> plotly.graph_objects.Figure:
 
 
 def _confirmation(confirmed: Sequence[Confirmed]) -> str:
-    rows = "".join(
-        f"<tr><td>{'defaults' if entry.finalist.is_defaults else f'trial {entry.finalist.number}'}</td>"
-        f"<td>{entry.mean:.4f}</td><td>{entry.spread:.4f}</td><td>{', '.join(f'{v:.4f}' for v in entry.values)}</td></tr>"
-        for entry in confirmed
-    )
+    rows = ""
+    for entry in confirmed:
+        label = "defaults" if entry.finalist.is_defaults else f"trial {entry.finalist.number}"
+        seeds = ", ".join(f"{value:.4f}" for value in entry.values)
+        rows += f"<tr><td>{label}</td><td>{entry.mean:.4f}</td><td>{entry.spread:.4f}</td><td>{seeds}</td></tr>"
     head = "<tr><th>configuration</th><th>mean</th><th>standard deviation</th><th>seeds</th></tr>"
     return f"<table>{head}{rows}</table>"
 
 
 def _table(trials: Sequence[FrozenTrial]) -> str:
     names = sorted({name for trial in trials for name in trial.params})
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in ("trial", "ending", "value", "s", "device", *names, "reason"))
+    head = "".join(
+        f"<th>{html.escape(name)}</th>" for name in ("trial", "ending", "value", "s", "device", *names, "reason")
+    )
     rows = []
     for trial in trials:
         attributes: dict[str, Any] = trial.user_attrs

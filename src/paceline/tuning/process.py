@@ -1,9 +1,9 @@
 """Process: one trial's program, started ahead so that it has loaded everything when its options come.
 
-    search                          trial's process
-      |  start ------------------->  imports torch, waits at its input
-      |  one line of JSON -------->  trains; writes its run folder, then its ending
-      |  (its input stays open)      ends by itself; or at once where its input is closed: the search is gone
+search                          trial's process
+  |  start ------------------->  imports torch, waits at its input
+  |  one line of JSON -------->  trains; writes its run folder, then its ending
+  |  (its input stays open)      ends by itself; or at once where its input is closed: the search is gone
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Search: keeps every slot busy with a trial, watches the trials' metrics, ends hopeless ones, records all endings.
 
-    source (study, or confirmation)  --next-->  slot 0: process ... | process ...      a process for the next trial
-          ^                                     slot 1: process ......... | process    waits ready in each slot
-          +-------- report, finish ----------  metrics.jsonl of each run
+source (study, or confirmation)  --next-->  slot 0: process ... | process ...      a process for the next trial
+      ^                                     slot 1: process ......... | process    waits ready in each slot
+      +-------- report, finish ----------  metrics.jsonl of each run
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Source(Protocol):
         """Take the end of a job."""
 
     def tend(self) -> None:
-        """Called every half minute or so."""
+        """Do what has to be done every half minute or so."""
 
 
 @dataclass(frozen=True, kw_only=True)

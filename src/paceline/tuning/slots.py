@@ -38,7 +38,9 @@ def divide(devices: Sequence[str], cores: Sequence[int], cores_per_trial: int) -
     assert devices
     assert cores
     if cores_per_trial > len(cores):
-        raise UserError(f"cores_per_trial is {cores_per_trial}, but there are {len(cores)} cores; give at most that many.")
+        raise UserError(
+            f"cores_per_trial is {cores_per_trial}, but there are {len(cores)} cores; give at most that many."
+        )
     if list(devices) == ["cpu"]:
         width = cores_per_trial or max(1, len(cores) // _MOST_ON_CPU)
         starts = range(0, len(cores) - width + 1, width)

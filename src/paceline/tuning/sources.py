@@ -7,14 +7,13 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paceline.tuning.outcome import Outcome
 from paceline.tuning.search import Job, read_ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from paceline.tuning.outcome import Objective
+    from paceline.tuning.outcome import Objective, Outcome
     from paceline.tuning.study import Study
 
 
@@ -112,7 +111,7 @@ class Confirmation:
         return self._waiting.pop(0) if self._waiting else None
 
     def report(self, job: Job, seconds: float, ap: float) -> bool:
-        """Confirmation runs are never ended early."""
+        """Let every run come to its end."""
         return False
 
     def finish(self, job: Job, outcome: Outcome, seconds: float) -> None:

@@ -69,7 +69,7 @@ class SearchSpace:
         return hashlib.sha256(repr(sorted(self.entries.items())).encode()).hexdigest()[:16]
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """The space in Optuna's terms."""
+        """Say the space in Optuna's terms."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         found: dict[str, BaseDistribution] = {}
@@ -111,10 +111,14 @@ def read_space(file: str, check: Callable[[str, object], Value], searchable: Map
     except OSError as error:
         raise UserError(f"Cannot read {file}: {error.strerror or error}; check the path.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not YAML; write lines such as `lr0: {{low: 0.001, high: 0.1, log: true}}`.") from error
+        raise UserError(
+            f"{file} is not YAML; write lines such as `lr0: {{low: 0.001, high: 0.1, log: true}}`."
+        ) from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{where} names nothing to search; write lines such as `lr0: {{low: 0.001, high: 0.1}}`.")
-    entries = {str(name): _entry(f"{where}: {name}", str(name), entry, check, searchable) for name, entry in content.items()}
+    entries = {
+        str(name): _entry(f"{where}: {name}", str(name), entry, check, searchable) for name, entry in content.items()
+    }
     return SearchSpace(entries=entries)
 
 
@@ -159,7 +163,9 @@ def _range(
     if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
         raise UserError(f"{where}: step is {json.dumps(step)}; give a number above 0.")
     if numbers["low"] >= numbers["high"]:
-        raise UserError(f"{where} goes from {numbers['low']:g} to {numbers['high']:g}, which is empty; low must be below high.")
+        raise UserError(
+            f"{where} goes from {numbers['low']:g} to {numbers['high']:g}, which is empty; low must be below high."
+        )
     if log and numbers["low"] <= 0:
         raise UserError(f"{where} starts at {numbers['low']:g}; a log range starts above 0.")
     if log and step is not None:

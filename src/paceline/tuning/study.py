@@ -84,7 +84,9 @@ class Study:
         try:
             study = optuna.create_study(storage=opened, study_name=name, direction="maximize")
         except optuna.exceptions.DuplicatedStudyError as error:
-            raise UserError(f"There is a study {name} in {storage} already; go on with it by --resume, or choose another name.") from error
+            raise UserError(
+                f"There is a study {name} in {storage} already; go on with it by --resume, or choose another name."
+            ) from error
         study.set_user_attr(_IDENTITY, dict(identity) | {"space": space.fingerprint})
         study.enqueue_trial(dict(defaults), user_attrs={ROLE: DEFAULTS})
         return cls(study, space, config, seed)
@@ -113,12 +115,16 @@ class Study:
         try:
             study = optuna.load_study(storage=opened, study_name=name)
         except KeyError as error:
-            raise UserError(f"There is no study {name} in {storage}; check the name, or start one without --resume.") from error
+            raise UserError(
+                f"There is no study {name} in {storage}; check the name, or start one without --resume."
+            ) from error
         stored = study.user_attrs.get(_IDENTITY, {})
         for what, value in (dict(identity) | {"space": space.fingerprint}).items():
             if stored.get(what) != value:
                 shown = f" ({stored.get(what)}, not {value})" if what != "space" else ""
-                raise UserError(f"The study {name} is one of another {what}{shown}; resume it with its own, or start a new one.")
+                raise UserError(
+                    f"The study {name} is one of another {what}{shown}; resume it with its own, or start a new one."
+                )
         found = cls(study, space, config, seed)
         found.reclaim(recover)
         return found
@@ -138,8 +144,7 @@ class Study:
         from optuna.trial import TrialState
 
         return sum(
-            trial.state != TrialState.WAITING and trial.user_attrs.get(ENDING) != "interrupted"
-            for trial in self.trials
+            trial.state != TrialState.WAITING and trial.user_attrs.get(ENDING) != "interrupted" for trial in self.trials
         )
 
     def ask(self, device: str) -> Asked:
@@ -205,14 +210,22 @@ class Study:
         from optuna.trial import TrialState
 
         storage = self._study._storage
-        for name, value in ((ENDING, outcome.ending), (REASON, outcome.reason)):
-            patiently(partial(storage.set_trial_user_attr, identifier, name, value))
-        state, value = TrialState.FAIL, None
-        if outcome.ending == "complete" and outcome.value is not None:
-            state, value = TrialState.COMPLETE, outcome.value
-        elif outcome.ending in ("pruned", "diverged", "complete"):
+        for name, text in ((ENDING, outcome.ending), (REASON, outcome.reason)):
+            patiently(partial(storage.set_trial_user_attr, identifier, name, text))
+        state, value = TrialState.FAIL, outcome.value
+        if outcome.ending == "complete" and value is not None:
+            state = TrialState.COMPLETE
+        elif outcome.ending in ("pruned", "diverged"):
             state = TrialState.PRUNED
-        patiently(partial(self._study.tell, number, value, state=state, skip_if_finished=True))
+        patiently(
+            partial(
+                self._study.tell,
+                number,
+                value if state == TrialState.COMPLETE else None,
+                state=state,
+                skip_if_finished=True,
+            )
+        )
 
     def _queue_again(self, values: Mapping[str, Any], *, is_defaults: bool) -> None:
         attributes = {ROLE: DEFAULTS} if is_defaults else {}
@@ -237,16 +250,19 @@ class Study:
 def _storage(url: str) -> optuna.storages.BaseStorage:
     """Open a storage by its URL. Raises UserError where that is not possible."""
     import optuna
+    from optuna.storages.journal import JournalFileBackend
     from sqlalchemy.exc import ArgumentError, OperationalError
 
     waits = {"connect_args": {"timeout": 10}} if url.startswith("sqlite") else {}
     try:
         if url.startswith("journal:"):
-            return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(url.removeprefix("journal:")))
+            return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
         return optuna.storages.RDBStorage(url, engine_kwargs=waits)
     except (ArgumentError, OperationalError, ImportError, ValueError, OSError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
-        raise UserError(f"The study cannot be kept in {url} ({cause}); name a database as Optuna's storage URLs do.") from error
+        raise UserError(
+            f"The study cannot be kept in {url} ({cause}); name a database as Optuna's storage URLs do."
+        ) from error
 
 
 def _sampler(config: TuneConfig, seed: int) -> BaseSampler:
@@ -256,8 +272,6 @@ def _sampler(config: TuneConfig, seed: int) -> BaseSampler:
         return samplers.RandomSampler(seed=seed)
     if config.sampler == "gp":
         return samplers.GPSampler(seed=seed)
-    if config.sampler == "cmaes":
-        return samplers.CmaEsSampler(seed=seed)
     if config.sampler == "qmc":
         return samplers.QMCSampler(seed=seed)
     return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
@@ -274,8 +288,8 @@ def _is_alive(trial: FrozenTrial) -> bool:
     if owner is None:  # it was taken a moment ago, or its process died between two writes
         return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < UNOWNED_S
     if owner["host"] != socket.gethostname():
-        return time.time() - trial.user_attrs.get(SEEN, 0.0) < STALE_S
+        return bool(time.time() - trial.user_attrs.get(SEEN, 0.0) < STALE_S)
     try:
-        return abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0
+        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0)
     except psutil.NoSuchProcess:
         return False
