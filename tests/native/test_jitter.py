@@ -14,7 +14,14 @@ if TYPE_CHECKING:
     import ctypes
 
 Pixels = NDArray[np.uint8]
-JITTERS = [(0.0, 1.0, 1.0), (0.015, 1.7, 0.6), (-0.015, 0.3, 1.4), (0.5, 1.0, 1.0), (-0.37, 0.0, 1.0), (0.999, 9.0, 9.0)]
+JITTERS = [
+    (0.0, 1.0, 1.0),
+    (0.015, 1.7, 0.6),
+    (-0.015, 0.3, 1.4),
+    (0.5, 1.0, 1.0),
+    (-0.37, 0.0, 1.0),
+    (0.999, 9.0, 9.0),
+]
 
 
 @pytest.fixture
@@ -70,9 +77,7 @@ def test_kernel_is_the_formula(kernels: ctypes.CDLL, picture: Pixels, hsv: tuple
 
 @pytest.mark.parametrize("hsv", JITTERS)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_all_levels_give_the_same_bytes(
-    kernels: ctypes.CDLL, channels: int, hsv: tuple[float, float, float]
-) -> None:
+def test_all_levels_give_the_same_bytes(kernels: ctypes.CDLL, channels: int, hsv: tuple[float, float, float]) -> None:
     picture = random_picture(61, 131, channels)
     drawn = []
     for level in range(best_level(kernels) + 1):
