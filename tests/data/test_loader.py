@@ -206,6 +206,7 @@ def write_many(folder: Path, count: int) -> Index:
         difficult=np.zeros(count, bool),
         area=np.full(count, 42.0),
         image_ids=np.arange(count),
+        origins=np.arange(count),
     )
 
 

@@ -92,6 +92,7 @@ def index_of(count: int = COUNT, root: Path = Path("/nowhere")) -> Index:
         area=np.full(count, 300.0),
         image_ids=np.arange(count),
         category_ids=np.arange(1),
+        origins=np.arange(count),
     )
 
 

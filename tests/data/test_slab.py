@@ -18,6 +18,7 @@ from paceline.data import slab as slab_module
 from paceline.data.slab import Slab, remove_unused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def array(number: int) -> NDArray[np.uint8]:
     return np.random.default_rng(number).integers(0, 256, shape, dtype=np.uint8)
 
 
-def fill(slab: Slab, numbers: range = range(COUNT)) -> None:
+def fill(slab: Slab, numbers: Iterable[int] = range(COUNT)) -> None:
     for number in numbers:
         with slab.claim(number):
             assert slab.store(number, array(number), stamp=number) is not None
@@ -197,12 +198,14 @@ def test_a_file_that_was_cut_off_is_filled_up_again(path: Path, share: float) ->
     end = slab.used_bytes
     slab.close()
     os.truncate(path, int(end * share))
-    again = Slab.open(path, COUNT, 10_000, kept=True)
-    there = whole(again)
-    assert not all(there)
-    fill(again)
-    assert whole(again) == [True] * COUNT
-    again.close()
+    for numbers in (range(COUNT), range(COUNT - 1, -1, -1)):  # in another order than they were written
+        os.truncate(path, min(int(end * share), path.stat().st_size))
+        again = Slab.open(path, COUNT, 10_000, kept=True)
+        there = whole(again)
+        assert not all(there)
+        fill(again, [number for number in numbers if not there[number]])
+        assert whole(again) == [True] * COUNT
+        again.close()
 
 
 def test_only_what_was_hit_is_lost(path: Path) -> None:

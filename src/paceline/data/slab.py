@@ -311,9 +311,12 @@ class _SlabFile:
             os.pwrite(self.descriptor, header.tobytes(), 0)
             return
         length = os.fstat(self.descriptor).st_size
-        table = np.frombuffer(os.pread(self.descriptor, self._count * _ENTRY.itemsize, _HEADER_BYTES), _ENTRY)
+        size = self._count * _ENTRY.itemsize
+        table = np.frombuffer(os.pread(self.descriptor, size, _HEADER_BYTES), _ENTRY).copy()
         ends = table["offset"] + np.uint64(1) * table["height"] * table["width"] * table["planes"]
         inside = (table["state"] != _EMPTY) & (table["offset"] >= start) & (ends <= length)
+        table["state"][~inside] = _EMPTY  # what was cut off; other arrays will lie there
+        os.pwrite(self.descriptor, table.tobytes(), _HEADER_BYTES)
         used = max(int(ends[inside].max(initial=0)), start)
         header = np.frombuffer(os.pread(self.descriptor, _HEADER.itemsize, 0), _HEADER).copy()
         header["used"] = header["reserved"] = -(-used // _ALIGNMENT) * _ALIGNMENT
