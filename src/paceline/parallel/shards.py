@@ -30,7 +30,7 @@ def laid_out_like(like: Tensor, value: Tensor) -> Tensor:
 
 
 def sharded_like(like: Tensor, value: Tensor) -> Tensor:
-    """Return a tensor of this rank as its shard of a whole one, where `like` is sharded and its shard has that shape."""
+    """Return this rank's tensor as its shard of a whole one, where `like` is sharded and its shard has that shape."""
     if not isinstance(like, DTensor) or value.shape != like.to_local().shape:
         return value
     return DTensor.from_local(value, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
