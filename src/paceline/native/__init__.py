@@ -1,1 +1,1 @@
-"""Native: what OpenCV and numpy do too slowly on pixels, compiled, with a fallback where there is no compiler."""
+"""Native: what OpenCV, numpy and Python do too slowly, compiled, with a fallback where there is no compiler."""
