@@ -91,7 +91,8 @@ def step_floor(root: Path) -> Figures:
     rounds = [files.floor(paths) for _ in range(ROUNDS)]
     wall, busy = (statistics.median(column) for column in zip(*rounds, strict=True))
     number = len(paths) // 2
-    return {"wall_s": round(wall, 3), "cpu_s": round(busy, 3), "per_s": round(number / wall)}
+    rates = {"per_s": round(number / wall), "per_cpu_s": round(number / busy)}
+    return {"wall_s": round(wall, 3), "cpu_s": round(busy, 3), **rates}
 
 
 def step_cold(root: Path) -> Figures:
@@ -211,7 +212,7 @@ def bench(root: Path, images: int) -> Figures:
     results["million"] = run_step("save", root) | run_step("load", root)
     for name in ("one_core", "all_cores", "without_library"):
         assert results[name]["findings"] == files.planted(images), "the scan did not find what is wrong"
-    floor, one = results["floor"]["per_s"], results["one_core"]
+    floor, one = results["floor"]["per_cpu_s"], results["one_core"]
     results["entries_per_cpu_s"] = one["per_cpu_s"]
     results["share_of_floor"] = round(one["per_cpu_s"] / floor, 3)
     results["cores_over_one"] = round(results["all_cores"]["per_s"] / one["per_s"], 2)
