@@ -6,6 +6,7 @@ BIN := .venv/bin
 # What an installation depends on; the compiled parts are built by it.
 BUILD := pyproject.toml constraints.txt setup.py $(wildcard src/paceline/native/*.c)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+INSTALLED := pyproject.toml constraints.txt setup.py src/paceline/native/pixels.c
 
 .PHONY: help venv demo test test-all lint format clean
 .DELETE_ON_ERROR:
@@ -44,7 +45,7 @@ bench-%: .venv/.test
 venv: .venv/.made
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info src/paceline/native/_pixels*
 
 .venv/.made:
 	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit('Paceline needs Python 3.11 to 3.13, and this is %d.%d: name another one by make PYTHON=...' % v)"

@@ -134,7 +134,9 @@ def by_opencv(encoded: bytes, reduction: int, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 @pytest.mark.parametrize("shape", [(48, 64), (163, 241), (9, 200), (8, 5), (2, 2), (1, 1)])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 20}])
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 20}]
+)
 def test_both_jpeg_decoders_give_the_same_bytes(
     options: dict[str, Any], mode: str, shape: tuple[int, int], reduction: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

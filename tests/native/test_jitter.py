@@ -72,7 +72,7 @@ def exact(picture: Pixels, hsv: tuple[float, float, float]) -> NDArray[np.float6
 def test_kernel_is_the_formula(kernels: ctypes.CDLL, picture: Pixels, hsv: tuple[float, float, float]) -> None:
     out = np.empty_like(picture)
     jitter_by_kernel(kernels, picture, hsv, out)
-    assert np.abs(out - exact(picture, hsv)).max() < 0.6  # 0.5 is rounding
+    assert np.abs(out - exact(picture, hsv)).max() < 0.55  # 0.5 is rounding
 
 
 @pytest.mark.parametrize("hsv", JITTERS)

@@ -80,9 +80,7 @@ def decode_into(
     return place
 
 
-def _decode(
-    encoded: bytes, orientation: int, reduction: int, out: NDArray[np.uint8] | None
-) -> NDArray[np.uint8]:
+def _decode(encoded: bytes, orientation: int, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
     """Pixels HW or HW3, in the front of `out` where the decoder can write there, else in an array of their own."""
     is_jpeg = encoded.startswith(b"\xff\xd8")
     upright = orientation == 1 or encoded.startswith(
