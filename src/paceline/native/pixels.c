@@ -6,7 +6,7 @@
  *
  * A row goes through in blocks that stay in the first-level cache:
  *
- *     RGBRGB...  --shuffle-->  R, G, B  --16 bit-->  value, chroma, sector  --float-->  R, G, B  --shuffle-->  RGBRGB...
+ *     RGBRGB..  --shuffle-->  R, G, B  --16 bit-->  value, chroma, hue  --float-->  R, G, B  --shuffle-->  RGBRGB..
  */
 
 #include <stddef.h>
@@ -63,17 +63,30 @@ INLINE Bytes reversed(Bytes x) { return SHUFFLE(x, x, 15, 14, 13, 12, 11, 10, 9,
 
 INLINE void join(const uint8_t *r, const uint8_t *g, const uint8_t *b, size_t count, int mirrored, uint8_t *rgb) {
     for (size_t i = 0; i < count; i += LANES) {
-        Bytes red = load(r + i), green = load(g + i), blue = load(b + i);
+        const size_t place = mirrored ? count - LANES - i : i;
+        Bytes red = load(r + place), green = load(g + place), blue = load(b + place);
         if (mirrored) {
             red = reversed(red), green = reversed(green), blue = reversed(blue);
         }
-        uint8_t *const to = rgb + 3 * (mirrored ? count - LANES - i : i);
+        uint8_t *const to = rgb + 3 * i; /* forwards in both cases: memory likes it */
         const Bytes x = SHUFFLE(red, green, 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
         const Bytes y = SHUFFLE(red, green, 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
         const Bytes z = SHUFFLE(red, green, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
         store(to, SHUFFLE(x, blue, 0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15));
         store(to + 16, SHUFFLE(y, blue, 0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15));
         store(to + 32, SHUFFLE(z, blue, 26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31));
+    }
+}
+
+/* The same from one plane. */
+INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb) {
+    for (size_t i = 0; i < count; i += LANES) {
+        const Bytes read = load(grey + (mirrored ? count - LANES - i : i));
+        const Bytes x = mirrored ? reversed(read) : read;
+        uint8_t *const to = rgb + 3 * i;
+        store(to, SHUFFLE(x, x, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5));
+        store(to + 16, SHUFFLE(x, x, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10));
+        store(to + 32, SHUFFLE(x, x, 10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15));
     }
 }
 
@@ -94,7 +107,7 @@ INLINE uint8_t channel(uint16_t least, uint16_t chroma, int16_t share) {
 }
 
 typedef struct {
-    float shift;      /* of the hue in fixed point, one to seven sixths, so that no hue is negative, and a half to round */
+    float shift;      /* of the hue in fixed point: 1 to 7 sixths, so that no hue is negative, and a half to round */
     float saturation; /* gain, over SIXTH */
     float value;      /* gain, times 256 */
 } Jitter;
@@ -162,8 +175,8 @@ INLINE void jitter_rows(const Picture *picture) {
         for (size_t left = 0; left < picture->width; left += BLOCK) {
             const size_t wanted = picture->width - left < BLOCK ? picture->width - left : BLOCK;
             const size_t count = (wanted + GROUP - 1) / GROUP * GROUP;
-            const uint8_t *from = source + channels * left;
-            uint8_t *const to = out + 3 * (picture->mirrored ? picture->width - left - wanted : left);
+            const uint8_t *from = source + channels * (picture->mirrored ? picture->width - left - wanted : left);
+            uint8_t *const to = out + 3 * left;
             if (count > wanted) /* the last group is not whole: it is made beside the picture */
                 from = memcpy(rest, from, channels * wanted);
             uint8_t *const made = count > wanted ? rest : to;
@@ -173,7 +186,7 @@ INLINE void jitter_rows(const Picture *picture) {
                 join(r, g, b, count, picture->mirrored, made);
             } else {
                 brighten(from, r, count, picture->jitter);
-                join(r, r, r, count, picture->mirrored, made);
+                spread(r, count, picture->mirrored, made);
             }
             if (count > wanted)
                 memcpy(to, rest + 3 * (picture->mirrored ? count - wanted : 0), 3 * wanted);
@@ -210,7 +223,7 @@ EXPORT int32_t paceline_level(void) {
     return PORTABLE;
 }
 
-/* Shift the hue (0 to 1 of its circle), scale saturation and value of a picture, and mirror it where asked; `level` at most. */
+/* Shift the hue (0 to 1 of its circle), scale saturation and value, mirror where asked; at a level of the machine's. */
 EXPORT void paceline_jitter(const uint8_t *source, int64_t source_stride, uint8_t *out, int64_t out_stride,
                             int64_t height, int64_t width, int64_t channels, int32_t mirrored, float shift,
                             float saturation, float value, int32_t level) {
