@@ -101,12 +101,14 @@ def drawers(images: list[Pixels], imgsz: int) -> dict[str, Callable[[int], objec
 def measure(ways: dict[str, Callable[[int], object]], count: int, rounds: int) -> dict[str, float]:
     """Milliseconds of processor per image of each way: all ways in turn on every image, medians of the rounds."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(rounds):
+    names = list(ways)
+    for number in range(rounds):
         sums = dict.fromkeys(ways, 0.0)
         for i in range(count):
-            for name, way in ways.items():
+            first = (number * count + i) % len(names)  # whoever comes first finds the caches cold
+            for name in names[first:] + names[:first]:
                 start = time.process_time()
-                way(i)
+                ways[name](i)
                 sums[name] += time.process_time() - start
         for name, seconds in sums.items():
             taken[name].append(seconds / count * 1e3)

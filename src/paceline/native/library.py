@@ -73,7 +73,7 @@ def _library() -> ctypes.CDLL | None:
         return load(FOLDER)
     except Unusable as reason:
         log.warning(
-            "The compiled pixel kernels %s: OpenCV takes their place and needs about three times as long for colour "
+            "The compiled pixel kernels %s: OpenCV takes their place and needs about four times as long for colour "
             "jitter. To have them, install a C compiler and install Paceline again.",
             reason,
         )
