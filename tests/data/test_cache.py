@@ -98,7 +98,7 @@ def test_users_of_one_slab_make_each_image_once_between_them(tmp_path: Path) -> 
         assert all(pool.map(use, range(6)))
     assert sorted(made) == list(range(60))
     for cache in caches:
-        cache.close()
+        cache.slab.close()
 
 
 def test_a_full_slab_is_named_once_and_costs_only_what_has_no_room(caplog: pytest.LogCaptureFixture) -> None:
@@ -117,5 +117,5 @@ def test_another_state_of_the_source_is_made_again(tmp_path: Path) -> None:
         slab = Slab.open(tmp_path / "a.slab", 3, 1000, kept=True)
         cache = SlabCache(slab, RecentCache(0), what="images", stamp={1: state}.__getitem__)
         assert cache.get(1, recording(made, state))[0, 0] == state
-        cache.close()
+        slab.close()
     assert made == [1, 2]

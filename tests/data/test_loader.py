@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import signal
 import threading
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -311,6 +313,38 @@ def test_leaving_in_the_middle_leaves_nothing(index: Index) -> None:
     assert len(list(batches.epoch(1, mosaic=True))) == 2
     next(batches.epoch(2, mosaic=True))
     batches.close()
+
+
+def test_an_abandoned_loader_ends_its_threads(index: Index) -> None:
+    """Without `close`, and with batches on their way: threads end with the loader."""
+    batches = loader(index, workers=3)
+    iterator = iter(batches.epoch(0, mosaic=True))
+    next(iterator)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("paceline-data")]
+    assert len(threads) == 3
+    del batches, iterator
+    gc.collect()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_memory_is_flat_over_twenty_epochs(tmp_path: Path, cache: str) -> None:
+    """Of 128 batches between the 4th and the 20th epoch, not even the buffers of three stay in memory."""
+    index = write_set(tmp_path, count=60)
+    process = psutil.Process()
+    config = DataConfig(imgsz=320, batch=8, workers=2, cache=cache)  # type: ignore[arg-type]
+    with TrainLoader(index, config, AugmentConfig(partners="window"), 0) as batches:
+        sizes = []
+        for epoch in range(20):
+            for _ in batches.epoch(epoch, mosaic=True):
+                pass
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    growth = max(sizes[3:]) - sizes[3]
+    assert growth < 3 * 8 * 320 * 320 * 3, [size >> 10 for size in sizes]
 
 
 def test_ctrl_c_while_waiting_does_not_hang(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:

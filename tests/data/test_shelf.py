@@ -308,6 +308,21 @@ def test_where_memory_has_no_room_the_ranks_share_a_file(
     assert list((cache_folder() / "images").iterdir()) == []
 
 
+def test_ranks_that_cannot_share_keep_their_own(
+    store: MemoryStore, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(shelf, "shared_folder", lambda: tmp_path / "file" / "no folder")
+    whole = torch.empty_like(expected)
+    for rank in range(2):
+        with caplog.at_level(logging.WARNING, "paceline"), loader(store, "ram", rank, 2) as batches:
+            for step, batch in enumerate(collect(batches)):
+                whole[step * 8 + torch.from_numpy(rows_of_rank(8, rank, 2))] = batch.images
+    assert torch.equal(whole, expected)
+    assert max(store.reads) == 2
+    assert caplog.text.count("each keeps its own") == 2
+
+
 def test_what_a_dead_process_left_is_removed(store: MemoryStore, tmp_path: Path) -> None:
     stale = tmp_path / "shared" / "of-the-dead.run.slab"
     stale.write_bytes(b"x" * 100)
@@ -320,7 +335,7 @@ def test_encoded_images_are_read_once_and_decoded_each_time(
     store: MemoryStore, expected: torch.Tensor, world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shelf, "choose", lambda facts: "encoded")
-    monkeypatch.setattr(shelf.Shelf, "_fits", lambda *_: False)
+    monkeypatch.setattr(shelf.room, "free_memory_bytes", lambda: 170_000)
     loaders = [loader(store, "auto", rank, world) for rank in range(world)]
     parts = [images(collect(batches)) for batches in loaders]
     decodes = sum(batches.stats()["decodes"] for batches in loaders)
@@ -463,6 +478,23 @@ def test_ranks_agree_on_what_takes_the_place_of_a_broken_image(store: MemoryStor
             assert torch.equal(ours.samples, theirs.samples[rows])
             assert torch.equal(ours.images, theirs.images[rows])
             assert torch.equal(ours.valid.sum(dim=1), theirs.valid[rows].sum(dim=1))
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch_without_what_came_before(store: MemoryStore) -> None:
+    for partners in ("all", "window"):
+        with loader(store, "none", partners=partners, mosaic=0.3) as batches:
+            expected = [batch for epoch in range(3) for batch in batches.epoch(epoch, mosaic=True)]
+            for step in (0, 1, 6, 7, 9, 14):
+                epoch = step // 5
+                store.reads = [0] * COUNT
+                found = list(batches.epoch(epoch, mosaic=True, start_step=step))
+                assert len(found) == 5 - step % 5
+                assert sum(store.reads) <= 4 * 8 * len(found)
+                for ours, theirs in zip(found, expected[step : 5 * (epoch + 1)], strict=True):
+                    assert torch.equal(ours.images, theirs.images)
+                    assert torch.equal(ours.boxes, theirs.boxes)
+            far = 10**9
+            assert next(iter(batches.epoch(far // 5, mosaic=True, start_step=far))).images.shape == (8, 3, 32, 32)
 
 
 def test_the_user_hears_what_no_cache_costs(store: MemoryStore, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,9 +32,6 @@ class Cache(Protocol):
         With `renew` the array counts as if it came now.
         """
 
-    def close(self) -> None:
-        """Let go of what is shared with other processes."""
-
 
 class RecentCache:
     """At most `capacity` arrays by number; the one that came first goes first, whoever looked at it since.
@@ -75,9 +72,6 @@ class RecentCache:
             self._evict()
         return mine.result()
 
-    def close(self) -> None:
-        """Nothing is shared with other processes."""
-
     def _evict(self) -> None:
         excess = len(self._arrays) - self.capacity
         if excess > 0:
@@ -109,10 +103,6 @@ class SlabCache:
         if found is not None:
             return found
         return self._others.get(number, partial(self._find_or_make, number, make), renew=renew)
-
-    def close(self) -> None:
-        """Leave the slab."""
-        self.slab.close()
 
     def _find_or_make(self, number: int, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         stamp = self._stamp(number)

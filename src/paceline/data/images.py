@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from paceline.data.index import Index
     from paceline.data.store import Store
-    from paceline.data.tiers import Choice
+    from paceline.data.tiers import Choice, Purpose
 
 log = logging.getLogger("paceline")
 
@@ -93,7 +93,7 @@ class Images:
         num_recent: int,
         num_threads: int,
         world: int,
-        what: str,
+        what: Purpose,
     ) -> None:
         self.index = index
         self.reductions = reductions

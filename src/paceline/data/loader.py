@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from paceline.data.index import Index
     from paceline.data.prefetch import Work
     from paceline.data.store import Store
-    from paceline.data.tiers import Choice
+    from paceline.data.tiers import Choice, Purpose
 
 log = logging.getLogger("paceline")
 
@@ -81,7 +81,8 @@ class _Loader:
         *,
         cache: Choice,
         num_recent: int,
-        what: str,
+        what: Purpose,
+        pinned: bool,
     ) -> None:
         assert len(index) >= 1
         if batch < world:
@@ -105,7 +106,7 @@ class _Loader:
             world=world,
             what=what,
         )
-        self.buffers = Buffers((len(self.rows), imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2)
+        self.buffers = Buffers((len(self.rows), imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2, pinned=pinned)
         self._prefetcher = Prefetcher(self.num_threads, PREFETCHED_BATCHES)
         self._local = threading.local()
 
@@ -166,7 +167,7 @@ class TrainLoader(_Loader):
     `config.batch` counts the images of all ranks; this loader delivers the rows of `rank` out of `world`, see
     `rows_of_rank`. Put together they are the same batch for any world, any threads and any cache. `store` is where
     encoded images come from, the index' files where it is None. `on_device` says that the pictures are made on a GPU
-    from `decoded_set`. Raises UserError for a batch smaller than the world, and for cache=device without `on_device`.
+    from `decoded_set`; `pinned` asks for page-locked images, see `Buffers`. Raises UserError for a batch smaller than the world, and for cache=device without `on_device`.
     """
 
     def __init__(
@@ -180,6 +181,7 @@ class TrainLoader(_Loader):
         rank: int = 0,
         world: int = 1,
         on_device: bool = False,
+        pinned: bool = False,
     ) -> None:
         if config.cache == "device" and not on_device:
             raise UserError(
@@ -201,6 +203,7 @@ class TrainLoader(_Loader):
             cache=config.cache,
             num_recent=at_a_time if window else 0,
             what="training",
+            pinned=pinned,
         )
         if window == 0 and augment.mosaic > 0 and self.images.shelf.tier in ("none", "encoded"):
             log.info(
@@ -288,6 +291,7 @@ class EvalLoader(_Loader):
         store: Store | None = None,
         rank: int = 0,
         world: int = 1,
+        pinned: bool = False,
     ) -> None:
         super().__init__(
             index,
@@ -301,6 +305,7 @@ class EvalLoader(_Loader):
             cache="auto" if cache == "device" else cache,
             num_recent=0,
             what="evaluation",
+            pinned=pinned,
         )
 
     def __len__(self) -> int:

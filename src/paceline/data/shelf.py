@@ -7,6 +7,8 @@ import logging
 import math
 import os
 import time
+import weakref
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,21 +20,23 @@ from paceline.data.agreement import Agreement, shared_folder
 from paceline.data.cache import RecentCache, SlabCache
 from paceline.data.cache_folder import cache_folder
 from paceline.data.slab import Slab, remove_unused
-from paceline.data.tiers import SHARE_OF_DISK, SHARE_OF_MEMORY, Facts, choose, read_back_bytes_per_s
+from paceline.data.tiers import SHARE_OF_DISK, Facts, choose, read_back_bytes_per_s
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
     from paceline.data.cache import Cache
     from paceline.data.index import Index
     from paceline.data.store import Store
-    from paceline.data.tiers import Choice, Tier
+    from paceline.data.tiers import Choice, Purpose, Tier
 
 log = logging.getLogger("paceline")
 
-_SHARE_WHEN_ASKED = 0.9
+_SHARES: Mapping[Purpose, float] = {"training": 0.5, "evaluation": 0.25}
+"""Of the free memory, what `auto` takes at most; both loaders of a run look at it before either has filled its part."""
+_SHARES_WHEN_ASKED: Mapping[Purpose, float] = {"training": 0.65, "evaluation": 0.25}
 _SPARED_DISK_BYTES = 1 << 30
 _PROBED_IMAGES, _PROBE_S = 16, 1.0
 _MARGIN = 1.05
@@ -43,8 +47,8 @@ _BYTES_BESIDE = 64
 class Shelf:
     """How one loader keeps its images: opened once, closed at its end.
 
-    `decode` makes an image from its bytes; `num_recent` are kept anyway because they are needed again soon; `world`
-    ranks may share a machine; `what` names the images in the log.
+    `decode` makes an image from its bytes; `num_recent` are kept anyway because they are needed again soon, unless
+    memory is short; `world` ranks may share a machine; `what` the images are for decides their share of the memory.
     """
 
     def __init__(
@@ -57,7 +61,7 @@ class Shelf:
         num_recent: int,
         num_threads: int,
         world: int,
-        what: str,
+        what: Purpose,
     ) -> None:
         self._index = index
         self._store = store
@@ -65,44 +69,38 @@ class Shelf:
         self._decode = decode
         self._num_threads = num_threads
         self._world = world
+        self._shares_memory = world > 1 and locks.AVAILABLE
         self._what = what
         self._bound_bytes = room.decoded_bytes(index.sizes, reductions)
-        holds = SHARE_OF_MEMORY * room.free_memory_bytes() / world / (self._bound_bytes / len(index))
+        holds = _SHARES[what] * room.free_memory_bytes() / world / (self._bound_bytes / len(index))
         self._num_recent = min(num_recent, int(holds))
         self._name = _name(index, reductions)
         self._probed: Probe | None = None
         self._tried: dict[int, NDArray[np.uint8]] = {}
-        self._agreement: Agreement | None = None
         self._capacity = 0
         self.tier: Tier = "none"
         self.cache: Cache = RecentCache(self._num_recent)
         self.store = store
         """The store to read from: `encoded` puts memory before the one that was given."""
+        self._shared = ExitStack()
+        self.close = weakref.finalize(self, self._shared.close)
+        """Leave what is shared with other processes; done at the latest when the interpreter ends."""
 
     def open(self, choice: Choice) -> None:
         """Choose, say so, and open; what cannot be opened is said in a sentence, and the next tier takes its place."""
-        if self._world > 1 and locks.AVAILABLE and choice != "none":
-            self._agreement = Agreement(shared_folder(), f"{self._name}-{choice}")
+        if self._shares_memory and choice != "none":
+            agreement = Agreement(shared_folder(), f"{self._name}-{choice}")
+            self._shared.callback(agreement.leave)
             try:
-                word, is_first = self._agreement.settle(lambda: self._open_first(choice))
+                word, is_first = agreement.settle(lambda: self._open_first(choice))
             except OSError as error:
-                log.warning("The ranks cannot share a cache (%s): each keeps its own.", error)
-                self._agreement = None
-                self._open_first(choice)
+                log.warning("The ranks of this machine cannot share a cache (%s): each keeps its own.", error)
+            else:
+                if not is_first:
+                    self._join(word)
                 return
-            if not is_first:
-                self._join(word)
-        else:
-            self._open_first(choice)
-
-    def close(self) -> None:
-        """Leave what is shared."""
-        self.cache.close()
-        if self.store is not self._store and isinstance(self.store, EncodedStore):
-            self.store.close()
-        if self._agreement is not None:
-            self._agreement.leave()
-            self._agreement = None
+        self._shares_memory = False
+        self._open_first(choice)
 
     def _open_first(self, choice: Choice) -> str:
         """Choose and open as the first of this machine; returns the word for the others."""
@@ -114,7 +112,7 @@ class Shelf:
                 where = self._open(tier, choice, facts)
                 break
             except OSError as error:
-                following: Tier = "ram" if tier == "disk" and self._fits(facts) else "none"
+                following: Tier = "ram" if tier == "disk" and facts.fits_memory else "none"
                 log.warning(
                     "cache=%s for %s is not possible (%s); cache=%s takes its place.",
                     tier,
@@ -157,12 +155,12 @@ class Shelf:
             self._capacity = capacity
             self._use(tier, Slab.open(path, count, capacity, kept=True))
             return str(path)
-        share = _SHARE_WHEN_ASKED if choice in ("ram", "device") else SHARE_OF_MEMORY
+        share = self._share(_SHARES_WHEN_ASKED if choice in ("ram", "device") else _SHARES)
         needed = facts.decoded_bytes if tier == "ram" else facts.encoded_bytes
         bound = self._bound() if tier == "ram" else int(_MARGIN * needed) + _BYTES_BESIDE * count
         capacity = min(bound, int(share * facts.free_memory_bytes))
         self._capacity = capacity
-        if self._world > 1 and locks.AVAILABLE:
+        if self._shares_memory:
             return self._open_shared(tier, capacity, min(needed, capacity))
         self._use(tier, Slab(count, capacity))
         return ""
@@ -189,6 +187,7 @@ class Shelf:
         raise reason
 
     def _use(self, tier: Tier, slab: Slab) -> None:
+        self._shared.callback(slab.close)
         if tier == "encoded":
             self.store = EncodedStore(self._store, slab, what=self._what)
             return
@@ -200,11 +199,12 @@ class Shelf:
         size, time_ns = self._store.stamp(number)
         return int.from_bytes(hashlib.blake2b(f"{size} {time_ns}".encode(), digest_size=8).digest(), "little")
 
+    def _share(self, shares: Mapping[Purpose, float]) -> float:
+        """Share of the free memory for one copy of the images: ranks that cannot share it have one each."""
+        return shares[self._what] / (1 if self._shares_memory else self._world)
+
     def _bound(self) -> int:
         return self._bound_bytes + _BYTES_BESIDE * len(self._index)
-
-    def _fits(self, facts: Facts) -> bool:
-        return facts.decoded_bytes <= SHARE_OF_MEMORY * facts.free_memory_bytes
 
     def _facts(self, choice: Choice) -> Facts:
         """Measure as much as the choice needs; images are only tried out where their sizes do not decide alone."""
@@ -215,18 +215,18 @@ class Shelf:
             decoded_bytes=self._bound_bytes,
             encoded_bytes=0,
             free_memory_bytes=free,
+            share_of_memory=self._share(_SHARES),
             free_disk_bytes=room.free_disk_bytes(disk),
             num_threads=self._num_threads,
         )
-        shared_memory = self._world > 1 and choice in ("auto", "ram", "device")
-        if choice in ("none", "disk") or (self._fits(facts) and not shared_memory):
+        if choice in ("none", "disk") or (facts.fits_memory and not self._shares_memory):
             return facts
         self._probed = probe = self._probe()
         if probe is None:  # not one image could be read; the first pictures will say so
             return facts
         decoded = int(min(_MARGIN * probe.decoded_share, 1.0) * self._bound_bytes)
         read_back_s = math.inf
-        if choice == "auto" and decoded > SHARE_OF_MEMORY * free and locks.AVAILABLE:
+        if choice == "auto" and decoded > self._share(_SHARES) * free and locks.AVAILABLE:
             rate = read_back_bytes_per_s(disk) if decoded <= SHARE_OF_DISK * facts.free_disk_bytes else 0.0
             read_back_s = decoded / len(self._index) / rate if rate > 0 else math.inf
         return Facts(
@@ -234,6 +234,7 @@ class Shelf:
             decoded_bytes=decoded,
             encoded_bytes=int(probe.encoded_bytes * len(self._index)),
             free_memory_bytes=free,
+            share_of_memory=self._share(_SHARES),
             free_disk_bytes=facts.free_disk_bytes,
             num_threads=self._num_threads,
             read_s=probe.read_s,
@@ -292,7 +293,7 @@ class Shelf:
             facts.free_disk_bytes / 1e9,
             measured,
             chosen,
-            ", one copy for all ranks" if self._agreement is not None and where else "",
+            ", one copy for all ranks" if self._world > 1 and where else "",
         )
 
 
@@ -322,10 +323,6 @@ class EncodedStore:
     def stamp(self, number: int) -> tuple[int, int]:
         """As the store below says."""
         return self._store.stamp(number)
-
-    def close(self) -> None:
-        """Leave what is shared."""
-        self._cache.close()
 
 
 def _name(index: Index, reductions: NDArray[np.int64]) -> str:

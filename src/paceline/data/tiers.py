@@ -23,9 +23,8 @@ if TYPE_CHECKING:
 
 Choice = Literal["auto", "none", "ram", "disk", "device"]
 Tier = Literal["ram", "disk", "encoded", "none"]
+Purpose = Literal["training", "evaluation"]
 
-SHARE_OF_MEMORY = 0.5
-"""Of the free memory, what `auto` takes at most."""
 SHARE_OF_DISK = 0.8
 """Of the free disk, what `auto` takes at most."""
 _SLOW_READ_SHARE = 0.25
@@ -41,6 +40,8 @@ class Facts:
     decoded_bytes: int
     encoded_bytes: int
     free_memory_bytes: int
+    share_of_memory: float = 0.5
+    """What of it these images may take."""
     free_disk_bytes: int
     num_threads: int
     read_s: float = math.inf
@@ -48,16 +49,21 @@ class Facts:
     read_back_s: float = math.inf
     """From the disk of the cache folder, past the system's own cache."""
 
+    @property
+    def fits_memory(self) -> bool:
+        """Whether all may be kept decoded in memory."""
+        return self.decoded_bytes <= self.share_of_memory * self.free_memory_bytes
+
 
 def choose(facts: Facts) -> Tier:
     """Return the tier that costs least of those that fit, as far as the numbers say.
 
-    Memory: decoded images may take half of what is free, so that nothing swaps. Disk: reading back has to be twice as
+    Memory: only a share of what is free may be taken, so that nothing swaps. Disk: reading back has to be twice as
     fast as all threads together read and decode, and may take four fifths of what is free. Encoded images in memory
     help where reading a file takes a quarter of the time of decoding it; else the system's own cache does as well.
     """
-    memory = SHARE_OF_MEMORY * facts.free_memory_bytes
-    if facts.decoded_bytes <= memory:
+    memory = facts.share_of_memory * facts.free_memory_bytes
+    if facts.fits_memory:
         return "ram"
     made_s = (facts.read_s + facts.decode_s) / facts.num_threads
     fits_disk = facts.decoded_bytes <= SHARE_OF_DISK * facts.free_disk_bytes
