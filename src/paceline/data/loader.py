@@ -167,7 +167,8 @@ class TrainLoader(_Loader):
     `config.batch` counts the images of all ranks; this loader delivers the rows of `rank` out of `world`, see
     `rows_of_rank`. Put together they are the same batch for any world, any threads and any cache. `store` is where
     encoded images come from, the index' files where it is None. `on_device` says that the pictures are made on a GPU
-    from `decoded_set`; `pinned` asks for page-locked images, see `Buffers`. Raises UserError for a batch smaller than the world, and for cache=device without `on_device`.
+    from `decoded_set`; `pinned` asks for page-locked images, see `Buffers`. Raises UserError for a batch smaller than
+    the world, and for cache=device without `on_device`.
     """
 
     def __init__(
