@@ -39,3 +39,18 @@ def test_no_limit_is_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_free_disk_is_that_of_the_nearest_folder(tmp_path: Path) -> None:
     assert room.free_disk_bytes(tmp_path / "not" / "there") > 2**20
     assert room.free_disk_bytes(tmp_path) == pytest.approx(room.free_disk_bytes(tmp_path / "not"), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"), [("ext4", False), ("nfs4", True), ("fuse.sshfs", True), ("tmpfs", False)]
+)
+def test_a_network_is_known_by_the_nearest_mount(
+    tmp_path: Path, kind: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mounts"
+    mounts.write_text(f"/dev/a / ext4 rw 0 0\nserver:/x {tmp_path}/home\\040of {kind} rw 0 0\nb /home xfs rw 0 0\n")
+    monkeypatch.setattr(room, "_MOUNTS", mounts)
+    assert room.is_on_network(tmp_path / "home of" / "me" / "cache") is expected
+    assert not room.is_on_network(tmp_path / "elsewhere")
+    monkeypatch.setattr(room, "_MOUNTS", tmp_path / "none")
+    assert not room.is_on_network(tmp_path / "home of")

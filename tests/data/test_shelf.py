@@ -249,6 +249,16 @@ def test_a_harmed_disk_tier_is_mended(
     assert sum(store.reads) == 0
 
 
+def test_machines_with_one_home_have_a_disk_tier_each(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf.room, "is_on_network", lambda _: True)
+    for machine in ("one", "two", "one"):
+        monkeypatch.setattr(shelf.platform, "node", lambda name=machine: name)
+        with loader(store, "disk") as batches:
+            collect(batches)
+    assert store.reads == [2] * COUNT
+    assert sorted(path.name for path in (cache_folder() / "images").iterdir()) == ["one", "two"]
+
+
 def test_a_vanished_image_is_not_served_from_the_disk_tier(store: MemoryStore) -> None:
     with loader(store, "disk") as batches:
         collect(batches)
@@ -306,6 +316,18 @@ def test_where_memory_has_no_room_the_ranks_share_a_file(
         batches.close()
     assert store.reads == [1] * COUNT
     assert list((cache_folder() / "images").iterdir()) == []
+
+
+def test_memory_that_is_refused_is_an_answer(
+    store: MemoryStore, expected: torch.Tensor, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(shelf, "Slab", refuse)
+    with caplog.at_level(logging.WARNING, "paceline"), loader(store, "ram") as batches:
+        assert torch.equal(images(collect(batches)), expected)
+    assert "cache=ram for training is not possible (no memory); cache=none takes its place" in caplog.text
 
 
 def test_ranks_that_cannot_share_keep_their_own(

@@ -217,17 +217,20 @@ class TrainLoader(_Loader):
         self.seed = seed
         self.window = window
 
+    def first_step(self, epoch: int) -> int:
+        """Return the number of the first step of an epoch; a run in its middle goes on from a higher one."""
+        return self.order.steps_until_pass(epoch)
+
     def steps(self, epoch: int) -> int:
         """Count the batches of an epoch; it has none when a batch holds several passes and an earlier epoch took it."""
-        return self.order.steps_until_pass(epoch + 1) - self.order.steps_until_pass(epoch)
+        return self.first_step(epoch + 1) - self.first_step(epoch)
 
     def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Iterator[Batch]:
         """Batches of an epoch, in order, from `start_step` (a number of the whole run) where it is given.
 
         Nothing before it is drawn or read. Raises UserError when more than 1 % of the images have become unreadable.
         """
-        first = self.order.steps_until_pass(epoch) if start_step is None else start_step
-        steps = range(first, self.order.steps_until_pass(epoch + 1))
+        steps = range(self.first_step(epoch) if start_step is None else start_step, self.first_step(epoch + 1))
         schedule = Schedule(self, steps, mosaic=mosaic)
         return self.stream(TrainWork(self, schedule, step) for step in steps)
 

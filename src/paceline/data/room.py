@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_1 = Path("/sys/fs/cgroup/memory")
 _UNLIMITED = 1 << 60
+_MOUNTS = Path("/proc/self/mounts")
+_NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "gluster", "beegfs", "afs", "9p", "orangefs", "fuse")
 
 
 def decoded_bytes(sizes: NDArray[np.integer[Any]], reductions: NDArray[np.int64]) -> int:
@@ -54,3 +56,17 @@ def free_disk_bytes(folder: Path) -> int:
         return shutil.disk_usage(place).free if os.access(place, os.W_OK) else 0
     except OSError:
         return 0
+
+
+def is_on_network(folder: Path) -> bool:
+    """Whether the file system of a folder may be that of several machines, which do not see each other's pages."""
+    try:
+        lines = [line.split() for line in _MOUNTS.read_text(errors="surrogateescape").splitlines()]
+    except OSError:
+        return False  # no Linux: nothing is shared there anyhow
+    place = folder.resolve()
+    kinds = {Path(line[1].replace("\\040", " ")): line[2] for line in lines if len(line) > 2}
+    for parent in (place, *place.parents):
+        if parent in kinds:
+            return kinds[parent].startswith(_NETWORK)
+    return False

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import math
 import os
+import platform
 import time
 import weakref
 from contextlib import ExitStack
@@ -111,13 +112,13 @@ class Shelf:
             try:
                 where = self._open(tier, choice, facts)
                 break
-            except OSError as error:
+            except (OSError, MemoryError) as error:
                 following: Tier = "ram" if tier == "disk" and facts.fits_memory else "none"
                 log.warning(
                     "cache=%s for %s is not possible (%s); cache=%s takes its place.",
                     tier,
                     self._what,
-                    error.strerror or error,
+                    _reason(error),
                     following,
                 )
                 tier = following
@@ -147,7 +148,7 @@ class Shelf:
         if tier == "disk":
             if not locks.AVAILABLE or not hasattr(os, "posix_fallocate"):
                 raise OSError("this system has no locks on parts of files")
-            path = cache_folder() / "images" / f"{self._name}.slab"
+            path = _images_folder() / f"{self._name}.slab"
             taken = path.stat().st_blocks * 512 if path.exists() else 0
             capacity = min(self._bound(), taken + facts.free_disk_bytes - _SPARED_DISK_BYTES)
             if capacity <= 0:
@@ -168,7 +169,7 @@ class Shelf:
     def _open_shared(self, tier: Tier, capacity: int, needed: int) -> str:
         """Open a file that goes with its last user: in memory where that has room for it, else in the cache folder."""
         reason: OSError | None = None
-        for folder in (shared_folder(), cache_folder() / "images"):
+        for folder in (shared_folder(), _images_folder()):
             for stale in folder.glob("*.run.slab"):
                 if remove_unused(stale):
                     log.info("Removed %s, which a process that died has left.", stale)
@@ -209,7 +210,7 @@ class Shelf:
     def _facts(self, choice: Choice) -> Facts:
         """Measure as much as the choice needs; images are only tried out where their sizes do not decide alone."""
         free = room.free_memory_bytes()
-        disk = cache_folder() / "images"
+        disk = _images_folder()
         facts = Facts(
             num_images=len(self._index),
             decoded_bytes=self._bound_bytes,
@@ -323,6 +324,16 @@ class EncodedStore:
     def stamp(self, number: int) -> tuple[int, int]:
         """As the store below says."""
         return self._store.stamp(number)
+
+
+def _reason(error: OSError | MemoryError) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error) or "no memory"
+
+
+def _images_folder() -> Path:
+    """Return the folder for slabs that lie on disk: one for each machine where several may see it."""
+    folder = cache_folder() / "images"
+    return folder / platform.node() if room.is_on_network(folder) else folder
 
 
 def _name(index: Index, reductions: NDArray[np.int64]) -> str:
