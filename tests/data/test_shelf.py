@@ -377,7 +377,7 @@ def test_auto_measures_when_memory_does_not_decide(
     with caplog.at_level(logging.INFO, "paceline"), loader(store, "auto") as batches:
         assert batches.images.shelf.tier in ("disk", "encoded", "none")
         collect(batches, 1)
-    assert "cache=auto: 40 images for training need 0.00 GB decoded" in caplog.text
+    assert "cache=auto: 40 images for training need 0.1 MB decoded; 0.1 MB of memory" in caplog.text
     assert "reading one takes" in caplog.text
     assert "reading it back from disk" in caplog.text
 

@@ -276,7 +276,7 @@ class Shelf:
             "ram": "each is decoded once and kept in memory",
             "disk": f"each is decoded once and kept in {where}",
             "encoded": "files are kept in memory and decoded each time",
-            "none": f"at most {self._num_recent:,} are kept at a time",
+            "none": f"at most {self._num_recent:,} are kept at a time" if self._num_recent else "none is kept",
         }[self.tier]
         measured = ""
         if self._probed is not None:
@@ -285,13 +285,11 @@ class Shelf:
                 measured += f", reading it back from disk {1e3 * facts.read_back_s:.1f} ms"
             measured += f" ({facts.num_threads} threads);"
         log.info(
-            "cache=%s: %s images for %s need %.2f GB decoded; %.1f GB of memory and %.1f GB of disk are free;%s %s%s.",
+            "cache=%s: %s images for %s need %s decoded; %s of memory and %s of disk are free;%s %s%s.",
             choice,
             f"{facts.num_images:,}",
             self._what,
-            facts.decoded_bytes / 1e9,
-            facts.free_memory_bytes / 1e9,
-            facts.free_disk_bytes / 1e9,
+            *(_size(size) for size in (facts.decoded_bytes, facts.free_memory_bytes, facts.free_disk_bytes)),
             measured,
             chosen,
             ", one copy for all ranks" if self._world > 1 and where else "",
@@ -324,6 +322,10 @@ class EncodedStore:
     def stamp(self, number: int) -> tuple[int, int]:
         """As the store below says."""
         return self._store.stamp(number)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
 def _reason(error: OSError | MemoryError) -> str:
