@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.data import slab as slab_module
-from paceline.data.slab import Slab, remove_unused
+from paceline.data import slab_file
+from paceline.data.slab import Slab
+from paceline.data.slab_file import remove_unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -227,7 +229,7 @@ def test_another_version_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatc
     slab = Slab.open(path, COUNT, 10_000, kept=True)
     fill(slab)
     slab.close()
-    monkeypatch.setattr(slab_module, "VERSION", 2)
+    monkeypatch.setattr(slab_file, "VERSION", 2)
     again = Slab.open(path, COUNT, 10_000, kept=True)
     assert whole(again) == [False] * COUNT
     fill(again)

@@ -15,7 +15,7 @@ from paceline.data.cache import SlabCache
 from paceline.data.decode import decode_compact
 from paceline.data.headers import BadImage
 from paceline.data.shelf import Shelf
-from paceline.data.slab import WRITTEN
+from paceline.data.slab_file import WRITTEN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -20,7 +20,8 @@ from paceline.data import locks, room
 from paceline.data.agreement import Agreement, shared_folder
 from paceline.data.cache import RecentCache, SlabCache
 from paceline.data.cache_folder import cache_folder
-from paceline.data.slab import Slab, remove_unused
+from paceline.data.slab import Slab
+from paceline.data.slab_file import remove_unused
 from paceline.data.tiers import SHARE_OF_DISK, Facts, choose, read_back_bytes_per_s
 
 if TYPE_CHECKING:

@@ -16,9 +16,7 @@ made, and an entry that fails is written anew. Locks on bytes far behind the dat
 from __future__ import annotations
 
 import contextlib
-import errno
 import mmap
-import os
 import threading
 import zlib
 from typing import TYPE_CHECKING
@@ -26,6 +24,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.data import locks
+from paceline.data.slab_file import (
+    ALIGNMENT,
+    EMPTY,
+    ENTRY,
+    FIRST_ARRAY,
+    HEADER,
+    HEADER_BYTES,
+    PLACED,
+    SPACE,
+    WRITTEN,
+    SlabFile,
+    data_start,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,34 +44,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-VERSION = 1
-_MAGIC = b"paceslab"
-_HEADER = np.dtype(
-    [("magic", "S8"), ("version", "<u4"), ("entry", "<u4"), ("count", "<u8"), ("used", "<u8"), ("reserved", "<u8")]
-)
-_ENTRY = np.dtype(
-    [
-        ("offset", "<u8"),
-        ("stamp", "<u8"),
-        ("height", "<u4"),
-        ("width", "<u4"),
-        ("planes", "<u4"),
-        ("crc", "<u4"),
-        ("check", "<u4"),
-        ("state", "<u4"),
-    ]
-)
 _CHECKED_BYTES = 28
 """Of an entry: all before `crc`."""
-_EMPTY, _PLACED = 0, 1
-WRITTEN = 2
-"""State of an array that is whole."""
-_HEADER_BYTES = 64
-_ALIGNMENT = 64
 _GROWTH_BYTES = 64 << 20
-_LOCKS = 1 << 62
-"""Where the lock bytes begin: no file is as long. First the users, then the header, then one for each array."""
-_USERS, _SPACE, _FIRST_ARRAY = _LOCKS, _LOCKS + 1, _LOCKS + 2
 
 
 class Slab:
@@ -69,17 +55,17 @@ class Slab:
     `open` shares a file, without it the memory is of this process alone.
     """
 
-    def __init__(self, count: int, capacity: int, *, file: _SlabFile | None = None) -> None:
+    def __init__(self, count: int, capacity: int, *, file: SlabFile | None = None) -> None:
         self._file = file
-        self._data_start = _data_start(count)
-        length = self._data_start + -(-capacity // _ALIGNMENT) * _ALIGNMENT
+        self._data_start = data_start(count)
+        length = self._data_start + -(-capacity // ALIGNMENT) * ALIGNMENT
         self._limit = length
         self._memory = file.map(length) if file is not None else None
         self.bytes: NDArray[np.uint8] = (
             np.zeros(length, np.uint8) if self._memory is None else np.frombuffer(self._memory, np.uint8)
         )
-        self._header = self.bytes[: _HEADER.itemsize].view(_HEADER)
-        self._table = self.bytes[_HEADER_BYTES : _HEADER_BYTES + count * _ENTRY.itemsize].view(_ENTRY)
+        self._header = self.bytes[: HEADER.itemsize].view(HEADER)
+        self._table = self.bytes[HEADER_BYTES : HEADER_BYTES + count * ENTRY.itemsize].view(ENTRY)
         if file is None:
             self._header["used"] = self._data_start
         self._views: list[NDArray[np.uint8] | None] = [None] * count
@@ -93,7 +79,7 @@ class Slab:
 
         Unless `kept`, the last user removes it. Raises OSError where the file cannot be made.
         """
-        file = _SlabFile(path, count, kept=kept)
+        file = SlabFile(path, count, kept=kept)
         try:
             return cls(count, capacity, file=file)
         except BaseException:
@@ -110,11 +96,11 @@ class Slab:
         if self._file is None:
             yield
             return
-        locks.lock(self._file.descriptor, _FIRST_ARRAY + number)
+        locks.lock(self._file.descriptor, FIRST_ARRAY + number)
         try:
             yield
         finally:
-            locks.unlock(self._file.descriptor, _FIRST_ARRAY + number)
+            locks.unlock(self._file.descriptor, FIRST_ARRAY + number)
 
     def load(self, number: int, stamp: int = 0) -> NDArray[np.uint8] | None:
         """Array as it was written from what had this stamp; None where it is missing or not whole. Needs the claim."""
@@ -134,9 +120,9 @@ class Slab:
     def store(self, number: int, array: NDArray[np.uint8], stamp: int = 0) -> NDArray[np.uint8] | None:
         """Write an array and return the written one; None where there is no room. Needs the claim."""
         entry = self._table[number]
-        entry["state"] = _EMPTY if entry["state"] == _EMPTY else _PLACED
+        entry["state"] = EMPTY if entry["state"] == EMPTY else PLACED
         height, width, planes = array.shape[0], array.shape[1], 1 if array.ndim == 2 else array.shape[2]
-        placed = self._is_placed(number) and entry["state"] == _PLACED
+        placed = self._is_placed(number) and entry["state"] == PLACED
         if not placed or _num_bytes(entry) != array.size:
             offset = self._take(array.size)
             if offset is None:
@@ -144,7 +130,7 @@ class Slab:
             entry["offset"] = offset
         entry["stamp"], entry["height"], entry["width"], entry["planes"] = stamp, height, width, planes
         entry["check"] = self._check(number)
-        entry["state"] = _PLACED
+        entry["state"] = PLACED
         view = self._view(number)
         np.copyto(view, array)
         if self._file is not None and self._file.kept:
@@ -190,7 +176,7 @@ class Slab:
         return self.bytes[offset : offset + _num_bytes(entry)].reshape(shape if planes == 1 else (*shape, planes))
 
     def _check(self, number: int) -> int:
-        start = _HEADER_BYTES + number * _ENTRY.itemsize
+        start = HEADER_BYTES + number * ENTRY.itemsize
         return zlib.crc32(self.bytes[start : start + _CHECKED_BYTES].data) ^ number
 
     def _is_placed(self, number: int) -> bool:
@@ -198,7 +184,7 @@ class Slab:
         entry = self._table[number]
         end = int(entry["offset"]) + _num_bytes(entry)
         inside = self._data_start <= int(entry["offset"]) and end <= min(int(self._header["used"][0]), len(self.bytes))
-        return entry["state"] != _EMPTY and inside and entry["check"] == self._check(number)
+        return entry["state"] != EMPTY and inside and entry["check"] == self._check(number)
 
     def _take(self, size: int) -> int | None:
         """Offset of `size` new bytes; None where there is no room. What is used grows before anybody uses it."""
@@ -207,7 +193,7 @@ class Slab:
         with self._space, self._turn():
             header = self._header[0]
             start = int(header["used"])
-            end = start + -(-size // _ALIGNMENT) * _ALIGNMENT
+            end = start + -(-size // ALIGNMENT) * ALIGNMENT
             if end > self._limit:
                 self.full = f"the {(self._limit - self._data_start) / 1e9:.1f} GB that it may have are full"
                 return None
@@ -238,127 +224,11 @@ class Slab:
         if self._file is None:
             yield
             return
-        locks.lock(self._file.descriptor, _SPACE)
+        locks.lock(self._file.descriptor, SPACE)
         try:
             yield
         finally:
-            locks.unlock(self._file.descriptor, _SPACE)
-
-
-class _SlabFile:
-    """An open slab file that this process counts among the users of."""
-
-    def __init__(self, path: Path, count: int, *, kept: bool) -> None:
-        self.path = path
-        self.kept = kept
-        self._count = count
-        path.parent.mkdir(parents=True, exist_ok=True)
-        while not self._enter():
-            pass
-
-    def _enter(self) -> bool:
-        """Open the file, or make it, and be among its users; False where somebody removed it in between."""
-        self.descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if locks.try_lock(self.descriptor, _USERS):  # nobody else uses it: mend it, then let others in
-                self._mend()
-            locks.lock(self.descriptor, _USERS, shared=True)
-            if not _is_whole(self.descriptor, self._count):
-                raise OSError(errno.EBUSY, "another run uses it for other images")
-            if _is_file(self.descriptor, self.path):
-                return True
-        except BaseException:
-            os.close(self.descriptor)
-            raise
-        os.close(self.descriptor)
-        return False
-
-    def map(self, length: int) -> mmap.mmap:
-        """Map the file, grown to `length` without taking room for it yet."""
-        locks.lock(self.descriptor, _SPACE)
-        try:
-            length = max(length, os.fstat(self.descriptor).st_size)
-            os.ftruncate(self.descriptor, length)
-        finally:
-            locks.unlock(self.descriptor, _SPACE)
-        return mmap.mmap(self.descriptor, length)
-
-    def reserve(self, start: int, length: int) -> None:
-        """Let the disk set bytes apart; raises OSError where it has no room."""
-        os.posix_fallocate(self.descriptor, start, length)
-
-    def close(self) -> None:
-        """Leave, and remove the file where nobody is left and it is not to be kept."""
-        if self.descriptor < 0:
-            return
-        if not self.kept and locks.try_lock(self.descriptor, _USERS):
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-        locks.unlock(self.descriptor, _USERS)
-        os.close(self.descriptor)
-        self.descriptor = -1
-
-    def _mend(self) -> None:
-        """Make the file good to use: a new header and an empty table, or the old ones with what is left of the data."""
-        start = _data_start(self._count)
-        if not _is_whole(self.descriptor, self._count):
-            os.ftruncate(self.descriptor, 0)
-            os.ftruncate(self.descriptor, start)
-            os.posix_fallocate(self.descriptor, 0, start)
-            header = np.zeros(1, _HEADER)
-            header["magic"], header["version"], header["entry"] = _MAGIC, VERSION, _ENTRY.itemsize
-            header["count"], header["used"], header["reserved"] = self._count, start, start
-            os.pwrite(self.descriptor, header.tobytes(), 0)
-            return
-        length = os.fstat(self.descriptor).st_size
-        size = self._count * _ENTRY.itemsize
-        table = np.frombuffer(os.pread(self.descriptor, size, _HEADER_BYTES), _ENTRY).copy()
-        ends = table["offset"] + np.uint64(1) * table["height"] * table["width"] * table["planes"]
-        inside = (table["state"] != _EMPTY) & (table["offset"] >= start) & (ends <= length)
-        table["state"][~inside] = _EMPTY  # what was cut off; other arrays will lie there
-        os.pwrite(self.descriptor, table.tobytes(), _HEADER_BYTES)
-        used = max(int(ends[inside].max(initial=0)), start)
-        header = np.frombuffer(os.pread(self.descriptor, _HEADER.itemsize, 0), _HEADER).copy()
-        header["used"] = header["reserved"] = -(-used // _ALIGNMENT) * _ALIGNMENT
-        os.pwrite(self.descriptor, header.tobytes(), 0)
-
-
-def remove_unused(path: Path) -> bool:
-    """Remove a slab file that no living process uses, and return whether that is so."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        if not locks.try_lock(descriptor, _USERS):
-            return False
-        path.unlink(missing_ok=True)
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(descriptor)
-
-
-def _is_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file is still the one of this path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except OSError:
-        return False
-
-
-def _is_whole(descriptor: int, count: int) -> bool:
-    """Whether the header is ours, of this version, and the table is all there."""
-    if os.fstat(descriptor).st_size < _data_start(count):
-        return False
-    header = np.frombuffer(os.pread(descriptor, _HEADER.itemsize, 0), _HEADER)[0]
-    expected = (_MAGIC, VERSION, _ENTRY.itemsize, count)
-    return (bytes(header["magic"]), header["version"], header["entry"], header["count"]) == expected
-
-
-def _data_start(count: int) -> int:
-    return -(-(_HEADER_BYTES + count * _ENTRY.itemsize) // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            locks.unlock(self._file.descriptor, SPACE)
 
 
 def _num_bytes(entry: np.void) -> int:
