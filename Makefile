@@ -6,7 +6,6 @@ BIN := .venv/bin
 # What an installation depends on; the compiled parts are built by it.
 BUILD := pyproject.toml constraints.txt setup.py $(wildcard src/paceline/native/*.c)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-INSTALLED := pyproject.toml constraints.txt setup.py src/paceline/native/pixels.c
 
 .PHONY: help venv demo test test-all lint format clean
 .DELETE_ON_ERROR:
