@@ -12,6 +12,8 @@ from paceline.errors import UserError
 from paceline.option_values import BOUNDS
 from paceline.options import (
     DataCheckOptions,
+    DataConvertOptions,
+    DataPackOptions,
     DataPlotOptions,
     Options,
     PredictOptions,
@@ -22,7 +24,16 @@ from paceline.options import (
     settle_resume,
 )
 
-ALL = (TrainOptions, TuneOptions, ValOptions, PredictOptions, DataCheckOptions, DataPlotOptions)
+ALL = (
+    TrainOptions,
+    TuneOptions,
+    ValOptions,
+    PredictOptions,
+    DataCheckOptions,
+    DataPackOptions,
+    DataConvertOptions,
+    DataPlotOptions,
+)
 
 
 @pytest.mark.parametrize("options", ALL)

@@ -26,6 +26,8 @@ commands:
   models       list the networks          paceline models
   data check   look for mistakes          paceline data check path/to/data.yaml
   data plot    draw what a data set holds paceline data plot path/to/data.yaml plot.png
+  data pack    put it into one file       paceline data pack path/to/data.yaml set.pack
+  data convert write it in another format paceline data convert path/to/data.yaml out --format coco
 
 Options are written imgsz=640, --imgsz 640 or --imgsz=640, as you like; `--config FILE` reads them from YAML, such as
 the config.yaml of an earlier run. `paceline COMMAND --help` lists the options of a command.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -12,7 +13,10 @@ import numpy as np
 
 from paceline.data.dataset import VAL_SHARE, require_usable
 from paceline.data.findings import KINDS, ScanReport, printable
+from paceline.data.headers import BadImage
 from paceline.data.index_cache import scan_or_load
+from paceline.data.pack.source import PackSource
+from paceline.data.pack.store import store_of
 from paceline.data.source import recognise
 from paceline.errors import UserError
 
@@ -62,7 +66,7 @@ class SplitSummary:
 class CheckReport:
     """The result of a check."""
 
-    source: Path
+    source: Path | str
     root: Path
     """Folder that file names in the findings start from."""
     format: str
@@ -145,6 +149,8 @@ def check_data(config: DataConfig, *, cache_folder: Path | None = None) -> Check
             errors.append(str(error))
             continue
         reports.append(scan.report)
+        if isinstance(source, PackSource) and source.is_local:
+            reports.append(source.verify(name))
         summaries.append(summarise(name, scan.index))
         try:
             require_usable(source, name, scan)
@@ -226,11 +232,36 @@ def _repeated_images(splits: list[SplitSummary]) -> list[tuple[str, str]]:
     """
     if len(splits) < 2:
         return []
+    if splits[0].index.packed:
+        return _repeated_entries(splits)
     files = [(split.name, os.path.join(split.index.root, path)) for split in splits for path in split.index.paths]
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         suspects, _ = _shared(files, [_file_size(path) for _, path in files])
         suspects, _ = _shared(suspects, list(threads.map(_middle, (path for _, path in suspects))))
         suspects, digests = _shared(suspects, list(threads.map(_digest, (path for _, path in suspects))))
+    return _pairs(suspects, digests)
+
+
+def _repeated_entries(splits: list[SplitSummary]) -> list[tuple[str, str]]:
+    """Find images of a pack of equal content in two splits; only those of equal size and checksum are read."""
+    found = []
+    for split in splits:
+        store = store_of(split.index)
+        found += [(split.name, path, store, row) for row, path in enumerate(split.index.paths)]
+    places: dict[tuple[int, int], set[str]] = {}
+    for name, _, store, row in found:
+        places.setdefault(store.stamp(row), set()).add(name)
+    suspects, digests = [], []
+    for name, path, store, row in found:
+        if len(places[store.stamp(row)]) > 1:
+            with suppress(BadImage):  # which the check has named
+                digests.append(_hash(store.read(row)))
+                suspects.append((name, path))
+    return _pairs(suspects, digests)
+
+
+def _pairs(suspects: list[tuple[str, str]], digests: list[bytes]) -> list[tuple[str, str]]:
+    """Name each (split, path) whose digest an earlier one of another split has, behind that one."""
     first: dict[bytes, tuple[str, str]] = {}
     repeated = []
     for (name, path), digest in zip(suspects, digests, strict=True):

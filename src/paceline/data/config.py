@@ -11,7 +11,7 @@ class DataConfig:
     """Where images come from and how they are delivered."""
 
     data: str = "shapes"
-    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, a Pascal VOC folder, or a pack, or its address."""
     imgsz: int = 640
     """Side of the network's square input, in pixels; a multiple of 32."""
     batch: int = 16

@@ -18,6 +18,7 @@ import numpy as np
 import simplejpeg
 
 from paceline.data.headers import BadImage
+from paceline.data.raw import from_raw, is_raw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -81,7 +82,12 @@ def decode_into(
 
 
 def _decode(encoded: bytes, orientation: int, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    """Pixels HW or HW3, in the front of `out` where the decoder can write there, else in an array of their own."""
+    """Pixels HW or HW3, in the front of `out` where the decoder can write there, else in an array of their own.
+
+    Those of a raw image are a view of its bytes, not to be written to.
+    """
+    if is_raw(encoded):
+        return _further_reduced(encoded, reduction)
     is_jpeg = encoded.startswith(b"\xff\xd8")
     upright = orientation == 1 or encoded.startswith(
         (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -93,6 +99,14 @@ def _decode(encoded: bytes, orientation: int, reduction: int, out: NDArray[np.ui
     if not upright:
         pixels = _turn(pixels, orientation)
     return pixels if in_decoder == reduction else _average(pixels, reduction)
+
+
+def _further_reduced(content: bytes, reduction: int) -> NDArray[np.uint8]:
+    """Pixels of a raw image, which may be reduced already, at the reduction that is asked for."""
+    pixels, reduced = from_raw(content)
+    if reduction % reduced:
+        raise BadImage(f"was reduced by {reduced}, and is wanted at {reduction}")
+    return pixels if reduction == reduced else _average(pixels, reduction // reduced)
 
 
 def _decode_jpeg(encoded: bytes, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:

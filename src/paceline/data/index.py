@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from paceline.data.pack.reader import PackedSplit
+
 _ARRAYS = {
     "paths.blob": np.uint8,
     "paths.offsets": np.int64,
@@ -140,6 +142,8 @@ class Index:
     """N, row of each image in the table of the whole split, which `select_images` keeps."""
     polygons: Polygons = field(default_factory=Polygons.none)
     """Outlines of the boxes, in pixels as these are, but not cut to the image; empty where the format has none."""
+    packed: PackedSplit | None = None
+    """Where the images are in a pack; None where they are files."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -186,6 +190,7 @@ class Index:
             category_ids=self.category_ids,
             origins=self.origins[rows],
             polygons=self.polygons.select(picked),
+            packed=self.packed,
         )
 
     def select_boxes(self, keep: NDArray[np.bool_]) -> Index:
@@ -207,6 +212,7 @@ class Index:
             category_ids=self.category_ids,
             origins=self.origins,
             polygons=self.polygons.select(keep),
+            packed=self.packed,
         )
 
     def save(self, file: Path, notes: Mapping[str, str] | None = None) -> None:
@@ -240,7 +246,7 @@ class Index:
                 raise TornIndexError(f"{file}: {error}") from error
         paths = Strings(blob=arrays.pop("paths.blob"), offsets=arrays.pop("paths.offsets"))
         polygons = Polygons(**{name: arrays.pop(f"polygons.{name}") for name in ("points", "rings", "boxes")})
-        return cls(names=names, root=root, paths=paths, polygons=polygons, **arrays), notes
+        return cls(names=names, root=root, paths=paths, polygons=polygons, packed=None, **arrays), notes
 
     def _array(self, name: str) -> NDArray[Any]:
         """Return an array by its name in the file."""

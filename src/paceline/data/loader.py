@@ -18,9 +18,9 @@ from paceline.data.decode import reductions
 from paceline.data.faults import Faults
 from paceline.data.images import BrokenImage, Counters, Images
 from paceline.data.order import NUM_STRIPES, Order, rows_of_rank
+from paceline.data.pack.store import store_of
 from paceline.data.prefetch import Prefetcher
 from paceline.data.render import Workspace
-from paceline.data.store import FileStore
 from paceline.data.work import EvalWork, Schedule, TrainWork
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
@@ -97,7 +97,7 @@ class _Loader:
         self.counters = Counters()
         self.images = Images(
             index,
-            store or FileStore(index),
+            store or store_of(index),
             reductions,
             self.counters,
             cache=cache,

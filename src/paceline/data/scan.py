@@ -88,8 +88,8 @@ class Source(Protocol):
     """A data set of one format: it knows its splits, lists their files and scans them."""
 
     @property
-    def path(self) -> Path:
-        """File or folder that the user named."""
+    def path(self) -> Path | str:
+        """File, folder or address that the user named."""
 
     @property
     def root(self) -> Path:
@@ -97,7 +97,7 @@ class Source(Protocol):
 
     @property
     def format(self) -> str:
-        """`YOLO`, `COCO` or `Pascal VOC`."""
+        """`YOLO`, `COCO`, `Pascal VOC` or `pack`."""
 
     @property
     def splits(self) -> tuple[str, ...]:
