@@ -44,9 +44,10 @@ class Pack:
             self._start = header.tables_start
             self._tables = medium.map(header.tables_start, header.file_bytes)
             self._directory = self._read_directory(header)
-            self._entries = self._columns(self._directory.entries, ENTRIES)
+            mapped = self._columns(self._directory.entries, ENTRIES)
         except (TornPackError, ShortReadError) as error:
             raise self._torn(error) from error
+        self._entries = {name: column.copy() for name, column in mapped.items()}  # 20 bytes per image
         self._seen = np.zeros(len(self._entries["lengths"]), np.bool_)
 
     @classmethod

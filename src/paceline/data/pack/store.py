@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from paceline.data.store import FileStore
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ class PackStore:
 
     def __init__(self, index: Index, pack: Pack) -> None:
         self._pack = pack
-        self._entries = index.origins
+        self._entries = np.array(index.origins)  # not mapped: a file that is cut off while in use must be no signal
 
     def read(self, number: int) -> bytes:
         """All bytes of an entry; raises BadImage where its checksum is another."""
