@@ -1,8 +1,8 @@
 """COCO writer: `annotations/instances_<split>.json` and the images in `<split>/`.
 
-Numbers are written with as many digits as it takes to read the same ones again, to the last bit. Difficult boxes, which
-the format does not know, carry `"difficult": 1` besides `"iscrowd": 1`: other readers leave them out of training and
-out of the score, as VOC means it, and ours knows them again.
+Numbers are written with as many digits as it takes to read the same ones again, to the last bit; outlines, which are
+float32, with as many as these take. Difficult boxes, which the format does not know, carry `"difficult": 1` besides
+`"iscrowd": 1`: other readers leave them out of training and out of the score, as VOC means it, and ours knows them.
 """
 
 from __future__ import annotations
@@ -95,6 +95,9 @@ def _annotations(index: Index) -> Iterator[dict[str, Any]]:
             "area": float(index.area[row]),
             "iscrowd": int(index.crowd[row] or index.difficult[row]),
         }
+        outline = index.polygons.outline(row)
+        if outline:
+            entry["segmentation"] = [[float(text) for text in ring.reshape(-1).astype(str)] for ring in outline]
         if index.difficult[row]:
             entry["difficult"] = 1
         yield entry

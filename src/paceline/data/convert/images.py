@@ -27,11 +27,12 @@ class ImageFiles:
         self.index = index
         self._link = link
         self._store = store_of(index)
-        self._decoded = index.pack is not None and index.pack.decoded
+        self._decoded = index.packed is not None and index.packed.pack.decoded
 
     def key(self, row: int) -> str:
         """Name what an image is copied from; the same in two splits where it is the same."""
-        return str(self.index.path(row)) if self.index.pack is None else str(self.index.origins[row])
+        packed = self.index.packed
+        return str(self.index.path(row)) if packed is None else str(packed.entries[self.index.origins[row]])
 
     def suffix(self, row: int) -> str:
         """Return the ending that the file of an image gets."""
@@ -43,7 +44,7 @@ class ImageFiles:
     def write(self, row: int, path: Path) -> None:
         """Write an image. Raises BadImage where it cannot be read, OSError where it cannot be written."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self._link and self.index.pack is None:
+        if self._link and self.index.packed is None:
             try:
                 os.link(os.path.realpath(self.index.path(row)), path)
                 return
@@ -67,7 +68,7 @@ class ImageFiles:
 
 def require_convertible(index: Index, *, link: bool) -> None:
     """Raise UserError for a pack whose images are no files that could be written."""
-    pack = index.pack
+    pack = index.packed.pack if index.packed else None
     if pack is not None and link:
         raise UserError(f"{pack.address} is a pack, and its images are no files that could be linked; leave out link.")
     if pack is not None and pack.imgsz:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paceline.data.convert.yolo import ring_of
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ def losses(format: str, splits: Iterable[Index]) -> list[str]:  # noqa: A002
     indexes = tuple(splits)
     if format in ("coco", "pack"):
         return []
+    outlines = sum(_lost_outlines(index, format) for index in indexes)
     crowd = sum(int(index.crowd.sum()) for index in indexes)
     difficult = sum(int(index.difficult.sum()) for index in indexes) if format == "yolo" else 0
     areas = sum(int(_own_area(index).sum()) for index in indexes)
@@ -31,11 +33,20 @@ def losses(format: str, splits: Iterable[Index]) -> list[str]:  # noqa: A002
     counted = (
         (crowd, "crowd regions (left out)"),
         (difficult, "difficult boxes (left out)"),
+        (outlines, "outlines (their boxes are kept)"),
         (areas, "areas that are not those of the boxes"),
         (images, "image ids"),
         (categories, "category ids"),
     )
     return [f"{number:,} {words}" for number, words in counted if number]
+
+
+def _lost_outlines(index: Index, format: str) -> int:  # noqa: A002
+    """Count the boxes that are kept, but without their outline."""
+    kept = ~index.crowd if format == "voc" else index.targets
+    rows = np.flatnonzero(kept)
+    outlined = rows[index.polygons.outlined(rows)]
+    return len(outlined) if format == "voc" else sum(ring_of(index, int(box)) is None for box in outlined)
 
 
 def require_names(format: str, names: tuple[str, ...]) -> None:  # noqa: A002

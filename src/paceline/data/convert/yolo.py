@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paceline.data.convert.images import ImageFiles
+    from paceline.data.index import Index
 
 DIGITS = 14
 
@@ -59,13 +60,33 @@ def shares(boxes: NDArray[np.float64], size: NDArray[np.int32]) -> NDArray[np.fl
 
 def _lines(files: ImageFiles, row: int) -> str:
     """Write the label file of an image."""
-    index, rows = files.index, files.index.slice(row)
-    kept = ~(index.crowd[rows] | index.difficult[rows])
-    quads = shares(index.boxes[rows][kept], index.sizes[row])
-    labels = index.labels[rows][kept]
-    return "".join(
-        f"{label} {' '.join(map(_number, quad))}\n" for label, quad in zip(labels.tolist(), quads.tolist(), strict=True)
-    )
+    index, lines = files.index, []
+    boxes = np.arange(len(index.labels))[index.slice(row)]
+    quads = shares(index.boxes[boxes], index.sizes[row])
+    for box, quad in zip(boxes.tolist(), quads.tolist(), strict=True):
+        if not (index.crowd[box] or index.difficult[box]):
+            ring = ring_of(index, box)
+            values = quad if ring is None else (ring / index.sizes[row][::-1]).reshape(-1).tolist()
+            lines.append(f"{index.labels[box]} {' '.join(map(_number, values))}\n")
+    return "".join(lines)
+
+
+def ring_of(index: Index, box: int) -> NDArray[np.float64] | None:
+    """Return the outline P2 of a box where a line of YOLO can hold it: one ring whose bounds are the box.
+
+    Outlines are float32 and boxes float64: points on the bounds are moved to where the box has them, by less than a
+    float32 can tell, so that the box comes back with all of its digits. None where the box has no such outline.
+    """
+    outline = index.polygons.outline(box)
+    if len(outline) != 1 or len(outline[0]) < 3:
+        return None
+    points, sides = outline[0], index.boxes[box].reshape(2, 2)
+    ring = points.astype(np.float64)
+    for side, edge in zip(sides, (points.min(axis=0), points.max(axis=0)), strict=True):
+        if not np.array_equal(edge, side.astype(np.float32)):
+            return None
+        ring = np.where(points == edge, side, ring)
+    return ring
 
 
 def _number(value: float) -> str:

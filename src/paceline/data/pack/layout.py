@@ -68,7 +68,10 @@ COLUMNS: dict[str, str] = {
     "difficult": "|b1",  # M
     "area": "<f8",  # M, square pixels
     "image_ids": "<i8",  # N
-    "origins": "<i8",  # N, entry of each image
+    "entries": "<i8",  # N, entry of each image
+    "polygons.points": "<f4",  # P2, x and y of the outlines' points, in pixels of `sizes`
+    "polygons.rings": "<i8",  # R + 1, first point of each ring
+    "polygons.boxes": "<i8",  # M + 1, first ring of each box; empty where no box has an outline
 }
 """Columns of a split with N images and M boxes."""
 

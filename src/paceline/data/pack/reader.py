@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ import numpy as np
 from paceline.data.formats.yaml_file import SPLITS
 from paceline.data.headers import BadImage
 from paceline.data.index import Index, Strings
+from paceline.data.pack.agreement import require_agreement
 from paceline.data.pack.layout import COLUMNS, ENTRIES, HEADER, MAGIC, Directory, Header, TornPackError
 from paceline.data.pack.medium import LocalFile, ShortReadError, let_go
+from paceline.data.polygons import Polygons
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +28,15 @@ if TYPE_CHECKING:
     from paceline.data.pack.medium import Medium
 
 _MEND = "make it anew with `paceline data pack`, or copy it again"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PackedSplit:
+    """Where the images of a split are."""
+
+    pack: Pack
+    entries: NDArray[np.int64]
+    """N, entry of each image of the whole split."""
 
 
 class Pack:
@@ -92,16 +104,20 @@ class Pack:
         table = self._directory.splits[split]
         try:
             columns = self._columns(table.columns, COLUMNS)
-            _require_agreement(columns, table.num_images, table.num_boxes, len(self), len(self.names))
+            require_agreement(columns, table.num_images, table.num_boxes, len(self), len(self.names))
         except TornPackError as error:
             raise self._torn(error) from error
         paths = Strings(blob=columns.pop("paths.blob"), offsets=columns.pop("paths.offsets"))
+        polygons = Polygons(**{name: columns.pop(f"polygons.{name}") for name in ("points", "rings", "boxes")})
+        packed = PackedSplit(pack=self, entries=columns.pop("entries"))
         return Index(
             names=self.names,
             root=Path(os.path.basename(self.address)) if "://" in self.address else Path(self.address),
             paths=paths,
             category_ids=np.array(self._directory.category_ids, np.int64),
-            pack=self,
+            origins=np.arange(table.num_images),
+            polygons=polygons,
+            packed=packed,
             **columns,
         )
 
@@ -160,31 +176,3 @@ def is_pack(path: Path) -> bool:
             return stream.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
-
-
-def _require_agreement(
-    columns: Mapping[str, NDArray[Any]], num_images: int, num_boxes: int, num_entries: int, num_classes: int
-) -> None:
-    """Raise TornPackError where the columns of a split do not fit together, whatever their checksums say."""
-    shapes = {
-        "paths.offsets": (num_images + 1,),
-        "sizes": (num_images, 2),
-        "orientation": (num_images,),
-        "offsets": (num_images + 1,),
-        "boxes": (num_boxes, 4),
-        "labels": (num_boxes,),
-        "crowd": (num_boxes,),
-        "difficult": (num_boxes,),
-        "area": (num_boxes,),
-        "image_ids": (num_images,),
-        "origins": (num_images,),
-    }
-    wrong = [name for name, shape in shapes.items() if columns[name].shape != shape]
-    if wrong:
-        raise TornPackError(f"has a column {wrong[0]} that does not fit the others")
-    for name, ends in (("paths.offsets", len(columns["paths.blob"])), ("offsets", num_boxes)):
-        if columns[name][0] != 0 or columns[name][-1] != ends:
-            raise TornPackError(f"has a column {name} that does not fit the others")
-    for name, limit in (("origins", num_entries), ("labels", num_classes)):
-        if len(columns[name]) and (columns[name].min() < 0 or columns[name].max() >= limit):
-            raise TornPackError(f"has a column {name} that does not fit the others")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paceline.data.findings import FindingCollector, ScanReport
 from paceline.data.headers import BadImage
+from paceline.data.pack.store import store_of
 from paceline.data.scan import Listing, Scan
 from paceline.errors import UserError
 
@@ -71,9 +72,10 @@ class PackSource:
     def verify(self, split: str) -> ScanReport:
         """Read every image of a split and compare its checksum; damaged ones are findings."""
         index, collector = self.pack.index(split), FindingCollector()
-        for row, entry in enumerate(index.origins.tolist()):
+        store = store_of(index)
+        for row in range(len(index)):
             try:
-                self.pack.read(entry)
+                store.read(row)
             except BadImage as error:
                 collector.add("image", index.paths[row], 0, str(error))
         return ScanReport(counts=dict(collector.counts), findings=tuple(collector.findings))

@@ -109,13 +109,13 @@ def write_pack(
     where an image cannot be read any more, where the disk is full, or where `out` cannot be written.
     """
     _check(splits, config)
-    jobs, origins = _jobs(splits, config)
+    jobs, rows = _jobs(splits, config)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         descriptor, scratch = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
         try:
             with os.fdopen(descriptor, "wb") as stream:
-                report = _write(stream, splits, jobs, origins, made_from, config, progress, threads)
+                report = _write(stream, splits, jobs, rows, made_from, config, progress, threads)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(scratch, 0o644)
@@ -135,8 +135,7 @@ def _check(splits: Mapping[str, Index], config: PackConfig) -> None:
     """Raise UserError for what cannot be made from these splits."""
     if config.imgsz and not config.decoded:
         raise UserError("imgsz reduces pixels, and without decoded the files are packed as they are; add --decoded.")
-    for pack in {index.pack for index in splits.values()} - {None}:
-        assert pack is not None
+    for pack in {index.packed.pack for index in splits.values() if index.packed}:
         if pack.decoded and not config.decoded:
             raise UserError(f"{pack.address} holds pixels and no encoded images; add --decoded.")
         if pack.imgsz and not 0 < config.imgsz <= pack.imgsz:
@@ -150,15 +149,15 @@ def _jobs(splits: Mapping[str, Index], config: PackConfig) -> tuple[list[_Job], 
     """List every image once, in the order of splits and rows; and for each split the entries of its rows."""
     jobs: list[_Job] = []
     known: dict[tuple[int, str], int] = {}
-    origins: dict[str, NDArray[np.int64]] = {}
+    rows: dict[str, NDArray[np.int64]] = {}
     for split, index in splits.items():
-        store = store_of(index)
+        store, packed = store_of(index), index.packed
         reduced = np.ones(len(index), np.int64)
         if config.imgsz:
             reduced = reductions(np.asarray(index.sizes), config.imgsz, dividing=True)
         entries = np.empty(len(index), np.int64)
         for row in range(len(index)):
-            key = (0, str(index.path(row))) if index.pack is None else (1, str(index.origins[row]))
+            key = (0, str(index.path(row))) if packed is None else (1, str(packed.entries[index.origins[row]]))
             entries[row] = known.setdefault(key, len(jobs))
             if entries[row] == len(jobs):
                 height, width = index.sizes[row].tolist()
@@ -172,15 +171,15 @@ def _jobs(splits: Mapping[str, Index], config: PackConfig) -> tuple[list[_Job], 
                         reduction=int(reduced[row]),
                     )
                 )
-        origins[split] = entries
-    return jobs, origins
+        rows[split] = entries
+    return jobs, rows
 
 
 def _write(
     stream: BinaryIO,
     splits: Mapping[str, Index],
     jobs: Sequence[_Job],
-    origins: Mapping[str, NDArray[np.int64]],
+    rows: Mapping[str, NDArray[np.int64]],
     made_from: str,
     config: PackConfig,
     progress: Progress | None,
@@ -203,7 +202,7 @@ def _write(
             split: SplitTable(
                 num_images=len(index),
                 num_boxes=len(index.labels),
-                columns=_write_split(stream, index, origins[split], config),
+                columns=_write_split(stream, index, rows[split], config),
             )
             for split, index in splits.items()
         },
@@ -288,7 +287,7 @@ def _in_order(
             future.cancel()
 
 
-def _write_split(stream: BinaryIO, index: Index, origins: NDArray[np.int64], config: PackConfig) -> dict[str, Column]:
+def _write_split(stream: BinaryIO, index: Index, entries: NDArray[np.int64], config: PackConfig) -> dict[str, Column]:
     """Write the columns of a split."""
     paths = Strings.of(_relative(name) for name in index.paths)
     columns: dict[str, NDArray[Any]] = {
@@ -303,7 +302,10 @@ def _write_split(stream: BinaryIO, index: Index, origins: NDArray[np.int64], con
         "difficult": index.difficult,
         "area": index.area,
         "image_ids": index.image_ids,
-        "origins": origins,
+        "entries": entries,
+        "polygons.points": index.polygons.points,
+        "polygons.rings": index.polygons.rings,
+        "polygons.boxes": index.polygons.boxes,
     }
     return {name: _write_column(stream, columns[name], dtype) for name, dtype in COLUMNS.items()}
 
