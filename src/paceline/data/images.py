@@ -16,6 +16,7 @@ from paceline.data.decode import decode_compact
 from paceline.data.headers import BadImage
 from paceline.data.shelf import Shelf
 from paceline.data.slab_file import WRITTEN
+from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -144,7 +145,7 @@ class Images:
         start = time.perf_counter()
         try:
             encoded = self.shelf.store.read(number)
-        except BadImage:
+        except (BadImage, UserError):  # the latter is a store that is gone as a whole, no fault of an image
             raise
         except Exception as error:
             raise BadImage(f"cannot be read ({type(error).__name__}: {error})") from error

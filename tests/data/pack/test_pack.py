@@ -282,9 +282,9 @@ def test_every_flipped_bit_is_noticed(data: dict[str, Index], tmp_path: Path) ->
     _pack(data, path)
     whole, good = path.read_bytes(), _read_all(path)
     random = np.random.default_rng(0)
-    directory = Header.decode(whole[: HEADER.itemsize])
-    places = {*range(HEADER.itemsize), *range(directory.directory_start, len(whole))}
-    places |= set(random.integers(HEADER.itemsize, directory.directory_start, 1500).tolist())
+    tables = Header.decode(whole[: HEADER.itemsize]).tables_start
+    places = {*range(HEADER.itemsize), *random.integers(HEADER.itemsize, tables, 150).tolist()}
+    places |= {*random.integers(tables, len(whole), 300).tolist(), len(whole) - 1}
     unnoticed = []
     for place in sorted(places):
         damaged = bytearray(whole)

@@ -57,10 +57,10 @@ class Version:
 class Connection:
     """A file behind an address. Threads read beside each other. Whatever fails for good is a RemoteError."""
 
-    def __init__(self, address: str, patience: Patience | None = None) -> None:
+    def __init__(self, address: str, patience: Patience) -> None:
         self.address = address
         self.scheme = address.partition("://")[0].lower()
-        self._patience = patience or Patience()
+        self._patience = patience
         self._anonymous = False
         self._files = self._connect()
 

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 
 from paceline.data import cache_folder as package_cache
 from paceline.data.pack.block_cache import BlockCache, stored_bytes
-from paceline.data.pack.connection import Connection, RemoteError
+from paceline.data.pack.connection import Connection, Patience, RemoteError
 from paceline.data.pack.reader import Pack
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from paceline.data.pack.connection import Patience
 
 log = logging.getLogger("paceline")
 
@@ -25,6 +23,7 @@ SCHEMES = ("https", "http", "s3")
 BOUND = "PACELINE_REMOTE_CACHE"
 """Environment variable: how much of remote packs is kept, such as `200GB`."""
 BLOCK_BYTES = 4 << 20
+PATIENCE = Patience()
 _SHARE_OF_DISK = 0.5
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
@@ -38,8 +37,8 @@ class RemoteFile:
         packs: Path,
         *,
         most_bytes: int,
-        block_bytes: int = BLOCK_BYTES,
-        patience: Patience | None = None,
+        block_bytes: int,
+        patience: Patience,
     ) -> None:
         self.address = address
         self._connection = Connection(address, patience)
@@ -89,14 +88,14 @@ class RemoteFile:
             )
 
 
-def open_remote(address: str, cache_folder: Path | None = None, *, patience: Patience | None = None) -> Pack:
+def open_remote(address: str, cache_folder: Path | None = None) -> Pack:
     """Open the pack at an address; raises UserError with one sentence for all that can go wrong."""
     scheme = address.partition("://")[0].lower()
     if scheme not in SCHEMES:
         raise UserError(f"{address}: packs are read from https:// and s3:// addresses; {scheme}:// is not offered.")
     packs = (cache_folder or package_cache.cache_folder()) / "packs"
     most_bytes = bound_bytes(packs)
-    medium = RemoteFile(address, packs, most_bytes=most_bytes, patience=patience)
+    medium = RemoteFile(address, packs, most_bytes=most_bytes, block_bytes=BLOCK_BYTES, patience=PATIENCE)
     pack = Pack(medium)
     log.info(
         "%s has %.2f GB; what is read of it is kept in %s, which may hold %.1f GB of remote packs.",
