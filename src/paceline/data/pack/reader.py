@@ -13,7 +13,7 @@ import numpy as np
 from paceline.data.formats.yaml_file import SPLITS
 from paceline.data.headers import BadImage
 from paceline.data.index import Index, Strings
-from paceline.data.pack.agreement import require_agreement
+from paceline.data.pack.coherence import require_coherence
 from paceline.data.pack.layout import COLUMNS, ENTRIES, HEADER, MAGIC, Directory, Header, TornPackError
 from paceline.data.pack.medium import LocalFile, ShortReadError, let_go
 from paceline.data.polygons import Polygons
@@ -104,7 +104,7 @@ class Pack:
         table = self._directory.splits[split]
         try:
             columns = self._columns(table.columns, COLUMNS)
-            require_agreement(columns, table.num_images, table.num_boxes, len(self), len(self.names))
+            require_coherence(columns, table.num_images, table.num_boxes, len(self), len(self.names))
         except TornPackError as error:
             raise self._torn(error) from error
         paths = Strings(blob=columns.pop("paths.blob"), offsets=columns.pop("paths.offsets"))

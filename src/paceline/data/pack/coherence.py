@@ -1,4 +1,4 @@
-"""Agreement: whether the columns of a split fit together; a reader relies on it, whatever their checksums say."""
+"""Coherence: whether the columns of a split fit together; a reader relies on it, whatever their checksums say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def require_agreement(
+def require_coherence(
     columns: Mapping[str, NDArray[Any]], num_images: int, num_boxes: int, num_entries: int, num_classes: int
 ) -> None:
     """Raise TornPackError where a column has another length than the others need, or leads out of them."""
