@@ -20,6 +20,7 @@ from paceline.data.convert import images as images_module
 from paceline.data.convert.conversion import ConvertConfig, convert
 from paceline.data.convert.losses import losses, require_names
 from paceline.data.convert.naming import Places, suffix_of
+from paceline.data.convert.yolo import description
 from paceline.data.pack.writer import PackConfig, write_pack
 from paceline.data.whole_set import WholeSet, open_whole_set
 from paceline.errors import UserError
@@ -162,12 +163,12 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(
 _odd = st.text(st.characters(codec="utf-8"), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(_odd, min_size=1, max_size=5))
 def test_yolo_keeps_any_class_names(names: list[str]) -> None:
     from paceline.data.formats.yaml_file import names_of
 
-    text = yaml.safe_dump({"names": dict(enumerate(names))}, allow_unicode=True, sort_keys=False)
+    text = description(["train"], names)
     loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     assert names_of(Path("data.yaml"), yaml.load(text.encode().decode(), Loader=loader)) == tuple(names)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import itertools
 import json
@@ -171,3 +172,41 @@ def test_a_ring_has_the_bounds_of_its_box(number: int, seed: int) -> None:
     assert ring_of(Small, 0) is None  # type: ignore[arg-type]
     Small.polygons = Polygons.of([[points, points]])
     assert ring_of(Small, 0) is None  # type: ignore[arg-type]
+
+
+def test_outlines_are_written_where_the_format_has_them(
+    coco_set: Path, to: Callable[..., WholeSet], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = open_whole_set(str(coco_set))
+    random = np.random.default_rng(0)
+    splits = {}
+    for split, index in start.splits.items():
+        outlines = []
+        for row, (x1, y1, x2, y2) in enumerate(index.boxes.tolist()):
+            ring = random.uniform((x1, y1), (x2, y2), (6, 2))
+            ring[:2] = (x1, y1), (x2, y2)
+            outlines.append([[ring], [ring, ring + 1], [ring + 0.5]][row % 3])
+        splits[split] = dataclasses.replace(index, polygons=Polygons.of(outlines))
+    data = dataclasses.replace(start, splits=splits)
+    packed = to(data, "pack").splits["train"]
+    _same_outlines(splits["train"], packed)
+    coco = to(data, "coco").source
+    document = json.loads((coco / "annotations/instances_train.json").read_text())  # type: ignore[operator]
+    for row, entry in enumerate(document["annotations"]):
+        written = [np.array(ring, np.float32).reshape(-1, 2) for ring in entry["segmentation"]]
+        expected = splits["train"].polygons.outline(row)
+        assert len(written) == len(expected)
+        assert all(np.array_equal(first, second) for first, second in zip(written, expected, strict=True))
+    found = to(data, "yolo")
+    kept = sum(int((np.flatnonzero(index.targets) % 3 == 0).sum()) for index in splits.values())
+    total = sum(int(index.targets.sum()) for index in splits.values())
+    assert any(f"{total - kept} outlines (their boxes are kept)" in message for message in caplog.messages)
+    lines = [
+        line.split() for path in found.source.parent.glob("labels/*/*.txt") for line in path.read_text().splitlines()
+    ]
+    assert sorted(len(line) for line in lines) == [5] * (total - kept) + [13] * kept
+    for split, index in found.splits.items():
+        targets = splits[split].select_boxes(splits[split].targets)
+        same(targets, index, columns=("labels",), atol=YOLO_PX, by_name=True)
+    to(data, "voc")
+    assert any(f"{total} outlines (their boxes are kept)" in message for message in caplog.messages)

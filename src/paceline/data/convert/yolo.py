@@ -15,7 +15,7 @@ from paceline.data.convert.naming import Places
 from paceline.data.formats.yolo import label_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -46,9 +46,15 @@ def write_yolo(
             label.write_text(_lines(files, row), encoding="ascii")
 
         each(len(taken), write)
+    (folder / "data.yaml").write_text(description(splits, names), encoding="utf-8")
+
+
+def description(splits: Iterable[str], names: Sequence[str]) -> str:
+    """Return the text of a `data.yaml`; letters stay as they are, unless a name has signs that yaml would change."""
     content = {split: f"images/{split}" for split in splits} | {"names": dict(enumerate(names))}
-    text = yaml.safe_dump(content, allow_unicode=True, sort_keys=False)
-    (folder / "data.yaml").write_text(text, encoding="utf-8")
+    readable = all(name.isprintable() for name in names)
+    text: str = yaml.safe_dump(content, allow_unicode=readable, sort_keys=False)
+    return text
 
 
 def shares(boxes: NDArray[np.float64], size: NDArray[np.int32]) -> NDArray[np.float64]:
