@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -104,6 +105,18 @@ def test_processes_fetch_each_block_once(tmp_path: Path) -> None:
         worker.join(60)
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert sorted(int(line) for line in log.read_text().split()) == [1000 * block for block in range(11)]
+
+
+def _die_while_fetching(folder: str) -> None:
+    _cache(Path(folder)).read(0, 10, lambda *_: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[arg-type, return-value]
+
+
+def test_a_process_that_is_killed_while_it_fetches_stops_nobody(tmp_path: Path) -> None:
+    worker = multiprocessing.get_context("fork").Process(target=_die_while_fetching, args=(str(tmp_path),))
+    worker.start()
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
+    assert _cache(tmp_path).read(0, 10, Origin()) == CONTENT[:10]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "longer", "frame"])

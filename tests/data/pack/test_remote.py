@@ -232,6 +232,13 @@ class TestFaults:
             store.read(3)
         assert store.read(4)
 
+    def test_a_server_that_says_no_version_is_no_obstacle(self, flaky: Flaky, pack_file: Path) -> None:
+        flaky.says_version = False
+        size, first = pack_file.stat().st_size, _contents(open_remote(flaky.url))
+        assert _replace_image(pack_file) != first
+        assert pack_file.stat().st_size == size
+        assert _contents(open_remote(flaky.url)) == _contents(Pack.open(pack_file))
+
     def test_a_torn_stored_block_is_fetched_again(self, flaky: Flaky, pack_file: Path, tmp_path: Path) -> None:
         _contents(open_remote(flaky.url))
         for path in [*_blocks(tmp_path / "cache"), *tmp_path.glob("cache/packs/*/tables")]:
@@ -263,6 +270,13 @@ def test_a_bound_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             bound_bytes(tmp_path)
     monkeypatch.delenv("PACELINE_REMOTE_CACHE")
     assert bound_bytes(tmp_path / "not/there") > 0
+
+
+@pytest.mark.parametrize("address", ["http://", "http://[bad/set.pack", "http://127.0.0.1:1/ü set.pack", "s3://"])
+def test_an_address_that_leads_nowhere_is_one_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PATIENCE", Patience(tries=2, pause_s=0.01))
+    with pytest.raises(UserError):
+        open_remote(address)
 
 
 def test_other_schemes_are_refused() -> None:

@@ -3,7 +3,7 @@
 ```
 packs/                        in the cache folder
   lock                        held while old blocks are removed
-  <address and version>/
+  <address and header>/
     00000007                  a block: CRC-32 and length of its content (<u4 each), then the content
     tables                    the tables of the pack, framed in the same way
     lock-07                   held by the process that fetches block 7, 71, ...

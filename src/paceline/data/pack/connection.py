@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import logging
 import time
@@ -47,11 +46,6 @@ class Version:
     num_bytes: int
     mark: str
     """Its ETag, else the time of its last change; empty where the server says neither."""
-
-    def key(self, address: str) -> str:
-        """Name a folder after an address and its version."""
-        text = "\0".join((address, str(self.num_bytes), self.mark))
-        return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
 
 
 class Connection:

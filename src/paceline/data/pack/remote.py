@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -44,17 +45,26 @@ class RemoteFile:
         self._connection = Connection(address, patience)
         self._version = self._connection.version()
         self.num_bytes = self._version.num_bytes
-        self._blocks = BlockCache(
-            packs / self._version.key(address),
-            num_bytes=self.num_bytes,
-            block_bytes=block_bytes,
-            most_bytes=most_bytes,
-        )
+        self._packs = packs
+        self._most_bytes = most_bytes
+        self._block_bytes = block_bytes
 
     def head(self, length: int) -> bytes:
-        """Return the first bytes, after a look at whether the server sends parts of files at all."""
+        """Return the first bytes, after a look at whether the server sends parts of files at all.
+
+        The checksums in a pack's header hang on all of its content, so blocks are kept under the address and these
+        bytes: a server need not say that a file is another one, and one that was only uploaded again is the same.
+        """
         self._connection.require_ranges(self.num_bytes)
-        return self._connection.read(0, min(length, self.num_bytes))
+        content = self._connection.read(0, min(length, self.num_bytes))
+        key = hashlib.blake2b(self.address.encode() + b"\0" + content, digest_size=12).hexdigest()
+        self._blocks = BlockCache(
+            self._packs / key,
+            num_bytes=self.num_bytes,
+            block_bytes=self._block_bytes,
+            most_bytes=self._most_bytes,
+        )
+        return content
 
     def map(self, start: int, end: int) -> memoryview:
         """Return the tables: fetched once per machine, then mapped."""
