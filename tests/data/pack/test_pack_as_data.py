@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import cv2
 import numpy as np
@@ -68,6 +68,19 @@ def test_batches_are_those_of_the_files(data: Path, pack: Path) -> None:
     assert sets[1].format == "pack"
     for split in ("train", "val"):
         _same_batches(getattr(sets[0], split), getattr(sets[1], split), _IMGSZ[pack.name])
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_every_cache_holds_the_same(data: Path, pack: Path, cache: Literal["none", "ram", "disk"]) -> None:
+    imgsz = _IMGSZ[pack.name]
+    batches = []
+    for path in (data, pack):
+        index = open_data_set(DataConfig(data=str(path), imgsz=imgsz), seed=0).train
+        assert index is not None
+        config = DataConfig(imgsz=imgsz, batch=4, workers=2, cache=cache)
+        with TrainLoader(index, config, AugmentConfig(), 7) as loader:
+            batches.append([batch.images.clone() for epoch in (0, 1) for batch in loader.epoch(epoch, mosaic=True)])
+    assert all(first.equal(second) for first, second in zip(*batches, strict=True))
 
 
 @pytest.mark.parametrize(

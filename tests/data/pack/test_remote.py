@@ -13,7 +13,7 @@ from paceline.data.check import check_data
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.dataset import open_data_set
 from paceline.data.loader import TrainLoader
-from paceline.data.pack import remote
+from paceline.data.pack import connection, remote
 from paceline.data.pack.connection import Patience, RemoteError
 from paceline.data.pack.reader import Pack
 from paceline.data.pack.remote import RemoteFile, bound_bytes, open_remote
@@ -276,6 +276,16 @@ def test_a_bound_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_an_address_that_leads_nowhere_is_one_sentence(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "PATIENCE", Patience(tries=2, pause_s=0.01))
     with pytest.raises(UserError):
+        open_remote(address)
+
+
+@pytest.mark.parametrize(("address", "extra"), [("https://host/set.pack", "http"), ("s3://bucket/set.pack", "s3")])
+def test_a_package_that_is_missing_is_named(address: str, extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(connection.importlib, "import_module", missing)
+    with pytest.raises(UserError, match=rf"pip install 'paceline\[{extra}\]'"):
         open_remote(address)
 
 
