@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from paceline.data.dataset import list_findings, log_findings, require_usable
+from paceline.data.dataset import MOST_BAD_FILES, list_findings, log_findings, require_usable
 from paceline.data.findings import ScanReport
 from paceline.data.index_cache import scan_or_load
 from paceline.data.source import recognise
@@ -52,7 +52,7 @@ def open_whole_set(data: str, *, splits: Sequence[str] = (), cache_folder: Path 
         bad = scan.report.num_bad_files
         if split != "test" or scan.index.targets.any() or not len(scan.index):
             require_usable(source, split, scan)
-        elif bad:
+        elif bad > MOST_BAD_FILES * scan.report.num_images:
             raise UserError(
                 f"{source.path} (test): {bad:,} images cannot be used; mend or remove them (in {source.root}):"
                 f"{list_findings(scan.report, 'file', bad)}"

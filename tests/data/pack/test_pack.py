@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import io
 import os
 import shutil
 import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -379,16 +381,29 @@ def test_tables_that_do_not_fit_each_other_are_refused(data: dict[str, Index], t
         Pack.open(tmp_path / "other.pack").index("train")
 
 
-def _replaced(value: Any, **changes: Any) -> Any:
-    import dataclasses
+@pytest.mark.parametrize(("column", "value"), [("starts", 2**63), ("starts", 0), ("lengths", 2**63)])
+def test_entries_that_lead_out_of_the_images_are_refused(
+    data: dict[str, Index], tmp_path: Path, column: str, value: int
+) -> None:
+    _pack(data, tmp_path / "set.pack")
+    content = bytearray((tmp_path / "set.pack").read_bytes())
+    header = Header.decode(bytes(content))
+    directory = Directory.decode(bytes(content[header.directory_start :]))
+    place = directory.entries[column]
+    content[place.start : place.start + 8] = struct.pack("<Q", value)
+    checksum = zlib.crc32(content[place.start : place.start + place.num_bytes])
+    entries = dict(directory.entries) | {column: _replaced(place, checksum=checksum)}
+    _rewrite(tmp_path / "set.pack", bytes(content), header, _replaced(directory, entries=entries))
+    with pytest.raises(UserError, match=f"column {column} that does not fit"):
+        Pack.open(tmp_path / "set.pack")
 
+
+def _replaced(value: Any, **changes: Any) -> Any:
     return dataclasses.replace(value, **changes)
 
 
 def _rewrite(path: Path, content: bytes, header: Header, directory: Directory) -> None:
     """Write a pack with another directory."""
-    import zlib
-
     text = directory.encode()
     changed = _replaced(
         header,

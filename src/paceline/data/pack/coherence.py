@@ -51,6 +51,15 @@ def require_coherence(
         _require(not len(values) or (values.min() >= 0 and values.max() < limit), name)
 
 
+def require_entries(columns: Mapping[str, NDArray[Any]], first: int, end: int) -> None:
+    """Raise TornPackError where the columns of the entries differ in length, or an entry leads out of the images."""
+    starts, lengths = columns["starts"], columns["lengths"]
+    for name, column in columns.items():
+        _require(column.ndim == 1 and len(column) == len(starts), name)
+    _require(bool(np.all((starts >= first) & (starts <= end))), "starts")
+    _require(bool(np.all(lengths <= end - starts)), "lengths")
+
+
 def _require(fits: bool, name: str) -> None:
     if not fits:
         raise TornPackError(f"has a column {name} that does not fit the others")

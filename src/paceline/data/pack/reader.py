@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from paceline.data.formats.yaml_file import SPLITS
 from paceline.data.headers import BadImage
 from paceline.data.index import Index, Strings
-from paceline.data.pack.coherence import require_coherence
+from paceline.data.pack.coherence import require_coherence, require_entries
 from paceline.data.pack.layout import COLUMNS, ENTRIES, HEADER, MAGIC, Directory, Header, TornPackError
 from paceline.data.pack.medium import LocalFile, ShortReadError, let_go
 from paceline.data.polygons import Polygons
@@ -57,6 +56,7 @@ class Pack:
             self._tables = medium.map(header.tables_start, header.file_bytes)
             self._directory = self._read_directory(header)
             mapped = self._columns(self._directory.entries, ENTRIES)
+            require_entries(mapped, HEADER.itemsize, header.tables_start)
         except (TornPackError, ShortReadError) as error:
             raise self._torn(error) from error
         self._entries = {name: column.copy() for name, column in mapped.items()}  # 20 bytes per image
@@ -95,6 +95,11 @@ class Pack:
         """Side of the network's input for which its images were reduced; 0 where they have their full size."""
         return self._directory.imgsz
 
+    @property
+    def place(self) -> Path:
+        """Where names of images in it start from, in messages: its file, or the last part of its address."""
+        return Path(self.address.rpartition("/")[2] if "://" in self.address else self.address)
+
     def __len__(self) -> int:
         """Count the entries."""
         return len(self._seen)
@@ -112,7 +117,7 @@ class Pack:
         packed = PackedSplit(pack=self, entries=columns.pop("entries"))
         return Index(
             names=self.names,
-            root=Path(os.path.basename(self.address)) if "://" in self.address else Path(self.address),
+            root=self.place,
             paths=paths,
             category_ids=np.array(self._directory.category_ids, np.int64),
             origins=np.arange(table.num_images),

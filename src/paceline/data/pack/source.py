@@ -37,7 +37,7 @@ class PackSource:
     @property
     def root(self) -> Path:
         """Where names in it start from, for messages."""
-        return Path(self.pack.address)
+        return self.pack.place
 
     @property
     def splits(self) -> tuple[str, ...]:

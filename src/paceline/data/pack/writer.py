@@ -34,6 +34,7 @@ from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+    from concurrent.futures import Future
     from typing import BinaryIO
 
     from numpy.typing import NDArray
@@ -240,9 +241,10 @@ def _write_entries(
         except BadImage as error:
             return error
 
+    threads = threads or min(os.cpu_count() or 1, 8)
     with (
-        ThreadPoolExecutor(threads or min(os.cpu_count() or 1, 8)) as pool,
-        contextlib.closing(_in_order(pool, made, jobs)) as contents,
+        ThreadPoolExecutor(threads) as pool,
+        contextlib.closing(_in_order(pool, made, jobs, _AHEAD_PER_THREAD * threads)) as contents,
     ):
         for number, content in enumerate(contents):
             if isinstance(content, BadImage):
@@ -270,14 +272,13 @@ def _write_entries(
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[_Job], bytes | BadImage], jobs: Iterable[_Job]
+    pool: ThreadPoolExecutor, work: Callable[[_Job], bytes | BadImage], jobs: Iterable[_Job], most: int
 ) -> Generator[bytes | BadImage, None, None]:
-    """Yield the results in the order of the jobs, with a bounded number of them under way."""
-    limit = _AHEAD_PER_THREAD * pool._max_workers
-    waiting = deque(maxlen=limit)  # type: ignore[var-annotated]
+    """Yield the results in the order of the jobs, with at most `most` of them under way or waiting."""
+    waiting: deque[Future[bytes | BadImage]] = deque()
     try:
         for job in jobs:
-            if len(waiting) == limit:
+            if len(waiting) == most:
                 yield waiting.popleft().result()
             waiting.append(pool.submit(work, job))
         while waiting:
