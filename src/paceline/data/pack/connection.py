@@ -132,7 +132,7 @@ class Connection:
 
     def _persist(self, ask: Callable[[], Any]) -> Any:
         """Ask until there is an answer, patience is at its end, or asking again would not help."""
-        pause_s = self._patience.pause_s
+        pause_s, said = self._patience.pause_s, False
         for attempt in range(1, self._patience.tries + 1):
             try:
                 return ask()
@@ -151,10 +151,9 @@ class Connection:
                         f"{self.address} cannot be read ({_words(error)}), after {attempt} tries; check the network "
                         "and the server, and start again."
                     ) from error
-                if attempt == 1:
+                if not said:
                     log.warning("%s: %s; trying again.", self.address, _words(error))
-                else:
-                    log.debug("%s: try %d: %s", self.address, attempt, _words(error))
+                    said = True
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, self._patience.most_pause_s)
         raise AssertionError("the last try returns or raises")
