@@ -3,6 +3,8 @@ PYTHON ?= python3
 DEMO ?= epochs=16 imgsz=192 batch=8 nbs=8 optimizer=AdamW lr0=0.003 warmup_epochs=0.5 cls=1.0 mosaic=0
 
 BIN := .venv/bin
+# What an installation depends on; the compiled parts are built by it.
+BUILD := pyproject.toml constraints.txt setup.py $(wildcard src/paceline/native/*.c)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help venv demo test test-all lint format clean
@@ -42,7 +44,7 @@ bench-%: .venv/.test
 venv: .venv/.made
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info src/paceline/native/_pixels*
 
 .venv/.made:
 	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit('Paceline needs Python 3.11 to 3.13, and this is %d.%d: name another one by make PYTHON=...' % v)"
@@ -50,17 +52,17 @@ clean:
 	touch $@
 
 # A larger installation contains the smaller ones, so their stamps are set too.
-.venv/.core: .venv/.made pyproject.toml constraints.txt
+.venv/.core: .venv/.made $(BUILD)
 	@echo "Installing Paceline into .venv; PyTorch is large, so this takes a while the first time."
 	$(INSTALL) -e .
 	touch $@
 
-.venv/.test: .venv/.made pyproject.toml constraints.txt
+.venv/.test: .venv/.made $(BUILD)
 	@echo "Installing Paceline and its tests into .venv; PyTorch is large, so this takes a while the first time."
 	$(INSTALL) -e '.[test]'
 	touch .venv/.core $@
 
-.venv/.dev: .venv/.made pyproject.toml constraints.txt
+.venv/.dev: .venv/.made $(BUILD)
 	@echo "Installing Paceline and the tools of its developers into .venv."
 	$(INSTALL) -e '.[dev]'
 	touch .venv/.core .venv/.test $@

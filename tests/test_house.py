@@ -22,6 +22,8 @@ TORCH_FREE = (
     "paceline.letterbox",
     "paceline.data.check",
     "paceline.data.shapes",
+    "paceline.data.pack.remote",
+    "paceline.data.convert.conversion",
     "paceline.models.catalogue",
 )
 

@@ -12,16 +12,28 @@ from paceline.errors import UserError
 from paceline.option_values import BOUNDS
 from paceline.options import (
     DataCheckOptions,
+    DataConvertOptions,
+    DataPackOptions,
     DataPlotOptions,
     Options,
     PredictOptions,
     TrainOptions,
+    TuneOptions,
     ValOptions,
     option_fields,
     settle_resume,
 )
 
-ALL = (TrainOptions, ValOptions, PredictOptions, DataCheckOptions, DataPlotOptions)
+ALL = (
+    TrainOptions,
+    TuneOptions,
+    ValOptions,
+    PredictOptions,
+    DataCheckOptions,
+    DataPackOptions,
+    DataConvertOptions,
+    DataPlotOptions,
+)
 
 
 @pytest.mark.parametrize("options", ALL)
@@ -77,7 +89,8 @@ def test_overrides_go_before_the_file(tmp_path: Path) -> None:
         ({"amp": "False"}, "loop", {"amp": "off"}),
         ({"amp": "bf16"}, "loop", {"amp": "bf16"}),
         ({"cache": True}, "data", {"cache": "ram"}),
-        ({"cache": "disk"}, "data", {"cache": "auto"}),
+        ({"cache": "disk"}, "data", {"cache": "disk"}),
+        ({"cache": "device"}, "data", {"cache": "device"}),
         ({"cache": "False"}, "data", {"cache": "none"}),
         ({"cache": "none"}, "data", {"cache": "none"}),
         ({"optimizer": "sgd"}, "optim", {"optimizer": "SGD"}),

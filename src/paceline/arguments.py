@@ -1,8 +1,8 @@
 """The arguments of the reference's public documentation, and what becomes of each here. Never imports torch.
 
-The table is about the documented arguments of its train, val and predict modes. An argument is `accepted` (an option of
-ours has its name and its meaning), `neutral` (taken with the values that change nothing, answered otherwise), or
-`answered` (by one sentence). `docs/arguments.md` is `markdown()` of this table.
+The table is about the documented arguments of its modes train, val, predict and tune. An argument is `accepted` (an
+option of ours has its name and its meaning), `neutral` (taken with the values that change nothing, answered otherwise),
+or `answered` (by one sentence). `docs/arguments.md` is `markdown()` of this table.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from typing import Literal
 from paceline.errors import UserError
 from paceline.option_values import plain
 
-Command = Literal["train", "val", "predict"]
-COMMANDS: tuple[Command, ...] = ("train", "val", "predict")
+Command = Literal["train", "val", "predict", "tune"]
+COMMANDS: tuple[Command, ...] = ("train", "val", "predict", "tune")
+_RUNS: tuple[Command, ...] = ("train", "val", "predict")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +50,11 @@ _NO_VIDEO = "videos and streams are not read; save the frames as pictures and gi
 
 ARGUMENTS: tuple[Argument, ...] = (
     # what is run
-    *_only("task", ("detect",), "only detection is offered; leave task out", *COMMANDS),
+    *_only("task", ("detect",), "only detection is offered; leave task out", *_RUNS),
     *_only("mode", ("train",), "name the command first, as in `paceline val ...`; leave mode out", "train"),
     *_only("mode", ("val",), "name the command first, as in `paceline train ...`; leave mode out", "val"),
     *_only("mode", ("predict",), "name the command first, as in `paceline train ...`; leave mode out", "predict"),
-    *_only("cfg", (None, ""), "options come from a file by `--config FILE`", *COMMANDS),
+    *_only("cfg", (None, ""), "options come from a file by `--config FILE`", *_RUNS),
     *_accepted("model", "train", note="A network's name (`yolo11n`), or weights of ours to start from."),
     *_accepted("model", "val", "predict", note="Weights of ours, or a run folder."),
     # data
@@ -62,13 +63,13 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("split", "val"),
     *_accepted("imgsz", "train", note="One side, a multiple of 32."),
     *_accepted("imgsz", "val", "predict", note="One side, a multiple of 32; left out, it is that of the weights."),
-    *_accepted("batch", *COMMANDS, note="A whole number over all devices; choosing it by memory is answered."),
+    *_accepted("batch", *_RUNS, note="A whole number over all devices; choosing it by memory is answered."),
     *_accepted("workers", "train", "val", note="Threads, not processes; -1 takes one per core, 8 at most."),
-    *_accepted("cache", "train", note="`True` or `ram`, `False`, and `auto`, our default; `disk` is taken as `auto`."),
+    *_accepted("cache", "train", note="`True` or `ram`, `False`, `disk`, `device`, and `auto`, our default."),
     *_accepted("fraction", "train", note="Above 0."),
     *_accepted("single_cls", "train", "val"),
-    *_accepted("classes", *COMMANDS),
-    *_only("rect", (False,), "images are letterboxed to a square in every command; leave rect out", *COMMANDS),
+    *_accepted("classes", *_RUNS),
+    *_only("rect", (False,), "images are letterboxed to a square in every command; leave rect out", *_RUNS),
     *_only(
         "multi_scale",
         (0.0, False),
@@ -80,8 +81,8 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("time", "train", note="Hours, and also `30m`, `2h` or `90s`; the schedule fits the epochs into it."),
     *_accepted("patience", "train", note="0 never stops early."),
     *_accepted("seed", "train"),
-    *_accepted("project", *COMMANDS, note="`runs` when left out."),
-    *_accepted("name exist_ok", *COMMANDS, note="An unnamed run takes the next free number."),
+    *_accepted("project", *_RUNS, note="`runs` when left out."),
+    *_accepted("name exist_ok", *_RUNS, note="An unnamed run takes the next free number."),
     *_accepted("resume", "train", note="`True` for the newest run, or a run folder."),
     *_accepted("save_period", "train"),
     *_accepted("val", "train", note="The last epoch is always evaluated."),
@@ -92,9 +93,9 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("pretrained", "train", note="True or False; weights are named by `model`."),
     *_accepted("freeze", "train", note="The number of first nodes that are not trained; a list is answered."),
     *_only("save", (True,), "the weights of a run are always saved; leave save out", "train"),
-    *_only("verbose", (True,), "the log has one line per epoch; leave verbose out", *COMMANDS),
+    *_only("verbose", (True,), "the log has one line per epoch; leave verbose out", *_RUNS),
     *_only("profile", (False,), "each epoch's record says where its seconds went; leave profile out", "train"),
-    *_only("compile", (False, None), "torch.compile is not offered yet; leave compile out", *COMMANDS),
+    *_only("compile", (False, None), "torch.compile is not offered yet; leave compile out", *_RUNS),
     *_only(
         "distill_model", (None,), "distillation from another network is not offered; leave distill_model out", "train"
     ),
@@ -129,7 +130,7 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("iou max_det agnostic_nms", "val", "predict"),
     *_accepted("max_det", "train", note="For the evaluation after each epoch."),
     *_only(
-        "end2end", (None, False), "both families of networks need non-maximum suppression; leave end2end out", *COMMANDS
+        "end2end", (None, False), "both families of networks need non-maximum suppression; leave end2end out", *_RUNS
     ),
     *_only("augment", (False,), "predictions are made once per image; leave augment out", "val", "predict"),
     *_only("half", (False,), "figures are made in float32, equal on every device; leave half out", "val"),
@@ -154,6 +155,12 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_only("line_width", (None,), "the width of lines follows the size of the picture; leave it out", "predict"),
     *_only("retina_masks", (False,), _DETECTION_ONLY, "predict"),
     *_only("embed", (None,), "feature vectors are not given out; leave embed out", "predict"),
+    # searching
+    *_only("iterations", (None,), "the number of trials is `trials`; write trials=NUMBER", "tune"),
+    *_accepted("space", "tune", note="A YAML file of ranges, see docs/tuning.md; in Python a mapping as well."),
+    *_only("use_ray", (False,), "trials run side by side without Ray, one per device; leave use_ray out", "tune"),
+    *_only("gpu_per_trial", (None, 1), "each trial has one device; name several by device=0,1", "tune"),
+    *_only("grace_period", (None,), "`pruner` says how hopeless trials are ended; leave grace_period out", "tune"),
 )
 
 
@@ -163,7 +170,7 @@ def is_neutral(command: str, name: str, value: object) -> bool:
     Raises UserError with its sentence for one that is not offered.
     """
     for argument in ARGUMENTS:
-        if argument.name != name or command not in argument.commands or argument.neutral is None:
+        if argument.name != name or not _concerns(argument, command) or argument.neutral is None:
             continue
         if plain(value) in tuple(plain(entry) for entry in argument.neutral):
             return True
@@ -174,9 +181,14 @@ def is_neutral(command: str, name: str, value: object) -> bool:
 def find(command: str, name: str) -> Argument | None:
     """Look up an argument of a command; None where the table has no such row."""
     for argument in ARGUMENTS:
-        if argument.name == name and command in argument.commands:
+        if argument.name == name and _concerns(argument, command):
             return argument
     return None
+
+
+def _concerns(argument: Argument, command: str) -> bool:
+    """Whether a row is about a command; a search also takes what its trials do."""
+    return command in argument.commands or (command == "tune" and "train" in argument.commands)
 
 
 def markdown() -> str:
@@ -184,7 +196,7 @@ def markdown() -> str:
     lines = [
         "# Arguments of other YOLO trainers",
         "",
-        "Every documented argument of the train, val and predict modes of ultralytics, and what Paceline does with it.",
+        "Every documented argument of ultralytics' modes train, val, predict and tune, and what Paceline does with it.",
         "An argument that Paceline does not have is never passed over in silence: it is taken where its value changes",
         "nothing, and else answered by the sentence below. Names that are in no table are answered with the closest",
         "name that there is. `paceline train --help` lists our own options, which are more than these.",
@@ -193,7 +205,9 @@ def markdown() -> str:
         "a test compares the two.",
     ]
     for command in COMMANDS:
-        lines += ["", f"## {command}", "", "| argument | here | |", "|---|---|---|"]
+        lines += ["", f"## {command}"]
+        lines += ["", "Those of train, and:"] if command == "tune" else []
+        lines += ["", "| argument | here | |", "|---|---|---|"]
         lines += [_row(argument) for argument in ARGUMENTS if command in argument.commands]
     return "\n".join(lines) + "\n"
 

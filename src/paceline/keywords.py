@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
@@ -19,7 +19,7 @@ class TrainKeywords(TypedDict, total=False):
     imgsz: int
     batch: int
     workers: int
-    cache: bool | Literal["auto", "none", "ram", "disk"]
+    cache: bool | Literal["auto", "none", "ram", "disk", "device"]
     fraction: float
     single_cls: bool
     classes: Sequence[int] | None
@@ -80,6 +80,20 @@ class TrainKeywords(TypedDict, total=False):
     limit_evaluation: float
     limit_checkpoint: float
     limit_silence: float
+
+
+class TuneKeywords(TrainKeywords, total=False):
+    """Options of `YOLO.tune`; see `paceline tune --help` for what they mean."""
+
+    space: str | Path | Mapping[str, object]
+    trials: int
+    objective: str
+    confirm: int
+    finalists: int
+    cores_per_trial: int
+    sampler: Literal["tpe", "gp", "qmc", "random"]
+    pruner: Literal["halving", "hyperband", "median", "none"]
+    storage: str
 
 
 class ValKeywords(TypedDict, total=False):

@@ -6,7 +6,6 @@ The command line, YAML files and Python calls all come through `typed`, so what 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import re
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from paceline.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-logger = logging.getLogger("paceline")
 
 STRIDE = 32
 _WORDS: dict[str, bool | None] = {
@@ -108,6 +106,10 @@ BOUNDS = MappingProxyType(
         "limit_evaluation": _NOT_NEGATIVE,
         "limit_checkpoint": _NOT_NEGATIVE,
         "limit_silence": Bounds(least=5),
+        "trials": _NOT_NEGATIVE,
+        "confirm": _NOT_NEGATIVE,
+        "finalists": _POSITIVE,
+        "cores_per_trial": _NOT_NEGATIVE,
     }
 )
 """Bounds of every number by the option's name; `imgsz` has a rule of its own."""
@@ -280,9 +282,6 @@ def _spell_amp(value: object) -> object:
 
 
 def _spell_cache(value: object) -> object:
-    if str(value).lower() == "disk":
-        logger.info("cache=disk is taken as cache=auto: decoded images are kept in memory where they fit.")
-        return "auto"
     if str(value).lower() == "none":
         return "none"
     simple = plain(value)

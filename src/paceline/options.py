@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self, get_type_hints
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
 from paceline.arguments import is_neutral
 from paceline.commands.config import PredictConfig, ValConfig
@@ -21,6 +21,7 @@ from paceline.option_values import typed
 from paceline.parallel.config import LimitsConfig, ParallelConfig, RanksConfig
 from paceline.records import RunConfig, to_jsonable, write_atomically
 from paceline.training.config import LoopConfig, OptimConfig
+from paceline.tuning.config import TuneConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,6 +136,24 @@ class TrainOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneOptions(TrainOptions):
+    """Options of `paceline tune`: those of its trials, and of the search.
+
+    `time`, `resume`, `device`, `project` and `name` are the search's: its budget, the search to go on with, the
+    devices that trials run on side by side, and its folder.
+    """
+
+    COMMAND: ClassVar[str] = "tune"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("data",)
+
+    tune: TuneConfig = field(default_factory=TuneConfig)
+
+    def training(self) -> TrainOptions:
+        """Options of a trial before the search changes any."""
+        return TrainOptions(**{entry.name: getattr(self, entry.name) for entry in fields(TrainOptions)})
+
+
+@dataclass(frozen=True, kw_only=True)
 class ValOptions(Options):
     """Options of `paceline val`."""
 
@@ -181,9 +200,47 @@ class DataCheckOptions(Options):
     POSITIONAL: ClassVar[tuple[str, ...]] = ("data",)
 
     data: str = ""
-    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, a Pascal VOC folder, or a pack."""
     plot: str = ""
     """Also draw classes, box sizes and places into this file (.png, .jpg or .svg)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataPackOptions(Options):
+    """Options of `paceline data pack`."""
+
+    COMMAND: ClassVar[str] = "data pack"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("data", "out")
+
+    data: str = ""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, a Pascal VOC folder, or a pack."""
+    out: str = ""
+    """File to write, such as `set.pack`; one that is there is replaced when the new one is whole."""
+    decoded: bool = False
+    """Pack pixels instead of encoded images: larger, but nothing is left to decode."""
+    imgsz: int = 0
+    """With `decoded`: shrink images (by 2, 4 or 8) as far as training at this size would; 0 shrinks none."""
+    splits: tuple[str, ...] = ()
+    """Those of train, val and test to pack; empty means all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConvertOptions(Options):
+    """Options of `paceline data convert`."""
+
+    COMMAND: ClassVar[str] = "data convert"
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("data", "out")
+
+    data: str = ""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, a Pascal VOC folder, or a pack."""
+    out: str = ""
+    """Folder to write, which must be new; for `pack`, the file."""
+    format: Literal["auto", "yolo", "coco", "voc", "pack"] = "auto"
+    """What to write; `auto` takes `pack` where the name ends in .pack."""
+    strict: bool = False
+    """Refuse to drop what the format cannot hold."""
+    link: bool = False
+    """Link images instead of copying them, where the file system can."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +251,7 @@ class DataPlotOptions(Options):
     POSITIONAL: ClassVar[tuple[str, ...]] = ("data", "file")
 
     data: str = ""
-    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, a Pascal VOC folder, or a pack."""
     file: str = "dataset.png"
     """Picture to write (.png, .jpg or .svg)."""
 

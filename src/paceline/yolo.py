@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Unpack
 
 from paceline.cli.console import ConsoleHandler, logging_to
@@ -21,8 +24,9 @@ if TYPE_CHECKING:
     from paceline.callbacks import Callback
     from paceline.commands.sources import Source
     from paceline.commands.train import TrainResult
+    from paceline.commands.tune import TuneResult
     from paceline.evaluation.evaluator import Evaluation
-    from paceline.keywords import PredictKeywords, TrainKeywords, ValKeywords
+    from paceline.keywords import PredictKeywords, TrainKeywords, TuneKeywords, ValKeywords
 
 __all__ = ["YOLO", "NetworkInfo", "Results"]
 
@@ -120,6 +124,26 @@ class YOLO:
         self._hold(result.best_weights)
         return result
 
+    def tune(self, **options: Unpack[TuneKeywords]) -> TuneResult:
+        """Search hyper-parameters by runs that start from what this object holds, which stays as it is.
+
+        `space` may be a mapping such as `{"lr0": {"low": 0.001, "high": 0.1, "log": True}}`. Raises UserError for
+        whatever the caller can mend, before anything is written.
+        """
+        from paceline.cli.trials import TrialTable
+        from paceline.commands.tune import settle_tune, tune
+
+        given = dict(self._named(options))
+        if given.get("resume"):
+            del given["model"]  # a resumed search knows what it trains
+        with TemporaryDirectory() as folder, TrialTable() as table, logging_to(ConsoleHandler()):
+            space = given.get("space")
+            if isinstance(space, Mapping):
+                file = Path(folder) / "space.yaml"
+                file.write_text(json.dumps(space), encoding="utf-8")  # which is YAML too
+                given["space"] = str(file)
+            return tune(settle_tune(given), table.show)
+
     def val(self, **options: Unpack[ValKeywords]) -> Evaluation:
         """Score the weights; without `data`, on the data set that they were trained on."""
         from paceline.commands.val import validate
@@ -145,7 +169,7 @@ class YOLO:
                 self._predictors[device] = Predictor(self._load(), resolve_device(device))
             yield from predict(settled, source, predictor=self._predictors[device])
 
-    def _named(self, options: TrainKeywords | ValKeywords | PredictKeywords) -> dict[str, object]:
+    def _named(self, options: TrainKeywords | TuneKeywords | ValKeywords | PredictKeywords) -> dict[str, object]:
         """Put this object's model before the options of a call."""
         return {"model": self._model, **options}
 

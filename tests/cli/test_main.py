@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     text = capsys.readouterr().out
-    assert all(f"  {command}" in text for command in ("train", "val", "predict", "models", "data check", "data plot"))
+    assert all(
+        f"  {command}" in text for command in ("train", "val", "predict", "tune", "models", "data check", "data plot")
+    )
     assert max(map(len, text.splitlines())) <= 120
 
 
@@ -50,7 +52,9 @@ def test_help_of_a_command_names_every_option(capsys: pytest.CaptureFixture[str]
     assert missing == []
 
 
-@pytest.mark.parametrize("words", [["val", "-h"], ["predict", "-h"], ["data", "check", "-h"], ["data", "plot", "-h"]])
+@pytest.mark.parametrize(
+    "words", [["val", "-h"], ["tune", "-h"], ["predict", "-h"], ["data", "check", "-h"], ["data", "plot", "-h"]]
+)
 def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 0
     assert f"usage: paceline {' '.join(words[:-1])}" in capsys.readouterr().out
@@ -60,7 +64,7 @@ def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixtur
     ("words", "sentence"),
     [
         (["trian"], "did you mean train?"),
-        (["zzz"], "choose one of train, val, predict, models, data."),
+        (["zzz"], "choose one of train, val, predict, tune, models, data."),
         (["export"], "export is not there yet"),
         (["segment", "train"], "only detection is offered"),
         (["imgsz=640"], "Name the command before imgsz=640"),

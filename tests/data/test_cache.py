@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from paceline.data import cache
-from paceline.data.cache import ImageCache, choose_capacity, decoded_bytes, free_memory_bytes
+from paceline.data.cache import RecentCache, SlabCache
+from paceline.data.slab import Slab
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
@@ -19,16 +22,23 @@ def image(number: int) -> NDArray[np.uint8]:
     return np.full((2, 2), number, np.uint8)
 
 
-def test_each_image_is_made_once_for_all_threads() -> None:
-    images, made, barrier = ImageCache(100), [], threading.Barrier(4)
-
-    def make(number: int) -> NDArray[np.uint8]:
+def recording(made: list[int], number: int) -> Callable[[], NDArray[np.uint8]]:
+    def make() -> NDArray[np.uint8]:
         made.append(number)
         return image(number)
 
+    return make
+
+
+@pytest.mark.parametrize("kind", ["recent", "slab"])
+def test_each_image_is_made_once_for_all_threads(kind: str) -> None:
+    cache = RecentCache(100) if kind == "recent" else SlabCache(Slab(50, 50 * 64), RecentCache(0), what="images")
+    made: list[int] = []
+    barrier = threading.Barrier(4)
+
     def worker(start: int) -> list[int]:
         barrier.wait()
-        return [int(images.get(number, lambda: make(number))[0][0, 0]) for number in range(50)]  # noqa: B023
+        return [int(cache.get(number, recording(made, number))[0, 0]) for number in range(50)]
 
     with ThreadPoolExecutor(4) as pool:
         seen = list(pool.map(worker, range(4)))
@@ -37,45 +47,75 @@ def test_each_image_is_made_once_for_all_threads() -> None:
 
 
 def test_what_came_first_goes_first() -> None:
-    images = ImageCache(3)
-    found = [images.get(number, lambda: image(0))[1] for number in (0, 1, 2, 0, 3, 0, 3, 2)]
-    assert found == [False, False, False, True, False, False, True, True]
-    assert len(images) == 3
+    cache, made = RecentCache(3), list[int]()
+    for number in (0, 1, 2, 0, 3, 0, 3, 2):
+        cache.get(number, recording(made, number))
+    assert made == [0, 1, 2, 3, 0]
+    assert len(cache) == 3
+
+
+def test_what_is_renewed_goes_last() -> None:
+    cache, made = RecentCache(3), list[int]()
+    for number, renew in ((0, True), (1, True), (2, True), (0, True), (3, True), (0, False), (1, False)):
+        cache.get(number, recording(made, number), renew=renew)
+    assert made == [0, 1, 2, 3, 1]
 
 
 def test_nothing_is_kept_without_room() -> None:
-    images = ImageCache(0)
-    assert [images.get(1, lambda: image(1))[1] for _ in range(3)] == [False] * 3
-    assert len(images) == 0
+    cache, made = RecentCache(0), list[int]()
+    for _ in range(3):
+        cache.get(1, recording(made, 1))
+    assert made == [1, 1, 1]
+    assert len(cache) == 0
 
 
-def test_an_error_reaches_everyone_and_leaves_nothing() -> None:
-    images = ImageCache(3)
+@pytest.mark.parametrize("kind", ["recent", "slab"])
+def test_an_error_reaches_everyone_and_leaves_nothing(kind: str) -> None:
+    cache = RecentCache(3) if kind == "recent" else SlabCache(Slab(3, 1000), RecentCache(0), what="images")
 
     def fail() -> NDArray[np.uint8]:
         raise ValueError("broken")
 
     for _ in range(2):
         with pytest.raises(ValueError, match="broken"):
-            images.get(0, fail)
-    assert images.get(0, lambda: image(7))[0][0, 0] == 7
+            cache.get(0, fail)
+    assert cache.get(0, lambda: image(7))[0, 0] == 7
+    assert cache.get(0, fail)[0, 0] == 7
 
 
-def test_bytes_are_those_of_reduced_colour_images() -> None:
-    assert decoded_bytes(np.array([[10, 20], [11, 21]]), np.array([1, 2])) == 3 * (10 * 20 + 6 * 11)
+def test_users_of_one_slab_make_each_image_once_between_them(tmp_path: Path) -> None:
+    made: list[int] = []
+    caches = [
+        SlabCache(Slab.open(tmp_path / "a.slab", 60, 60 * 64, kept=False), RecentCache(0), what="images")
+        for _ in range(3)
+    ]
+
+    def use(user: int) -> bool:
+        order = np.random.default_rng(user // 2).permutation(60).tolist()
+        return all(caches[user % 3].get(number, recording(made, number))[0, 0] == number for number in order)
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(use, range(6)))
+    assert sorted(made) == list(range(60))
+    for cache in caches:
+        cache.slab.close()
 
 
-@pytest.mark.parametrize(
-    ("choice", "needed", "expected"), [("auto", 400, 9), ("auto", 600, 2), ("none", 1, 2), ("ram", 10**6, 9)]
-)
-def test_auto_keeps_what_fits_in_half_of_the_free_memory(
-    choice: str, needed: int, expected: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(cache, "free_memory_bytes", lambda: 1000)
-    with caplog.at_level(logging.INFO, "paceline"):
-        assert choose_capacity(choice, 9, needed, otherwise=2, what="training") == expected  # type: ignore[arg-type]
-    assert f"cache={choice}: 9 images for training" in caplog.text
+def test_a_full_slab_is_named_once_and_costs_only_what_has_no_room(caplog: pytest.LogCaptureFixture) -> None:
+    cache, made = SlabCache(Slab(10, 4 * 64), RecentCache(2), what="images for a test"), list[int]()
+    with caplog.at_level(logging.WARNING, "paceline"):
+        for number in [*range(10), *range(10)]:
+            assert cache.get(number, recording(made, number))[0, 0] == number
+    assert sorted(set(made)) == list(range(10))
+    assert [made.count(number) for number in range(4)] == [1] * 4
+    assert caplog.text.count("images for a test is full") == 1
 
 
-def test_free_memory_is_some() -> None:
-    assert 2**20 < free_memory_bytes() < 2**50
+def test_another_state_of_the_source_is_made_again(tmp_path: Path) -> None:
+    made: list[int] = []
+    for state in (1, 1, 2, 2):
+        slab = Slab.open(tmp_path / "a.slab", 3, 1000, kept=True)
+        cache = SlabCache(slab, RecentCache(0), what="images", stamp={1: state}.__getitem__)
+        assert cache.get(1, recording(made, state))[0, 0] == state
+        slab.close()
+    assert made == [1, 2]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from paceline.data.check import check_data
+from paceline.data.check import check_data, summarise
 from paceline.data.config import DataConfig
+from paceline.data.index import Index, Strings
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 GOOD = "0 0.5 0.5 0.25 0.5\n"
 DOG = "1 0.5 0.5 0.2 0.2\n"
@@ -89,3 +94,38 @@ def test_bccd(shared: Path) -> None:
     assert [sum(split.class_boxes) for split in report.splits] == [2804, 1137, 945]
     assert report.report.counts == {"degenerate": 2}
     assert not report.repeated
+
+
+def test_images_that_differ_behind_their_middle_are_not_the_same(
+    make_yolo: Callable[..., Path], write_image: Callable[..., Path]
+) -> None:
+    root = make_yolo({"train": [GOOD], "val": [GOOD]})
+    content = write_image(root / "images/train/twin.jpg", 400, 600).read_bytes() + bytes(100_000)
+    (root / "images/train/twin.jpg").write_bytes(content)
+    (root / "images/val/twin.jpg").write_bytes(content[:-1] + b"x")
+    assert not check_data(_config(root)).repeated
+    (root / "images/val/twin.jpg").write_bytes(content)
+    assert check_data(_config(root)).repeated == (("train: twin.jpg", "val: twin.jpg"),)
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=12))
+def test_image_sizes_are_counted_as_one_by_one(sizes: list[tuple[int, int]]) -> None:
+    none = np.zeros(0)
+    index = Index(
+        names=("cat",),
+        root=Path(),
+        paths=Strings.of("x" for _ in sizes),
+        sizes=np.array(sizes, np.int32),
+        orientation=np.ones(len(sizes), np.uint8),
+        offsets=np.zeros(len(sizes) + 1, np.int64),
+        boxes=np.zeros((0, 4)),
+        labels=none.astype(np.int32),
+        crowd=none.astype(np.bool_),
+        difficult=none.astype(np.bool_),
+        area=none,
+        image_ids=np.arange(len(sizes)),
+        category_ids=np.zeros(1, np.int64),
+        origins=np.arange(len(sizes)),
+    )
+    expected = tuple((*size, number) for size, number in Counter(sizes).most_common())
+    assert summarise("train", index).image_sizes == expected

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from paceline.data.decode import decode, decode_compact, reductions
+from paceline.data import decode as decoders
+from paceline.data.decode import decode, decode_compact, decode_into, reductions
 from paceline.data.headers import BadImage
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def test_every_format_gives_rgb(kind: str, mode: str) -> None:
     assert np.abs(found - expected).max() <= 2
     compact = decode_compact(encoded)
     assert compact.shape[:2] == (48, 64)
+    if kind in ("JPEG", "PNG") and mode in ("1", "L"):
+        assert compact.ndim == 2
     if compact.ndim == 2:
         np.testing.assert_array_equal(np.repeat(compact[..., None], 3, axis=2), found)
 
@@ -116,3 +119,74 @@ def test_paths_and_bytes_are_the_same(tmp_path: Path) -> None:
     encoded = encode(Image.fromarray(picture()), "PNG")
     (tmp_path / "Ünïcode name.png").write_bytes(encoded)
     np.testing.assert_array_equal(decode(tmp_path / "Ünïcode name.png"), decode(encoded))
+
+
+def by_opencv(encoded: bytes, reduction: int, monkeypatch: pytest.MonkeyPatch) -> NDArray[np.uint8] | None:
+    """Pixels that OpenCV alone would give; None where it calls the file bad."""
+    with monkeypatch.context() as patched:
+        patched.setattr(decoders, "_decode_jpeg", lambda *_: None)
+        try:
+            return decode_compact(encoded, 1, reduction)
+        except BadImage:
+            return None
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("shape", [(48, 64), (163, 241), (9, 200), (8, 5), (2, 2), (1, 1)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize(
+    "options", [{}, {"subsampling": 0}, {"subsampling": 1}, {"progressive": True}, {"quality": 20}]
+)
+def test_both_jpeg_decoders_give_the_same_bytes(
+    options: dict[str, Any], mode: str, shape: tuple[int, int], reduction: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = encode(Image.fromarray(picture(*shape)).convert(mode), "JPEG", **options)
+    expected = by_opencv(encoded, reduction, monkeypatch)
+    assert expected is not None
+    np.testing.assert_array_equal(decode_compact(encoded, 1, reduction), expected)
+
+
+def test_only_colour_spaces_that_both_know_go_to_the_fast_decoder() -> None:
+    for mode, known in (("RGB", True), ("L", True), ("CMYK", False)):
+        encoded = encode(Image.fromarray(picture()).convert(mode), "JPEG")
+        assert (decoders._decode_jpeg(encoded, 1, None) is not None) == known
+
+
+def test_damaged_jpeg_is_judged_by_opencv(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Bytes changed or left out anywhere: the same pixels or the same refusal as without the fast decoder."""
+    rng = np.random.default_rng(0)
+    whole = encode(Image.fromarray(picture(120, 160)), "JPEG")
+    num_refused_by_fast = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        place = int(rng.integers(2, len(whole) - 2))
+        if rng.random() < 0.5:
+            damaged[place] ^= int(rng.integers(1, 256))
+        else:
+            del damaged[place : min(place + int(rng.integers(1, 200)), len(whole) - 2)]
+        num_refused_by_fast += decoders._decode_jpeg(bytes(damaged), 1, None) is None
+        expected = by_opencv(bytes(damaged), 1, monkeypatch)
+        if expected is None:
+            with pytest.raises(BadImage):
+                decode_compact(bytes(damaged))
+        else:
+            np.testing.assert_array_equal(decode_compact(bytes(damaged)), expected)
+    assert num_refused_by_fast > 10
+
+
+@pytest.mark.parametrize("reduction", [1, 2])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_into_a_buffer(kind: str, mode: str, orientation: int, reduction: int) -> None:
+    if (kind, mode) == ("PNG", "CMYK"):
+        pytest.skip("the format has no such images")
+    encoded = encode(Image.fromarray(picture(51, 64)).convert(mode), kind)
+    expected = decode_compact(encoded, orientation, reduction)
+    out = np.full(expected.size + 5, 7, np.uint8)
+    found = decode_into(encoded, out, orientation, reduction)
+    assert found.ctypes.data == out.ctypes.data
+    np.testing.assert_array_equal(found, expected)
+    assert (out[expected.size :] == 7).all()
+    with pytest.raises(BadImage, match="larger"):
+        decode_into(encoded, np.empty(expected.size - 1, np.uint8), orientation, reduction)

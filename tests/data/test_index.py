@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paceline.data import index as index_module
 from paceline.data.index import Index, Strings, TornIndexError
 from paceline.data.polygons import Polygons
 
@@ -163,3 +164,29 @@ def test_targets_are_neither_crowd_nor_difficult() -> None:
     index = _index([50])
     assert np.array_equal(index.targets, ~index.crowd & ~index.difficult)
     assert 0 < index.targets.sum() < 50
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=5)), st.data())
+def test_taken_strings_are_those_asked_for(texts: list[str], data: st.DataObject) -> None:
+    rows = data.draw(st.lists(st.integers(0, len(texts) - 1), max_size=10)) if texts else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(index_module, "_BLOCK", data.draw(st.integers(1, 4)))
+        packed = Strings.of(texts)
+        assert list(packed) == texts
+        assert list(packed.take(np.array(rows, np.int64))) == [texts[row] for row in rows]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs the kernel's account of mapped pages")
+def test_loading_reads_everything_and_keeps_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "large.safetensors"
+    index = _index([200_000, 1])
+    index.save(file)
+
+    def resident_bytes() -> int:
+        areas = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
+        return sum(int(area.split("Rss:")[1].split()[0]) * 1024 for area in areas)
+
+    loaded, _ = Index.load(file, index.root)
+    assert resident_bytes() < file.stat().st_size / 10
+    assert np.array_equal(loaded.boxes, index.boxes)
+    assert resident_bytes() > loaded.boxes.nbytes / 2  # now it has been looked at

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 import signal
 import threading
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -206,6 +208,7 @@ def write_many(folder: Path, count: int) -> Index:
         difficult=np.zeros(count, bool),
         area=np.full(count, 42.0),
         image_ids=np.arange(count),
+        origins=np.arange(count),
     )
 
 
@@ -298,7 +301,7 @@ def test_an_error_of_a_thread_reaches_the_consumer(index: Index, monkeypatch: py
     def fail(*_: object) -> None:
         raise MemoryError("no more")
 
-    monkeypatch.setattr("paceline.data.loader.render", fail)
+    monkeypatch.setattr("paceline.data.work.render", fail)
     with loader(index, workers=2) as batches, pytest.raises(MemoryError, match="no more"):
         collect(batches, 1)
 
@@ -312,9 +315,41 @@ def test_leaving_in_the_middle_leaves_nothing(index: Index) -> None:
     batches.close()
 
 
+def test_an_abandoned_loader_ends_its_threads(index: Index) -> None:
+    """Without `close`, and with batches on their way: threads end with the loader."""
+    batches = loader(index, workers=3)
+    iterator = iter(batches.epoch(0, mosaic=True))
+    next(iterator)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("paceline-data")]
+    assert len(threads) == 3
+    del batches, iterator
+    gc.collect()
+    for thread in threads:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_memory_is_flat_over_twenty_epochs(tmp_path: Path, cache: str) -> None:
+    """Of 128 batches between the 4th and the 20th epoch, not even the buffers of three stay in memory."""
+    index = write_set(tmp_path, count=60)
+    process = psutil.Process()
+    config = DataConfig(imgsz=320, batch=8, workers=2, cache=cache)  # type: ignore[arg-type]
+    with TrainLoader(index, config, AugmentConfig(partners="window"), 0) as batches:
+        sizes = []
+        for epoch in range(20):
+            for _ in batches.epoch(epoch, mosaic=True):
+                pass
+            gc.collect()
+            sizes.append(process.memory_info().rss)
+    growth = max(sizes[3:]) - sizes[3]
+    assert growth < 3 * 8 * 320 * 320 * 3, [size >> 10 for size in sizes]
+
+
 def test_ctrl_c_while_waiting_does_not_hang(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("paceline.data.loader.render", lambda *_: release.wait(20))
+    monkeypatch.setattr("paceline.data.work.render", lambda *_: release.wait(20))
     with loader(index) as batches:
         main = threading.main_thread().ident
         timer = threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT])

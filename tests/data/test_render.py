@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import colorsys
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ from numpy.typing import NDArray
 from paceline.data import augment
 from paceline.data.augment import Transforms, map_boxes
 from paceline.data.config import AugmentConfig
-from paceline.data.render import FILL, Workspace, jitter_colour, letterbox, render
+from paceline.data.render import FILL, Workspace, letterbox, render
 from paceline.letterbox import Letterbox
 
 Pixels = NDArray[np.uint8]
@@ -171,29 +174,29 @@ def test_large_images_are_averaged_not_skipped() -> None:
     assert np.abs(drawn.astype(int) - 128).max() <= 2
 
 
-def test_colour_jitter_is_hsv() -> None:
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "opencv"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_jitter_is_hsv_of_the_plain_picture(
+    channels: int, kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against the definition of hue, saturation and value, pixel by pixel."""
-    import colorsys
-
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (40, SIZE, 3), dtype=np.uint8)
-    out = np.empty_like(pixels)
-    for shift, saturation, value in ((0.0625, 1.3, 0.8), (-0.125, 0.5, 1.2), (0.5, 1.0, 1.0)):
-        jitter_colour(pixels, np.array([shift, saturation, value]), Workspace(SIZE), out)
+    if not kernels:
+        monkeypatch.setattr("paceline.native.jitter.library", lambda: None)
+    sources = smooth_images(channels)
+    config = AugmentConfig(flipud=0.5, hsv_h=0.2)
+    jittered = plan(config, 3)
+    plain = replace(jittered, hsv=np.tile([0.0, 1.0, 1.0], (3, 1)))
+    for row in range(3):
+        shift, saturation, value = jittered.hsv[row]
         expected = np.array([
             colorsys.hsv_to_rgb((hue + shift) % 1, min(strength * saturation, 1), min(bright * value, 1))
-            for hue, strength, bright in (colorsys.rgb_to_hsv(*pixel) for pixel in pixels.reshape(-1, 3) / 255)
-        ]).reshape(pixels.shape)  # fmt: skip
-        difference = np.abs(out / 255 - expected) * 255
-        assert difference.mean() < 1.5
-        assert difference.max() < 8
-
-
-def test_neutral_jitter_changes_nothing() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    out = np.empty_like(pixels)
-    jitter_colour(pixels, np.array([0.0, 1.0, 1.0]), Workspace(SIZE), out)
-    np.testing.assert_array_equal(out, pixels)
+            for hue, strength, bright in (
+                colorsys.rgb_to_hsv(*pixel) for pixel in draw(plain, row, sources).reshape(-1, 3) / 255
+            )
+        ]).reshape(SIZE, SIZE, 3)  # fmt: skip
+        difference = np.abs(draw(jittered, row, sources) / 255 - expected) * 255
+        assert difference.mean() < (0.5 if kernels else 1.5)
+        assert difference.max() < (1 if kernels else 8)
 
 
 @pytest.mark.parametrize("shape", [(100, 200), (200, 100), (64, 64), (500, 333), (32, 1), (1, 50)])

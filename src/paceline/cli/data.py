@@ -1,4 +1,4 @@
-"""`paceline data check` and `paceline data plot`: what is in a data set, and what is wrong with it."""
+"""`paceline data`: what is in a data set, what is wrong with it, and the same set as a pack or in another format."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.cli.argv import sort_words
+from paceline.cli.bar import image_bar
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.cli.help import print_help
 from paceline.cli.runs import read_options
+from paceline.cli.wording import plural
 from paceline.errors import UserError
-from paceline.options import DataCheckOptions, DataPlotOptions
+from paceline.options import DataCheckOptions, DataConvertOptions, DataPackOptions, DataPlotOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
 _HELP = """\
 usage: paceline data check DATA [--plot FILE]
        paceline data plot DATA FILE
+       paceline data pack DATA OUT [--decoded] [--imgsz N] [--splits train val]
+       paceline data convert DATA OUT --format yolo|coco|voc|pack [--strict] [--link]
 
 check   report what is wrong, file by file, and what is in the set
 plot    draw its classes, box sizes and places
+pack    put images and labels into one checksummed file to train from
+convert write the set in another format
 """
 
 
@@ -32,7 +38,7 @@ def run_data(words: Sequence[str]) -> int:
     if not words or words[0] in {"-h", "--help"}:
         print(_HELP, end="")
         return 0
-    commands = {"check": run_check, "plot": run_plot}
+    commands = {"check": run_check, "plot": run_plot, "pack": run_pack, "convert": run_convert}
     if words[0] in commands:
         return commands[words[0]](words[1:])
     close = difflib.get_close_matches(words[0], commands, n=1, cutoff=0.5)
@@ -67,6 +73,65 @@ def run_plot(arguments: Sequence[str]) -> int:
     return 0
 
 
+def run_pack(arguments: Sequence[str]) -> int:
+    """Pack a data set."""
+    words = sort_words(DataPackOptions, arguments)
+    if words.help:
+        print_help(DataPackOptions)
+        return 0
+    with logging_to(ConsoleHandler()):
+        options = read_options(DataPackOptions, words)
+
+        from paceline.data.pack.writer import PackConfig, write_pack
+        from paceline.data.whole_set import open_whole_set
+
+        _require_both(options.data, options.out, "pack", "set.pack")
+        splits = [name for text in options.splits for name in text.replace(",", " ").split()]
+        config = PackConfig(decoded=options.decoded, imgsz=options.imgsz)
+        data, out = open_whole_set(options.data, splits=splits), Path(options.out).expanduser()
+        with image_bar("packing") as progress:
+            report = write_pack(data.splits, out, made_from=data.format, config=config, progress=progress)
+        print(
+            f"{out}: {plural(report.num_images, 'image')} ({', '.join(data.splits)}), "
+            f"{plural(report.num_boxes, 'box', 'boxes')}, {report.num_bytes / 1e6:,.1f} MB."
+        )
+    return 0
+
+
+def run_convert(arguments: Sequence[str]) -> int:
+    """Write a data set in another format."""
+    words = sort_words(DataConvertOptions, arguments)
+    if words.help:
+        print_help(DataConvertOptions)
+        return 0
+    with logging_to(ConsoleHandler()):
+        options = read_options(DataConvertOptions, words)
+
+        from paceline.data.convert.conversion import ConvertConfig, convert
+        from paceline.data.whole_set import open_whole_set
+
+        _require_both(options.data, options.out, "convert", "out --format coco")
+        kind, out = options.format, Path(options.out).expanduser()
+        if kind == "auto":
+            if out.suffix.lower() != ".pack":
+                raise UserError("data convert needs a format; add --format yolo, coco, voc or pack.")
+            kind = "pack"
+        data = open_whole_set(options.data)
+        config = ConvertConfig(format=kind, strict=options.strict, link=options.link)
+        with image_bar("writing") as progress:
+            convert(data, out, config, progress)
+        images = sum(len(index) for index in data.splits.values())
+        print(f"{out}: {plural(images, 'image')} ({', '.join(data.splits)}) as {kind}.")
+    return 0
+
+
+def _require_both(data: str, out: str, command: str, example: str) -> None:
+    if not data or not out:
+        raise UserError(
+            f"data {command} needs a data set and where to write: paceline data {command} path/to/data.yaml {example}"
+        )
+
+
 def _checked(data: str, command: str) -> CheckReport:
     from paceline.data.check import check_data
     from paceline.data.config import DataConfig
@@ -93,5 +158,5 @@ def _draw(report: CheckReport, path: Path) -> None:
         labels.append(np.asarray(index.labels)[targets])
         sizes.append(np.asarray(index.sizes))
     parts = np.concatenate(labels), np.concatenate(boxes), np.concatenate(sizes)
-    dataset_plot(path, *parts, report.names, title="/".join(report.source.parts[-2:]))
+    dataset_plot(path, *parts, report.names, title="/".join(Path(report.source).parts[-2:]))
     print(f"The plot is in {path}.")

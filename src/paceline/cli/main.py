@@ -23,9 +23,12 @@ commands:
   train        train a detector           paceline train data=shapes epochs=10 imgsz=320
   val          score trained weights      paceline val model=runs/train
   predict      find objects in images     paceline predict street.jpg model=runs/train
+  tune         search hyper-parameters    paceline tune path/to/data.yaml model=yolo11n epochs=30 trials=40
   models       list the networks          paceline models
   data check   look for mistakes          paceline data check path/to/data.yaml
   data plot    draw what a data set holds paceline data plot path/to/data.yaml plot.png
+  data pack    put it into one file       paceline data pack path/to/data.yaml set.pack
+  data convert write it in another format paceline data convert path/to/data.yaml out --format coco
 
 Options are written imgsz=640, --imgsz 640 or --imgsz=640, as you like; `--config FILE` reads them from YAML, such as
 the config.yaml of an earlier run. `paceline COMMAND --help` lists the options of a command.
@@ -34,12 +37,11 @@ the config.yaml of an earlier run. `paceline COMMAND --help` lists the options o
   --version    show the version
 """
 
-COMMANDS = ("train", "val", "predict", "models", "data")
+COMMANDS = ("train", "val", "predict", "tune", "models", "data")
 _OTHER_COMMANDS = {
     "export": "export is not there yet; the weights of a run are plain safetensors files",
     "track": "tracking is not offered; predict finds the objects of single images",
     "benchmark": "benchmarks of export formats are not offered; `paceline val` scores weights",
-    "tune": "tune is not there yet; train with the options that you want to compare",
 }
 _OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
 
@@ -86,6 +88,10 @@ def run(words: list[str]) -> int:
         from paceline.cli.data import run_data
 
         return run_data(rest)
+    if command == "tune":
+        from paceline.cli.tune import run_tune
+
+        return run_tune(rest)
     from paceline.cli.runs import run_predict, run_train, run_val
 
     return {"train": run_train, "val": run_val, "predict": run_predict}[command](rest)

@@ -1,107 +1,125 @@
-"""Cache: decoded images in memory, shared by all threads, each decoded once."""
+"""Cache: arrays by number that all threads share, each made once, of which a few or all are kept."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from concurrent.futures import Future
+from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
-import psutil
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     from numpy.typing import NDArray
+
+    from paceline.data.slab import Slab
 
 log = logging.getLogger("paceline")
 
-_SHARE_OF_FREE = 0.5
-_CGROUP = Path("/sys/fs/cgroup")
+
+class Cache(Protocol):
+    """Where made arrays are found again."""
+
+    def look(self, number: int) -> NDArray[np.uint8] | None:
+        """Array `number` where it is there for good, without a lock."""
+
+    def get(self, number: int, make: Callable[[], NDArray[np.uint8]], *, renew: bool = False) -> NDArray[np.uint8]:
+        """Array `number`; `make` makes it where it is not there, and may raise to all who wait for it.
+
+        With `renew` the array counts as if it came now.
+        """
 
 
-class ImageCache:
-    """At most `capacity` decoded images by number; the one that came first goes first, whoever looked at it since.
+class RecentCache:
+    """At most `capacity` arrays by number; the one that came first goes first, whoever looked at it since.
 
-    A thread that asks for an image that another one is decoding waits for it, whatever the capacity.
+    A thread that asks for an array that another one is making waits for it, whatever the capacity.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._images: dict[int, Future[NDArray[np.uint8]]] = {}
+        self._arrays: dict[int, Future[NDArray[np.uint8]]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self._arrays)
 
-    def get(
-        self, number: int, decode: Callable[[], NDArray[np.uint8]], *, renew: bool = False
-    ) -> tuple[NDArray[np.uint8], bool]:
-        """Return image `number`, and whether it was there; else `decode` makes it, and may raise to all who wait.
+    def look(self, number: int) -> NDArray[np.uint8] | None:
+        """Nothing is there for good."""
+        return None
 
-        With `renew` it counts as if it came now: its turn in the next pass has come before it had to go.
-        """
+    def get(self, number: int, make: Callable[[], NDArray[np.uint8]], *, renew: bool = False) -> NDArray[np.uint8]:
+        """Array `number`, made where it is not there; with `renew` it goes to the end of those that wait to go."""
         with self._lock:
-            found = self._images.get(number)
-            if renew and found is not None:
-                self._images[number] = self._images.pop(number)
+            found = self._arrays.get(number)
             if found is None:
-                mine = self._images[number] = Future()
+                mine = self._arrays[number] = Future()
+            elif renew:
+                self._arrays[number] = self._arrays.pop(number)
         if found is not None:
-            return found.result(), True
+            return found.result()
         try:
-            mine.set_result(decode())
+            mine.set_result(make())
         except BaseException as error:
             with self._lock:
-                del self._images[number]
+                del self._arrays[number]
             mine.set_exception(error)
             raise
         with self._lock:
             self._evict()
-        return mine.result(), False
+        return mine.result()
 
     def _evict(self) -> None:
-        excess = len(self._images) - self.capacity
+        excess = len(self._arrays) - self.capacity
         if excess > 0:
-            done = (number for number, image in self._images.items() if image.done())
+            done = (number for number, array in self._arrays.items() if array.done())
             for number in list(islice(done, excess)):
-                del self._images[number]
+                del self._arrays[number]
 
 
-def decoded_bytes(sizes: NDArray[np.integer[Any]], reductions: NDArray[np.int64]) -> int:
-    """Bytes of N decoded images of `sizes` N2 px, reduced by `reductions` N, were all of them in colour."""
-    return int(3 * np.prod(-(-sizes.astype(np.int64) // reductions[:, None]), axis=1).sum())
+class SlabCache:
+    """All arrays that a slab has room for, each made once by whichever process comes first; of the others a few.
 
+    `stamp` says from what state of its source an array is made, so that a kept slab gives no old ones; `what` names
+    the arrays in the log.
+    """
 
-def free_memory_bytes() -> int:
-    """Memory that this process may still take: of the machine, and of its container."""
-    free = int(psutil.virtual_memory().available)
-    try:  # version 2 of the control groups; without one, or without a limit, the machine's figure stands
-        limit = (_CGROUP / "memory.max").read_text().strip()
-        used = (_CGROUP / "memory.current").read_text().strip()
-        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, int(limit) - int(used) + int(stat.get("inactive_file", 0)))
-    except (OSError, ValueError):
-        pass
-    return max(free, 0)
+    def __init__(
+        self, slab: Slab, others: RecentCache, *, what: str, stamp: Callable[[int], int] = lambda _: 0
+    ) -> None:
+        self.slab = slab
+        self._others = others
+        self._stamp = stamp
+        self._what = what
+        self._said_full = False
+        self.look = slab.get
 
+    def get(self, number: int, make: Callable[[], NDArray[np.uint8]], *, renew: bool = False) -> NDArray[np.uint8]:
+        """Array `number`; without a lock where this process has seen it before."""
+        found = self.slab.get(number)
+        if found is not None:
+            return found
+        return self._others.get(number, partial(self._find_or_make, number, make), renew=renew)
 
-def choose_capacity(
-    choice: Literal["auto", "none", "ram"], num_images: int, needed_bytes: int, *, otherwise: int, what: str
-) -> int:
-    """Images to keep: all of them, or `otherwise`; says in the log what was chosen for `what`, and why."""
-    free = free_memory_bytes()
-    keep_all = choice == "ram" or (choice == "auto" and needed_bytes <= _SHARE_OF_FREE * free)
-    log.info(
-        "cache=%s: %s images for %s need %.2f GB decoded, %.1f GB of memory are free: %s",
-        choice,
-        f"{num_images:,}",
-        what,
-        needed_bytes / 1e9,
-        free / 1e9,
-        "each is decoded once and kept" if keep_all else f"at most {otherwise:,} are kept at a time",
-    )
-    return num_images if keep_all else otherwise
+    def _find_or_make(self, number: int, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        stamp = self._stamp(number)
+        with self.slab.claim(number):
+            found = self.slab.load(number, stamp)
+            if found is not None:
+                return found
+            made = make()
+            kept = self.slab.store(number, made, stamp)
+        if kept is not None:
+            return kept
+        if not self._said_full:
+            self._said_full = True
+            log.warning(
+                "The cache of %s is full: %s. What it holds (%.1f GB) is used, the others are made again each time.",
+                self._what,
+                self.slab.full,
+                self.slab.used_bytes / 1e9,
+            )
+        return made

@@ -11,15 +11,15 @@ class DataConfig:
     """Where images come from and how they are delivered."""
 
     data: str = "shapes"
-    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, or a Pascal VOC folder."""
+    """Data set: `shapes`, a YOLO `data.yaml`, a COCO folder or JSON, a Pascal VOC folder, or a pack, or its address."""
     imgsz: int = 640
     """Side of the network's square input, in pixels; a multiple of 32."""
     batch: int = 16
     """Images per step over all devices."""
     workers: int = -1
     """Loader threads; -1 takes one per core, 8 at most."""
-    cache: Literal["auto", "none", "ram"] = "auto"
-    """Keep decoded images in memory: `auto` does when they fit well within what is free."""
+    cache: Literal["auto", "none", "ram", "disk", "device"] = "auto"
+    """Keep decoded images in memory, in a file, or on the GPU; `auto` measures, chooses, and says so."""
     fraction: float = 1.0
     """Share of the training images to use."""
     single_cls: bool = False

@@ -11,6 +11,7 @@ import numpy as np
 
 from paceline.data.findings import ScanReport
 from paceline.data.index_cache import scan_or_load
+from paceline.data.pack.source import PackSource
 from paceline.data.source import recognise
 from paceline.errors import UserError
 
@@ -47,10 +48,10 @@ class DataSet:
     test: Index | None
     report: ScanReport
     """What was wrong in the splits that were opened."""
-    source: Path
-    """File or folder that the set was opened from."""
+    source: Path | str
+    """File, folder or address that the set was opened from."""
     format: str
-    """`YOLO`, `COCO` or `Pascal VOC`."""
+    """`YOLO`, `COCO`, `Pascal VOC` or `pack`."""
 
 
 def open_data_set(
@@ -63,11 +64,13 @@ def open_data_set(
     """
     _check_options(config)
     source = recognise(config.data, cache_folder)
+    if isinstance(source, PackSource):
+        source.require_imgsz(config.imgsz)
     scans = {name: scan_or_load(source, name, cache_folder) for name in _needed(source, splits)}
     for name, scan in scans.items():
         require_usable(source, name, scan)
     report = ScanReport.join(scan.report for scan in scans.values())
-    _log_findings(source, report)
+    log_findings(source, report)
     indexes = {name: _choose_classes(scan.index, config) for name, scan in scans.items()}
     for name, index in indexes.items():
         _require_boxes(index, source, name, config)
@@ -207,7 +210,7 @@ def _has_targets(index: Index) -> NDArray[np.bool_]:
     return labelled
 
 
-def _log_findings(source: Source, report: ScanReport) -> None:
+def log_findings(source: Source, report: ScanReport) -> None:
     """Say once what was left out."""
     if report.num_bad_files or report.num_bad_boxes:
         _log.warning(

@@ -3,6 +3,9 @@
 Reduction by d in {1, 2, 4, 8} keeps one law: pixel i of the reduced image covers the pixels [i * d, (i + 1) * d) of the
 source, so a place x of the source is x / d of the reduced image, also where d does not divide the size (the last pixel
 then covers less than d). JPEG does this while decoding, at a fraction of the cost; others are averaged afterwards.
+
+JPEG goes through simplejpeg, which gives the pixels of OpenCV in less time; what it refuses, and every other format,
+goes through OpenCV, which has the last word on what is broken.
 """
 
 from __future__ import annotations
@@ -12,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import simplejpeg
 
 from paceline.data.headers import BadImage
+from paceline.data.raw import from_raw, is_raw
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +30,8 @@ _REDUCED = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+_LEAST_REDUCED_PX = 8
+"""Images up to this long have the same size at several of the JPEG decoder's reductions."""
 _JPEG_END, _PNG_END = b"\xff\xd9", b"IEND"
 
 
@@ -53,16 +60,70 @@ def decode(source: Path | str | bytes, orientation: int = 1, reduction: int = 1)
 
 def decode_compact(source: Path | str | bytes, orientation: int = 1, reduction: int = 1) -> NDArray[np.uint8]:
     """Like `decode`, but files without colour stay one plane HW: a third of the memory and of the work."""
-    encoded = _read(source)
+    return _decode(_read(source), orientation, reduction, None)
+
+
+def decode_into(
+    source: Path | str | bytes, out: NDArray[np.uint8], orientation: int = 1, reduction: int = 1
+) -> NDArray[np.uint8]:
+    """Like `decode_compact`, but into the front of the flat buffer `out`; returns the view of it that has the pixels.
+
+    Raises `BadImage` where they do not fit, too: the file is not the one that the buffer was made for.
+    """
+    assert out.ndim == 1
+    assert out.flags.c_contiguous
+    pixels = _decode(_read(source), orientation, reduction, out)
+    if pixels.size > out.size:
+        raise BadImage("is larger than when it was indexed")
+    place = out[: pixels.size].reshape(pixels.shape)
+    if not np.may_share_memory(pixels, out):
+        np.copyto(place, pixels)
+    return place
+
+
+def _decode(encoded: bytes, orientation: int, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """Pixels HW or HW3, in the front of `out` where the decoder can write there, else in an array of their own.
+
+    Those of a raw image are a view of its bytes, not to be written to.
+    """
+    if is_raw(encoded):
+        return _further_reduced(encoded, reduction)
     is_jpeg = encoded.startswith(b"\xff\xd8")
     upright = orientation == 1 or encoded.startswith(
         (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
     )  # OpenCV turns TIFF files by itself
-    in_decoder = reduction > 1 and is_jpeg and upright
-    pixels = _imdecode(encoded, reduction if in_decoder else 1)
+    in_decoder = reduction if is_jpeg and upright else 1
+    pixels = _decode_jpeg(encoded, in_decoder, out if upright else None) if is_jpeg else None
+    if pixels is None:
+        pixels = _imdecode(encoded, in_decoder)
     if not upright:
         pixels = _turn(pixels, orientation)
-    return pixels if in_decoder or reduction == 1 else _average(pixels, reduction)
+    return pixels if in_decoder == reduction else _average(pixels, reduction)
+
+
+def _further_reduced(content: bytes, reduction: int) -> NDArray[np.uint8]:
+    """Pixels of a raw image, which may be reduced already, at the reduction that is asked for."""
+    pixels, reduced = from_raw(content)
+    if reduction % reduced:
+        raise BadImage(f"was reduced by {reduced}, and is wanted at {reduction}")
+    return pixels if reduction == reduced else _average(pixels, reduction // reduced)
+
+
+def _decode_jpeg(encoded: bytes, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+    """Pixels HW or HW3 in file orientation; None where OpenCV has to look: CMYK, and whatever is not quite right."""
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours not in ("Gray", "YCbCr", "RGB") or (reduction > 1 and max(height, width) <= _LEAST_REDUCED_PX):
+            return None
+        # It takes the smallest of its sizes, n/8 of the full one, that is no less than this: exactly this.
+        least = (-(-height // reduction), -(-width // reduction)) if reduction > 1 else (0, 0)
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            encoded, "GRAY" if colours == "Gray" else "RGB", min_height=least[0], min_width=least[1], buffer=out
+        )
+    except ValueError:
+        return None
+    assert reduction == 1 or pixels.shape[:2] == least
+    return pixels[..., 0] if colours == "Gray" else pixels
 
 
 def _read(source: Path | str | bytes) -> bytes:
@@ -83,6 +144,7 @@ def _read(source: Path | str | bytes) -> bytes:
 
 def _imdecode(encoded: bytes, reduction: int) -> NDArray[np.uint8]:
     """Pixels HW or HW3 (RGB) in file orientation; 16 bits scaled to 8, palettes looked up, alpha dropped."""
+    # Without IMREAD_COLOR_RGB, which gives three planes to files without colour.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
     try:
         pixels: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)

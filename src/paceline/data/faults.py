@@ -24,7 +24,8 @@ _NUM_LISTED = 20
 class Faults:
     """The broken images of an index: each is named once in the log, and more than 1 % of them end the run.
 
-    One broken image is always tolerated, however small the set.
+    One broken image is always tolerated, however small the set. Each rank counts those that it meets; what takes their
+    place hangs on the image alone, so ranks agree on it without a word, and none has more or fewer batches for it.
     """
 
     def __init__(self, index: Index) -> None:

@@ -48,7 +48,13 @@ class Finding:
 
     def __str__(self) -> str:
         entry = _ENTRIES.get(os.path.splitext(self.file)[1].lower(), ":")
-        return f"{self.file}{entry}{self.line}: {self.message}" if self.line else f"{self.file}: {self.message}"
+        place = f"{self.file}{entry}{self.line}" if self.line else self.file
+        return printable(f"{place}: {self.message}")
+
+
+def printable(text: str) -> str:
+    r"""Write bytes of file names that are no UTF-8 as `\xe9`: no terminal or file would take the text as it is."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 class FindingCollector:

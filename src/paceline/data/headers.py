@@ -15,6 +15,8 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".
 
 _HEAD_BYTES = 4096
 _TAIL_BYTES = 64
+_LONGEST_SIDE_PX = (1 << 31) - 1
+"""As PNG has it, and what an index can hold."""
 _JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ORIENTATION_TAG = 274
 
@@ -80,7 +82,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         raise BadImage(f"cannot be read ({error.strerror}); check the file and its permissions") from error
     finally:
         os.close(descriptor)
-    if height < 1 or width < 1:
+    if not (1 <= height <= _LONGEST_SIDE_PX and 1 <= width <= _LONGEST_SIDE_PX):
         raise BadImage(f"says that it is {width} x {height} pixels; export it again")
     if orientation > 4:
         height, width = width, height

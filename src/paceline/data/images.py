@@ -5,18 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from paceline.data.cache import SlabCache
 from paceline.data.decode import decode_compact
 from paceline.data.headers import BadImage
+from paceline.data.shelf import Shelf
+from paceline.data.slab_file import WRITTEN
+from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
-    from paceline.data.cache import ImageCache
     from paceline.data.index import Index
     from paceline.data.store import Store
+    from paceline.data.tiers import Choice, Purpose
 
 log = logging.getLogger("paceline")
 
@@ -27,7 +34,7 @@ class Counters:
     """Sums that threads add to."""
 
     def __init__(self) -> None:
-        names = ("decode_s", "render_s", "waited_s", "decodes", "cache_hits", "broken", "slow_reads")
+        names = ("decode_s", "render_s", "waited_s", "images", "decodes", "broken", "slow_reads")
         self._sums = dict.fromkeys(names, 0.0)
         self._lock = threading.Lock()
 
@@ -52,52 +59,124 @@ class BrokenImage(Exception):  # noqa: N818
         self.reason = reason
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DecodedSet:
+    """All N decoded images of a loader, one after the other; image i is `flat[offsets[i]:]`, as many bytes as it has.
+
+    Images that cannot be decoded have height 0; they are among the loader's faults, so no picture asks for them.
+    """
+
+    flat: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    """N, in bytes."""
+    heights: NDArray[np.int32]
+    """N, of the decoded image."""
+    widths: NDArray[np.int32]
+    """N, of the decoded image."""
+    planes: NDArray[np.int32]
+    """N, 3 or, without colour, 1."""
+
+
 class Images:
-    """Decoded images of an index by number, through the cache; broken ones raise `BrokenImage`."""
+    """Decoded images of an index by number, from where the shelf keeps them; broken ones raise `BrokenImage`.
+
+    See `Shelf` for the arguments; `cache` is the user's choice. Close it at the end.
+    """
 
     def __init__(
-        self, index: Index, store: Store, reductions: NDArray[np.int64], cache: ImageCache, counters: Counters
+        self,
+        index: Index,
+        store: Store,
+        reductions: NDArray[np.int64],
+        counters: Counters,
+        *,
+        cache: Choice,
+        num_recent: int,
+        num_threads: int,
+        world: int,
+        what: Purpose,
     ) -> None:
         self.index = index
-        self.store = store
         self.reductions = reductions
-        self._cache = cache
         self._counters = counters
+        self.shelf = Shelf(
+            index,
+            store,
+            reductions,
+            self._decode,
+            num_recent=num_recent,
+            num_threads=num_threads,
+            world=world,
+            what=what,
+        )
+        self.shelf.open(cache)
+        self._cache = self.shelf.cache
+        self._look = self._cache.look
 
     def get(self, number: int, *, renew: bool = False) -> NDArray[np.uint8]:
         """Pixels of an image, HW3 or HW, reduced; `renew` where its turn in the order has come."""
+        found = self._look(number)
+        if found is not None:
+            return found
         try:
-            pixels, was_there = self._cache.get(number, lambda: self._decode(number), renew=renew)
+            return self._cache.get(number, partial(self._make, number), renew=renew)
         except BadImage as error:
             raise BrokenImage(number, str(error)) from error
-        if was_there:
-            self._counters.add(cache_hits=1)
+
+    def decoded_set(self) -> DecodedSet | None:
+        """Return all images as they lie in memory; None where they are not kept there. The caller has got each once."""
+        if not isinstance(self._cache, SlabCache) or self._cache.slab.full:
+            return None
+        table = self._cache.slab.table()
+        there = table["state"] == WRITTEN
+        return DecodedSet(
+            flat=self._cache.slab.bytes,
+            offsets=table["offset"].astype(np.int64),
+            heights=np.where(there, table["height"], 0).astype(np.int32),
+            widths=table["width"].astype(np.int32),
+            planes=table["planes"].astype(np.int32),
+        )
+
+    def close(self) -> None:
+        """Let go of what is shared with other processes; pixels that somebody holds stay."""
+        self.shelf.close()
+
+    def _make(self, number: int) -> NDArray[np.uint8]:
+        start = time.perf_counter()
+        try:
+            encoded = self.shelf.store.read(number)
+        except (BadImage, UserError):  # the latter is a store that is gone as a whole, no fault of an image
+            raise
+        except Exception as error:
+            raise BadImage(f"cannot be read ({type(error).__name__}: {error})") from error
+        read_s = time.perf_counter() - start
+        if read_s > _SLOW_READ_S:
+            self._name_slow(number, read_s)
+        pixels = self._decode(number, encoded)
+        self._counters.add(decode_s=read_s)
         return pixels
 
-    def _decode(self, number: int) -> NDArray[np.uint8]:
-        """Read and decode; whatever goes wrong on the way is the fault of this image."""
+    def _decode(self, number: int, encoded: bytes) -> NDArray[np.uint8]:
+        """Decode; whatever goes wrong is the fault of this image."""
         start = time.perf_counter()
         reduction = int(self.reductions[number])
         try:
-            encoded = self.store.read(number)
-            read_s = time.perf_counter() - start
             pixels = decode_compact(encoded, int(self.index.orientation[number]), reduction)
         except BadImage:
             raise
         except Exception as error:
             raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
-        if pixels.shape[:2] != tuple((-(-self.index.sizes[number] // reduction)).tolist()):
+        height, width = self.index.sizes[number].tolist()
+        if pixels.shape[:2] != (-(-height // reduction), -(-width // reduction)):
             raise BadImage("has another size than when it was indexed")
         self._counters.add(decode_s=time.perf_counter() - start, decodes=1)
-        if read_s > _SLOW_READ_S:
-            self._name_slow(number, read_s)
         return pixels
 
     def _name_slow(self, number: int, read_s: float) -> None:
         """Say once that a file took long; its picture has waited for it, for samples never hang on the disk's speed."""
         if self._counters.read()["slow_reads"] == 0:
             log.warning(
-                "%s took %.0f s to read: training waits for the disk; the epoch's records count such reads.",
+                "%s took %.0f s to read: training waits for the disk; the epochs' records count such reads.",
                 self.index.path(number),
                 read_s,
             )

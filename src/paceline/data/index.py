@@ -6,6 +6,7 @@ import json
 import os
 import zlib
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,12 @@ from paceline.records import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from io import FileIO
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from paceline.data.pack.reader import PackedSplit
 
 _ARRAYS = {
     "paths.blob": np.uint8,
@@ -47,6 +51,9 @@ _STORED_AS = {
     "BOOL": np.bool_,
 }
 _VERSION = "2"
+_BLOCK = 1 << 16
+"""Texts that are handled at once."""
+_READ_BYTES = 1 << 20
 
 
 class TornIndexError(ValueError):
@@ -62,11 +69,13 @@ class Strings:
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Strings:
-        """Pack texts."""
-        encoded = [os.fsencode(text) for text in texts]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return cls(blob=np.frombuffer(b"".join(encoded), np.uint8), offsets=offsets)
+        """Pack texts, none of which holds a zero character, as no file name does."""
+        texts = tuple(texts)
+        joined = np.frombuffer(os.fsencode("\0".join((*texts, ""))), np.uint8)
+        ends = np.flatnonzero(joined == 0)
+        assert len(ends) == len(texts), "a text holds a zero character"
+        offsets = np.concatenate([np.zeros(1, np.int64), ends - np.arange(len(texts))])
+        return cls(blob=joined[joined != 0], offsets=offsets)
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,7 +86,23 @@ class Strings:
         return os.fsdecode(self.blob[self.offsets[row] : self.offsets[row + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        return (self[row] for row in range(len(self)))
+        for first in range(0, len(self), _BLOCK):
+            offsets = self.offsets[first : first + _BLOCK + 1].tolist()
+            blob = self.blob[offsets[0] : offsets[-1]].tobytes()
+            start = offsets[0]
+            yield from (os.fsdecode(blob[begin - start : end - start]) for begin, end in pairwise(offsets))
+
+    def take(self, rows: NDArray[np.integer]) -> Strings:
+        """Return the texts `rows`, in that order."""
+        lengths = np.diff(self.offsets)[rows]
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        blob = np.empty(offsets[-1], np.uint8)
+        for first in range(0, len(rows), _BLOCK):  # so that the numbers of bytes need little memory
+            block = slice(first, first + _BLOCK)
+            start, end = offsets[first], offsets[min(first + _BLOCK, len(rows))]
+            places = np.repeat(self.offsets[rows[block]] - offsets[:-1][block], lengths[block])
+            blob[start:end] = self.blob[places + np.arange(start, end)]
+        return Strings(blob=blob, offsets=offsets)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,6 +142,8 @@ class Index:
     """N, row of each image in the table of the whole split, which `select_images` keeps."""
     polygons: Polygons = field(default_factory=Polygons.none)
     """Outlines of the boxes, in pixels as these are, but not cut to the image; empty where the format has none."""
+    packed: PackedSplit | None = None
+    """Where the images are in a pack; None where they are files."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -145,11 +172,12 @@ class Index:
         rows = np.asarray(rows, np.int64)
         counts = np.diff(self.offsets)[rows]
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-        picked = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        picked = np.repeat(self.offsets[rows] - offsets[:-1], counts)
+        picked += np.arange(len(picked))
         return Index(
             names=self.names,
             root=self.root,
-            paths=Strings.of(self.paths[int(row)] for row in rows),
+            paths=self.paths.take(rows),
             sizes=self.sizes[rows],
             orientation=self.orientation[rows],
             offsets=offsets,
@@ -162,6 +190,7 @@ class Index:
             category_ids=self.category_ids,
             origins=self.origins[rows],
             polygons=self.polygons.select(picked),
+            packed=self.packed,
         )
 
     def select_boxes(self, keep: NDArray[np.bool_]) -> Index:
@@ -183,12 +212,16 @@ class Index:
             category_ids=self.category_ids,
             origins=self.origins,
             polygons=self.polygons.select(keep),
+            packed=self.packed,
         )
 
     def digest(self) -> str:
         """Hash everything but the place of the files, so that copies of a set on other hosts have the same."""
-        arrays: dict[str, NDArray[Any]] = {name: self._array(name).astype(dtype) for name, dtype in _ARRAYS.items()}
-        return f"{_checksum(arrays, {'names': json.dumps(self.names)}):08x}"
+        arrays: dict[str, NDArray[Any]] = {
+            name: np.ascontiguousarray(self._array(name), dtype) for name, dtype in _ARRAYS.items()
+        }
+        contents = {name: [array.reshape(-1).view(np.uint8).data] for name, array in arrays.items()}
+        return f"{_checksum(contents, {'names': json.dumps(self.names)}):08x}"
 
     def save(self, file: Path, notes: Mapping[str, str] | None = None) -> None:
         """Write a safetensors file in one atomic step; `notes` are kept with it.
@@ -199,7 +232,8 @@ class Index:
             name: np.ascontiguousarray(self._array(name), dtype) for name, dtype in _ARRAYS.items()
         }
         texts = {"version": _VERSION, "names": json.dumps(self.names), "notes": json.dumps(dict(notes or {}))}
-        checksum = str(_checksum(arrays, texts))
+        contents = {name: [array.reshape(-1).view(np.uint8).data] for name, array in arrays.items()}
+        checksum = str(_checksum(contents, texts))
         write_atomically(file, safetensors_numpy.save(arrays, texts | {"checksum": checksum}))
 
     @classmethod
@@ -208,17 +242,19 @@ class Index:
 
         Raises TornIndexError where the file is damaged, FileNotFoundError where there is none.
         """
-        arrays, metadata = _map_arrays(file)
-        try:
-            checksum = metadata.pop("checksum")
-            if metadata["version"] != _VERSION or checksum != str(_checksum(arrays, metadata)):
-                raise TornIndexError(f"{file}: its checksum or version is another")
-            names, notes = tuple(json.loads(metadata["names"])), dict(json.loads(metadata["notes"]))
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
-            raise TornIndexError(f"{file}: {error}") from error
+        with file.open("rb", buffering=0) as stream:
+            arrays, places, metadata = _map_arrays(file, stream)
+            contents = {name: _blocks(stream, *place) for name, place in places.items()}
+            try:
+                checksum = metadata.pop("checksum")
+                if metadata["version"] != _VERSION or checksum != str(_checksum(contents, metadata)):
+                    raise TornIndexError(f"{file}: its checksum or version is another")
+                names, notes = tuple(json.loads(metadata["names"])), dict(json.loads(metadata["notes"]))
+            except (KeyError, ValueError, TypeError, AttributeError) as error:
+                raise TornIndexError(f"{file}: {error}") from error
         paths = Strings(blob=arrays.pop("paths.blob"), offsets=arrays.pop("paths.offsets"))
         polygons = Polygons(**{name: arrays.pop(f"polygons.{name}") for name in ("points", "rings", "boxes")})
-        return cls(names=names, root=root, paths=paths, polygons=polygons, **arrays), notes
+        return cls(names=names, root=root, paths=paths, polygons=polygons, packed=None, **arrays), notes
 
     def _array(self, name: str) -> NDArray[Any]:
         """Return an array by its name in the file."""
@@ -243,34 +279,54 @@ class Index:
         return columns[name]
 
 
-def _checksum(arrays: Mapping[str, NDArray[Any]], texts: Mapping[str, str]) -> int:
-    """CRC-32 over all texts and arrays, in the order of their names."""
+def _checksum(contents: Mapping[str, Iterable[memoryview]], texts: Mapping[str, str]) -> int:
+    """CRC-32 over all texts and the bytes of all arrays, in the order of their names."""
     value = zlib.crc32(json.dumps(sorted(texts.items())).encode())
-    for name in sorted(arrays):
-        value = zlib.crc32(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data, value)
+    for name in sorted(contents):
+        for block in contents[name]:
+            value = zlib.crc32(block, value)
     return value
 
 
-def _map_arrays(file: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Map the arrays of a safetensors file without reading them into memory.
+def _blocks(stream: FileIO, first: int, last: int) -> Iterator[memoryview]:
+    """Yield the bytes from `first` to `last` of a file, in a buffer that is used again.
+
+    Reading what is mapped as well leaves the mapping untouched, so that only rows that are looked up become resident.
+    """
+    buffer = memoryview(bytearray(_READ_BYTES))
+    while first < last:
+        stream.seek(first)
+        number = stream.readinto(buffer[: last - first])
+        if not number:
+            return
+        yield buffer[:number]
+        first += number
+
+
+def _map_arrays(
+    file: Path, stream: FileIO
+) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[int, int]], dict[str, str]]:
+    """Map the arrays of a safetensors file without reading them; return them, their places in the file, and its texts.
 
     Layout: 8 bytes length of the header (little-endian), header (JSON), data; offsets count from the data's start.
     """
-    if file.stat().st_size < 8:
+    if os.fstat(stream.fileno()).st_size < 8:
         raise TornIndexError(f"{file}: too short")
-    data = np.memmap(file, np.uint8, "r")
+    data = np.memmap(stream, np.uint8, "r")
     start = 8 + int(data[:8].view("<u8")[0])
     try:
         header = json.loads(data[8:start].tobytes())
         metadata = header.pop("__metadata__", {})
         arrays: dict[str, NDArray[Any]] = {}
+        places: dict[str, tuple[int, int]] = {}
         for name, entry in header.items():
-            first, last = entry["data_offsets"]
-            if start + last > len(data):
+            first, last = (start + offset for offset in entry["data_offsets"])
+            if not start <= first <= last <= len(data):
                 raise TornIndexError(f"{file}: cut off")
-            arrays[name] = data[start + first : start + last].view(_STORED_AS[entry["dtype"]]).reshape(entry["shape"])
+            places[name] = first, last
+            arrays[name] = data[first:last].view(_STORED_AS[entry["dtype"]]).reshape(entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TornIndexError(f"{file}: {error}") from error
     if set(arrays) != set(_ARRAYS):
         raise TornIndexError(f"{file}: holds other arrays")
-    return arrays, metadata
+    return arrays, places, metadata

@@ -7,18 +7,18 @@ import json
 import logging
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.data import cache_folder as package_cache
 from paceline.data.findings import Finding, ScanReport
 from paceline.data.index import Index, TornIndexError
+from paceline.data.pack.source import PackSource
 from paceline.data.scan import Scan
 from paceline.data.stamps import fingerprint
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from paceline.data.scan import Listing, Source
 
 FOLDER = ".paceline"
@@ -33,9 +33,12 @@ def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -
     """Return the scan of a split: a stored one where no file has changed since, else a new one, which is stored.
 
     The stored file is `.paceline/<name>-<split>.safetensors` in the set's folder, or lies in `cache_folder` (the
-    package's own if None). A damaged one is built again. Raises UserError where the user's paths lead nowhere.
+    package's own if None). A pack is its own index. A damaged file is built again. Raises UserError where the user's
+    paths lead nowhere.
     """
     listing = source.list_files(split)
+    if isinstance(source, PackSource):
+        return source.scan(split, listing)
     _require_images(source, split, listing)
     state = fingerprint(str(source.root), listing.stamps, (_RECIPE, source.format, split, *source.identity()))
     places = _places(source, split, cache_folder)
@@ -59,7 +62,7 @@ def _require_images(source: Source, split: str, listing: Listing) -> None:
 
 def _places(source: Source, split: str, cache_folder: Path | None) -> tuple[Path, ...]:
     """Return where a stored scan may lie, best first; a folder without any right to write is left alone."""
-    name = f"{source.path.stem}-{split}.safetensors"
+    name = f"{Path(source.path).stem}-{split}.safetensors"
     key = hashlib.blake2b(os.fsencode(source.path), digest_size=6).hexdigest()
     central = (cache_folder or package_cache.cache_folder()) / "indexes" / f"{key}-{name}"
     root = source.root

@@ -6,36 +6,38 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Literal, Self
 
 import cv2
-import numpy as np
-import torch
 
-from paceline.batch import Batch
-from paceline.data import augment, targets
+from paceline.data import augment, room
 from paceline.data.buffers import Buffers
-from paceline.data.cache import ImageCache, choose_capacity, decoded_bytes
 from paceline.data.decode import reductions
 from paceline.data.faults import Faults
 from paceline.data.images import BrokenImage, Counters, Images
 from paceline.data.order import NUM_STRIPES, Order, rows_of_rank
+from paceline.data.pack.store import store_of
 from paceline.data.prefetch import Prefetcher
-from paceline.data.render import FILL, Workspace, letterbox, render
-from paceline.data.store import FileStore
+from paceline.data.render import Workspace
+from paceline.data.work import EvalWork, Schedule, TrainWork
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
+    from paceline.batch import Batch
     from paceline.data.config import AugmentConfig, DataConfig
+    from paceline.data.images import DecodedSet
     from paceline.data.index import Index
     from paceline.data.prefetch import Work
     from paceline.data.store import Store
+    from paceline.data.tiers import Choice, Purpose
 
 log = logging.getLogger("paceline")
 
@@ -73,10 +75,14 @@ class _Loader:
         batch: int,
         workers: int,
         reductions: NDArray[np.int64],
-        capacity: int,
         store: Store | None,
         rank: int,
         world: int,
+        *,
+        cache: Choice,
+        num_recent: int,
+        what: Purpose,
+        pinned: bool,
     ) -> None:
         assert len(index) >= 1
         if batch < world:
@@ -86,11 +92,22 @@ class _Loader:
         self.imgsz = imgsz
         self.batch_size = batch
         self.rows = rows_of_rank(batch, rank, world)
+        self.num_threads = num_threads(workers)
         self.faults = Faults(index)
         self.counters = Counters()
-        self.images = Images(index, store or FileStore(index), reductions, ImageCache(capacity), self.counters)
-        self.buffers = Buffers((len(self.rows), imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2)
-        self._prefetcher = Prefetcher(num_threads(workers), PREFETCHED_BATCHES)
+        self.images = Images(
+            index,
+            store or store_of(index),
+            reductions,
+            self.counters,
+            cache=cache,
+            num_recent=min(num_recent, len(index)),
+            num_threads=self.num_threads,
+            world=world,
+            what=what,
+        )
+        self.buffers = Buffers((len(self.rows), imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2, pinned=pinned)
+        self._prefetcher = Prefetcher(self.num_threads, PREFETCHED_BATCHES)
         self._local = threading.local()
 
     @property
@@ -101,13 +118,20 @@ class _Loader:
             found = self._local.workspace = Workspace(self.imgsz)
         return found
 
+    @property
+    def num_parts(self) -> int:
+        """Parts of a batch that threads make beside each other: a few for each thread, for each costs some calls."""
+        return min(len(self.rows), 2 * self.num_threads)
+
     def stats(self) -> dict[str, float]:
         """Return sums since the start, by name.
 
         Seconds that threads spent decoding and rendering (all threads together), and the consumer waiting; numbers of
         images decoded, of images found in the cache, of those that turned out to be broken, and of slow reads.
         """
-        return self.counters.read()
+        sums = self.counters.read()
+        sums["cache_hits"] = max(sums.pop("images") - sums["decodes"], 0.0)
+        return sums
 
     def stream(self, works: Iterable[Work[Batch]]) -> Generator[Batch, None, None]:
         """Deliver batches, and count the seconds of waiting for them."""
@@ -126,8 +150,9 @@ class _Loader:
         self.counters.add(broken=float(self.faults.add(broken.number, broken.reason)))
 
     def close(self) -> None:
-        """Stop the threads and wait for their end; a closed loader delivers nothing more."""
+        """Stop the threads, wait for their end, leave the cache; a closed loader delivers nothing more."""
         self._prefetcher.close()
+        self.images.close()
 
     def __enter__(self) -> Self:
         return self
@@ -141,7 +166,9 @@ class TrainLoader(_Loader):
 
     `config.batch` counts the images of all ranks; this loader delivers the rows of `rank` out of `world`, see
     `rows_of_rank`. Put together they are the same batch for any world, any threads and any cache. `store` is where
-    encoded images come from, the index' files where it is None. Raises UserError for a batch smaller than the world.
+    encoded images come from, the index' files where it is None. `on_device` says that the pictures are made on a GPU
+    from `decoded_set`; `pinned` asks for page-locked images, see `Buffers`. Raises UserError for a batch smaller than
+    the world, and for cache=device without `on_device`.
     """
 
     def __init__(
@@ -154,33 +181,58 @@ class TrainLoader(_Loader):
         store: Store | None = None,
         rank: int = 0,
         world: int = 1,
+        on_device: bool = False,
+        pinned: bool = False,
     ) -> None:
+        if config.cache == "device" and not on_device:
+            raise UserError(
+                "cache=device keeps the images on a GPU that makes the pictures, but here the host makes them; choose "
+                "cache=ram, or cache=auto."
+            )
         reduced = reductions(index.sizes, config.imgsz)
-        needed_bytes = decoded_bytes(index.sizes, reduced)
-        window = partner_window(augment.partners, needed_bytes)
+        window = partner_window(augment.partners, room.decoded_bytes(index.sizes, reduced))
         at_a_time = -(-window * NUM_STRIPES // world) + (PREFETCHED_BATCHES + 1) * -(-config.batch // world)
-        at_a_time = at_a_time if window else 0
-        capacity = choose_capacity(
-            config.cache, len(index), needed_bytes, otherwise=min(at_a_time, len(index)), what="training"
+        super().__init__(
+            index,
+            config.imgsz,
+            config.batch,
+            config.workers,
+            reduced,
+            store,
+            rank,
+            world,
+            cache=config.cache,
+            num_recent=at_a_time if window else 0,
+            what="training",
+            pinned=pinned,
         )
-        super().__init__(index, config.imgsz, config.batch, config.workers, reduced, capacity, store, rank, world)
+        if window == 0 and augment.mosaic > 0 and self.images.shelf.tier in ("none", "encoded"):
+            log.info(
+                "Mosaics take partners from the whole set, and decoded images are not kept: up to four are decoded "
+                "for each picture. cache=ram or cache=disk avoids that, and so does partners=window, with other "
+                "partners."
+            )
         self.order = Order(len(index), config.batch, seed)
         self.config = augment
         self.seed = seed
         self.window = window
 
+    def first_step(self, epoch: int) -> int:
+        """Return the number of the first step of an epoch; a run in its middle goes on from a higher one."""
+        return self.order.steps_until_pass(epoch)
+
     def steps(self, epoch: int) -> int:
         """Count the batches of an epoch; it has none when a batch holds several passes and an earlier epoch took it."""
-        return self.order.steps_until_pass(epoch + 1) - self.order.steps_until_pass(epoch)
+        return self.first_step(epoch + 1) - self.first_step(epoch)
 
     def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Iterator[Batch]:
         """Batches of an epoch, in order, from `start_step` (a number of the whole run) where it is given.
 
-        Raises UserError when more than 1 % of the images have become unreadable.
+        Nothing before it is drawn or read. Raises UserError when more than 1 % of the images have become unreadable.
         """
-        first = self.order.steps_until_pass(epoch) if start_step is None else start_step
-        last = self.order.steps_until_pass(epoch + 1)
-        return self.stream(_TrainWork(self, step, mosaic=mosaic) for step in range(first, last))
+        steps = range(self.first_step(epoch) if start_step is None else start_step, self.first_step(epoch + 1))
+        schedule = Schedule(self, steps, mosaic=mosaic)
+        return self.stream(TrainWork(self, schedule, step) for step in steps)
 
     def partners(self, positions: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
         """Mosaic partners B3 of the samples at `positions` B of the stream."""
@@ -201,61 +253,35 @@ class TrainLoader(_Loader):
             mosaic=mosaic,
         )
 
+    def decoded_set(self) -> DecodedSet:
+        """Decode all images that are not there yet, in all threads, and return them as they lie in memory.
 
-class _TrainWork:
-    """One training batch on its way."""
+        Raises UserError where they do not fit, or too many are broken.
+        """
 
-    def __init__(self, loader: TrainLoader, step: int, *, mosaic: bool) -> None:
-        self._loader = loader
-        self._step = step
-        self._mosaic = mosaic
-
-    def begin(self) -> int:
-        """Draw the transforms."""
-        loader = self._loader
-        positions = loader.order.positions(self._step)[loader.rows]
-        samples, passes = loader.order.at(positions)
-        self._draws = augment.draw(loader.seed, passes, samples)
-        partners = loader.partners(positions, self._draws)
-        self._images = np.concatenate([samples[:, None], partners], axis=1)
-        self._transforms = loader.plan(self._draws, loader.faults.replace(self._images), mosaic=self._mosaic)
-        self._buffer = loader.buffers.take()
-        return len(samples)
-
-    def make(self, part: int) -> None:
-        """Render one picture, with others in the place of images that turn out to be broken."""
-        loader = self._loader
-        while True:
-            sources = self._transforms.sources[part].tolist()
+        def bring(number: int) -> None:
             try:
-                images = [
-                    loader.images.get(source, renew=tile == 0) if source >= 0 else None
-                    for tile, source in enumerate(sources)
-                ]
-                break
+                self.images.get(number)
             except BrokenImage as broken:
-                loader.take_out(broken)
-                row = slice(part, part + 1)
-                whole = loader.faults.replace(self._images[row])
-                self._transforms.put(part, loader.plan(self._draws[row], whole, mosaic=self._mosaic))
-        start = time.perf_counter()
-        render(self._transforms, part, images, loader.workspace, self._buffer[part])
-        loader.counters.add(render_s=time.perf_counter() - start)
+                self.take_out(broken)
 
-    def finish(self) -> Batch:
-        """Place the boxes."""
-        pictures, boxes, labels = targets.transformed(self._loader.index, self._transforms)
-        samples = self._transforms.samples
-        return _batch(
-            self._buffer, pictures, boxes, labels, samples, self._loader.index.sizes[samples].astype(np.int64)
-        )
+        with ThreadPoolExecutor(self.num_threads, thread_name_prefix="paceline-data") as pool:
+            for _ in pool.map(bring, range(len(self.index))):
+                pass
+        found = self.images.decoded_set()
+        if found is None:
+            raise UserError(
+                "cache=device needs the decoded set in the host's memory first, and it does not fit; choose cache=auto."
+            )
+        return found
 
 
 class EvalLoader(_Loader):
     """All images of an index in its order, letterboxed to `imgsz` x `imgsz`, in full batches.
 
     `batch` counts the images of all ranks; every image comes to one rank, and all ranks have as many batches. What is
-    missing in the last batch, and images that have become unreadable, are grey and have sample -1.
+    missing in the last batch, and images that have become unreadable, are grey and have sample -1. cache=device is
+    that of training: here it is cache=auto.
     """
 
     def __init__(
@@ -264,88 +290,36 @@ class EvalLoader(_Loader):
         imgsz: int,
         batch: int,
         workers: int = -1,
-        cache: Literal["auto", "none", "ram"] = "none",
+        cache: Choice = "none",
         *,
         store: Store | None = None,
         rank: int = 0,
         world: int = 1,
+        pinned: bool = False,
     ) -> None:
-        reduced = reductions(index.sizes, imgsz, dividing=True)
-        needed_bytes = decoded_bytes(index.sizes, reduced)
-        capacity = 0
-        if cache != "none":
-            capacity = choose_capacity(cache, len(index), needed_bytes, otherwise=0, what="evaluation")
-        super().__init__(index, imgsz, batch, workers, reduced, capacity, store, rank, world)
+        super().__init__(
+            index,
+            imgsz,
+            batch,
+            workers,
+            reductions(index.sizes, imgsz, dividing=True),
+            store,
+            rank,
+            world,
+            cache="auto" if cache == "device" else cache,
+            num_recent=0,
+            what="evaluation",
+            pinned=pinned,
+        )
 
     def __len__(self) -> int:
         """Count the batches."""
         return -(-len(self.index) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return self.stream(_EvalWork(self, step) for step in range(len(self)))
+        return self.stream(EvalWork(self, step) for step in range(len(self)))
 
     def geometry(self, number: int) -> Letterbox:
         """How image `number` lies in its picture."""
         height, width = self.index.sizes[number].tolist()
         return Letterbox.fit(height, width, self.imgsz, self.imgsz)
-
-
-class _EvalWork:
-    """One batch for evaluation on its way."""
-
-    def __init__(self, loader: EvalLoader, step: int) -> None:
-        self._loader = loader
-        numbers = step * loader.batch_size + loader.rows
-        self._samples = np.where(numbers < len(loader.index), numbers, -1)
-
-    def begin(self) -> int:
-        """Take a buffer."""
-        self._buffer = self._loader.buffers.take()
-        return len(self._samples)
-
-    def make(self, part: int) -> None:
-        """Letterbox one image."""
-        loader, number = self._loader, int(self._samples[part])
-        try:
-            pixels = loader.images.get(number) if number >= 0 else None
-        except BrokenImage as broken:
-            loader.take_out(broken)
-            pixels = None
-        if pixels is None:
-            self._samples[part] = -1
-            self._buffer[part].fill(FILL)
-            return
-        start = time.perf_counter()
-        letterbox(pixels, loader.geometry(number), self._buffer[part])
-        loader.counters.add(render_s=time.perf_counter() - start)
-
-    def finish(self) -> Batch:
-        """Place the boxes."""
-        index, seen = self._loader.index, np.flatnonzero(self._samples >= 0)
-        rows, owners = targets.boxes_of(index, self._samples[seen])
-        boxes = index.boxes[rows].astype(np.float64)
-        sizes = np.ones((len(self._samples), 2), np.int64)
-        for place, picture in enumerate(seen):
-            sizes[picture] = index.sizes[self._samples[picture]]
-            mine = owners == place
-            boxes[mine] = self._loader.geometry(int(self._samples[picture])).forward(boxes[mine])
-        return _batch(self._buffer, seen[owners], boxes, index.labels[rows], self._samples, sizes)
-
-
-def _batch(
-    buffer_BHW3: NDArray[np.uint8],
-    pictures: NDArray[np.int64],
-    boxes: NDArray[np.float64],
-    labels: NDArray[np.int32],
-    samples: NDArray[np.int64],
-    original_hw: NDArray[np.int64],
-) -> Batch:
-    boxes_BG4, labels_BG, valid_BG = targets.padded(pictures, boxes, labels, len(samples))
-    return Batch(
-        images=torch.from_numpy(buffer_BHW3).permute(0, 3, 1, 2),
-        boxes=torch.from_numpy(boxes_BG4),
-        labels=torch.from_numpy(labels_BG),
-        valid=torch.from_numpy(valid_BG),
-        samples=torch.from_numpy(samples),
-        original_hw=torch.from_numpy(original_hw),
-    )

@@ -2,7 +2,7 @@
 
 Two paths. Aligned: each tile is one `resize` of whole source pixels into whole output pixels. Turned: each tile is one
 `warpAffine` into its bounds, kept where its own outline is. Sources that shrink a lot are halved by averaging first.
-Colour jitter then runs over the picture in strips that stay in the core's cache.
+Colour jitter and flips are the last pass, from the picture into its place in the batch.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
+
+from paceline.native.jitter import jitter
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 FILL = 114
 """Grey value of pixels that no image covers."""
 
-_STRIP_ROWS = 160
 _FRACTION_BITS = 8
 _SHRINK_FOR_AREA = 1.6
 
@@ -36,11 +37,7 @@ class Workspace:
     def __init__(self, size: int) -> None:
         self.size = size
         self.colour = np.empty((size, size, 3), np.uint8)
-        self.turned = np.empty((size, size, 3), np.uint8)
         self.plane = np.empty((size, size), np.uint8)
-        self.turned_plane = np.empty((size, size), np.uint8)
-        self.strip = np.empty((min(_STRIP_ROWS, size), size, 3), np.uint8)
-        self.strip_planes = [np.empty(self.strip.shape[:2], np.uint8) for _ in range(3)]
 
 
 def render(
@@ -53,7 +50,7 @@ def render(
     """
     seen = [tile for tile, source in enumerate(transforms.sources[row].tolist()) if source >= 0]
     grey = all(_image(images, tile).ndim == 2 for tile in seen)
-    picture, spare = (workspace.plane, workspace.turned_plane) if grey else (workspace.colour, workspace.turned)
+    picture = workspace.plane if grey else workspace.colour
     places = transforms.places[row].tolist()
     covered = sum((places[tile][2] - places[tile][0]) * (places[tile][3] - places[tile][1]) for tile in seen)
     if not (transforms.aligned and covered == transforms.size**2):
@@ -63,14 +60,9 @@ def render(
             _draw_aligned(transforms, row, tile, _image(images, tile), picture)
         else:
             _draw_turned(transforms, row, tile, _image(images, tile), picture)
-    if transforms.aligned and transforms.flips[row].any():
-        picture = _flip(picture, transforms.flips[row], spare)
-    if grey:
-        if transforms.hsv[row, 2] != 1:  # without colour, only the value of a pixel can change
-            cv2.convertScaleAbs(picture, dst=picture, alpha=float(transforms.hsv[row, 2]))
-        cv2.cvtColor(picture, cv2.COLOR_GRAY2RGB, dst=out)
-    else:
-        jitter_colour(picture, transforms.hsv[row], workspace, out)
+    mirror_x, mirror_y = (transforms.flips[row] & transforms.aligned).tolist()
+    shift, saturation, value = transforms.hsv[row].tolist()
+    jitter(picture, (shift, saturation, value), out, mirror_x=mirror_x, mirror_y=mirror_y)
 
 
 def letterbox(image: Pixels, box: Letterbox, out: Pixels) -> None:
@@ -81,28 +73,6 @@ def letterbox(image: Pixels, box: Letterbox, out: Pixels) -> None:
     shrink = image.shape[1] / box.scaled_width
     how = cv2.INTER_AREA if shrink > _SHRINK_FOR_AREA else cv2.INTER_LINEAR
     _resize_into(image, out[rows, columns], how)
-
-
-def jitter_colour(picture: Pixels, hsv: NDArray[np.float64], workspace: Workspace, out: Pixels) -> None:
-    """Shift the hue, scale saturation and value of RGB pixels HW3, from `picture` to `out`.
-
-    Hue is kept in 256 steps, so that its shift wraps by itself.
-    """
-    shift, saturation, value = round(hsv[0] * 256) % 256, float(hsv[1]), float(hsv[2])
-    if (shift, saturation, value) == (0, 1.0, 1.0):
-        np.copyto(out, picture)
-        return
-    for top in range(0, len(picture), _STRIP_ROWS):
-        rows = slice(top, min(top + _STRIP_ROWS, len(picture)))
-        count = rows.stop - rows.start
-        strip, planes = workspace.strip[:count], [plane[:count] for plane in workspace.strip_planes]
-        cv2.cvtColor(picture[rows], cv2.COLOR_RGB2HSV_FULL, dst=strip)
-        cv2.split(strip, planes)
-        np.add(planes[0], np.uint8(shift), out=planes[0])
-        cv2.convertScaleAbs(planes[1], dst=planes[1], alpha=saturation)
-        cv2.convertScaleAbs(planes[2], dst=planes[2], alpha=value)
-        cv2.merge(planes, dst=strip)
-        cv2.cvtColor(strip, cv2.COLOR_HSV2RGB_FULL, dst=out[rows])
 
 
 def _image(images: Sequence[Pixels | None], tile: int) -> Pixels:
@@ -169,8 +139,3 @@ def _halve(part: Pixels, times: int) -> Pixels:
     for _ in range(times):
         part = cv2.resize(part, (part.shape[1] // 2, part.shape[0] // 2), interpolation=cv2.INTER_AREA)
     return part
-
-
-def _flip(picture: Pixels, flips: NDArray[np.bool_], spare: Pixels) -> Pixels:
-    cv2.flip(picture, -1 if flips.all() else 1 if flips[0] else 0, dst=spare)
-    return spare

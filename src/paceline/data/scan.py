@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -10,16 +11,19 @@ import numpy as np
 
 from paceline.data.chunks import CHUNK, map_chunks
 from paceline.data.findings import KINDS, Finding, FindingCollector, ScanReport
-from paceline.data.headers import BadImage, Header, read_header
+from paceline.data.headers import BadImage, read_header
 from paceline.data.index import Index, Strings
 from paceline.data.rows import Rows, clean
+from paceline.data.skim import skim_heads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
+    from paceline.data.headers import Header
+    from paceline.data.skim import Heads, PlainLabels
     from paceline.data.stamps import Stamps
 
 
@@ -68,6 +72,9 @@ class LabelReader(Protocol):
     def read(self, content: bytes, header: Header) -> Labels:
         """Parse a file; raises BadLabels where it is unusable."""
 
+    def skim(self, paths: Sequence[str]) -> PlainLabels:
+        """Read those of many files that are plain, to the same boxes as `read`; it may set all aside."""
+
     def place(
         self, quads: NDArray[np.float64], sizes: NDArray[np.int32]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -81,8 +88,8 @@ class Source(Protocol):
     """A data set of one format: it knows its splits, lists their files and scans them."""
 
     @property
-    def path(self) -> Path:
-        """File or folder that the user named."""
+    def path(self) -> Path | str:
+        """File, folder or address that the user named."""
 
     @property
     def root(self) -> Path:
@@ -90,7 +97,7 @@ class Source(Protocol):
 
     @property
     def format(self) -> str:
-        """`YOLO`, `COCO` or `Pascal VOC`."""
+        """`YOLO`, `COCO`, `Pascal VOC` or `pack`."""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -140,7 +147,7 @@ def scan_pairs(listing: Listing, root: Path, names: Sequence[str], reader: Label
     firsts = np.concatenate([[0], np.cumsum([len(part.images.kept) for part in parts])])[:-1]
     rows = Rows.join([part.rows for part in parts], [int(first) for first in firsts])
     report = ScanReport.join([absence(listing.absent), *(part.report for part in parts)])
-    paths = [shown(listing.images[row], str(root)) for row in images.kept]
+    paths = [shown(listing.images[row], str(root)) for row in images.kept.tolist()]
     return Scan(index=make_index(names, root, paths, images, rows), report=report)
 
 
@@ -149,8 +156,10 @@ def scan_headers(paths: Sequence[str], root: Path) -> tuple[Images, ScanReport]:
 
     def work(chunk: Sequence[str]) -> tuple[Images, ScanReport]:
         collector = FindingCollector()
-        headers = [_header(path, str(root), collector) for path in chunk]
-        return _images(headers), _report(collector, len(headers), 0)
+        heads, bad = _read_heads(chunk)
+        for number, reason in bad.items():
+            collector.add("image", shown(chunk[number], str(root)), 0, reason)
+        return _images(heads, heads.marks > 0), _report(collector, len(chunk), 0)
 
     parts = map_chunks(work, paths)
     return join_images(images for images, _ in parts), ScanReport.join(report for _, report in parts)
@@ -208,70 +217,91 @@ def absence(findings: Sequence[Finding]) -> ScanReport:
 
 
 def _scan_part(pairs: Sequence[tuple[str, str]], root: str, num_classes: int, reader: LabelReader) -> _Part:
-    """Read some images, each with its label file, one after the other, then check all boxes at once."""
+    """Read some images, each with its label file, then check all boxes at once."""
     collector = FindingCollector()
-    headers: list[Header | None] = []
-    files: list[str] = []
-    found: list[Labels] = []
-    for image, label in pairs:
-        header = _header(image, root, collector)
-        if header and label:
-            name = shown(label, root)
-            try:
-                entries = reader.read(_content(label), header)
-            except BadLabels as error:
-                collector.add("label", name, 0, str(error))
-                header = None
-            else:
-                for kind, line, message in entries.problems:
-                    collector.add(kind, name, line, message)
-                files.append(name)
-                found.append(entries)
-        elif header:
-            files.append("")
-            found.append(Labels())
-        headers.append(header)
-    kept = _images(headers)
-    rows, outside = _rows(found, kept.sizes, reader, files, collector)
-    malformed = sum(KINDS[kind][0] == "box" for entries in found for kind, _, _ in entries.problems)
+    heads, bad = _read_heads([image for image, _ in pairs])
+    labelled = [number for number, (_, label) in enumerate(pairs) if label and heads.marks[number]]
+    plain = reader.skim([pairs[number][1] for number in labelled])
+    aside = {labelled[place] for place in np.flatnonzero(~plain.plain)}
+    kept = heads.marks > 0
+    found: dict[int, Labels] = {}
+    for number in sorted(aside | bad.keys()):
+        image, label = pairs[number]
+        if number in bad:
+            collector.add("image", shown(image, root), 0, bad[number])
+            continue
+        try:
+            found[number] = reader.read(_content(label), heads.header(number))
+        except BadLabels as error:
+            collector.add("label", shown(label, root), 0, str(error))
+            kept[number] = False
+            continue
+        for kind, line, message in found[number].problems:
+            collector.add(kind, shown(label, root), line, message)
+    images = _images(heads, kept)
+    row_of = np.cumsum(kept) - 1  # of each of `pairs` among the images that are kept
+
+    def file_of(row: int) -> str:
+        return shown(pairs[images.kept[row]][1], root)
+
+    plain_rows = row_of[np.array(labelled, np.int64)[plain.files]]
+    own = {int(row_of[number]): entries for number, entries in found.items()}
+    rows, outside = _rows(plain, plain_rows, own, images.sizes, reader, file_of, collector)
+    malformed = sum(KINDS[kind][0] == "box" for entries in found.values() for kind, _, _ in entries.problems)
     num_boxes = malformed + outside + len(rows)
-    rows = clean(rows, kept.sizes, num_classes, files.__getitem__, collector)
-    return _Part(images=kept, rows=rows, report=_report(collector, len(pairs), num_boxes))
+    rows = clean(rows, images.sizes, num_classes, file_of, collector)
+    return _Part(images=images, rows=rows, report=_report(collector, len(pairs), num_boxes))
 
 
 def _rows(
-    found: Sequence[Labels],
+    plain: PlainLabels,
+    plain_rows: NDArray[np.int64],
+    found: Mapping[int, Labels],
     sizes: NDArray[np.int32],
     reader: LabelReader,
-    files: Sequence[str],
+    file_of: Callable[[int], str],
     collector: FindingCollector,
 ) -> tuple[Rows, int]:
-    """Bring the boxes of label files into pixels; return them, and the number of those that were out of range."""
-    image_rows = np.repeat(np.arange(len(found)), [len(entries.labels) for entries in found])
-    quads = np.array([value for entries in found for value in entries.quads], np.float64).reshape(-1, 4)
-    lines = np.array([line for entries in found for line in entries.lines], np.int64)
-    boxes, out_of_range = reader.place(quads, sizes[image_rows])
-    for number in np.flatnonzero(out_of_range):
-        collector.add("range", files[image_rows[number]], int(lines[number]), reader.range_message(quads[number]))
+    """Bring the boxes of label files into pixels; return them, and the number of those that were out of range.
+
+    `plain_rows` M are the images of the boxes in `plain`; `found` holds the other files by the row of their image.
+    """
+    counts = [len(entries.labels) for entries in found.values()]
+    quads = np.array([value for entries in found.values() for value in entries.quads], np.float64).reshape(-1, 4)
+    lines = np.array([line for entries in found.values() for line in entries.lines], np.int64)
+    labels = np.array([label for entries in found.values() for label in entries.labels], np.int64)
+    flags = np.array([flag for entries in found.values() for flag in entries.difficult], np.bool_)
+    number = len(plain.files) + len(lines)
     rows = Rows(
-        images=image_rows,
-        lines=lines,
-        labels=np.array([label for entries in found for label in entries.labels], np.int64),
-        boxes=boxes,
-        crowd=np.zeros(len(boxes), np.bool_),
-        difficult=np.array([flag for entries in found for flag in entries.difficult], np.bool_),
-        area=np.full(len(boxes), np.nan),
+        images=np.concatenate([plain_rows, np.repeat(np.array(list(found), np.int64), counts)]),
+        lines=np.concatenate([plain.lines, lines]),
+        labels=np.concatenate([plain.labels, labels]),
+        boxes=np.concatenate([plain.quads, quads]),
+        crowd=np.zeros(number, np.bool_),
+        difficult=np.concatenate([np.zeros(len(plain.files), np.bool_), flags]),
+        area=np.full(number, np.nan),
     )
-    return rows.select(~out_of_range), int(out_of_range.sum())
+    if found:
+        rows = rows.select(np.argsort(rows.images, kind="stable"))
+    quads = rows.boxes
+    boxes, out_of_range = reader.place(quads, sizes[rows.images])
+    for place in np.flatnonzero(out_of_range):
+        message = reader.range_message(quads[place])
+        collector.add("range", file_of(int(rows.images[place])), int(rows.lines[place]), message)
+    rows = dataclasses.replace(rows, boxes=boxes)
+    return rows.select(~out_of_range) if out_of_range.any() else rows, int(out_of_range.sum())
 
 
-def _header(path: str, root: str, collector: FindingCollector) -> Header | None:
-    """Read a header, or report why it cannot be read."""
-    try:
-        return read_header(path)
-    except BadImage as error:
-        collector.add("image", shown(path, root), 0, str(error))
-        return None
+def _read_heads(paths: Sequence[str]) -> tuple[Heads, dict[int, str]]:
+    """Read the headers of images; the marks of those that cannot be read stay 0, and their numbers have a reason."""
+    heads = skim_heads(paths)
+    bad: dict[int, str] = {}
+    for number in np.flatnonzero(heads.marks == 0).tolist():
+        try:
+            heads.set_header(number, read_header(paths[number]))
+        except BadImage as error:
+            bad[number] = str(error)
+    return heads, bad
 
 
 def _content(path: str) -> bytes:
@@ -283,15 +313,9 @@ def _content(path: str) -> bytes:
         raise BadLabels(f"cannot be read ({error.strerror}); check the file and its permissions") from error
 
 
-def _images(headers: Sequence[Header | None]) -> Images:
-    """Gather the headers that could be read."""
-    kept = [number for number, header in enumerate(headers) if header]
-    sizes = [(header.height, header.width) for header in headers if header]
-    return Images(
-        kept=np.array(kept, np.int64),
-        sizes=np.array(sizes, np.int32).reshape(-1, 2),
-        orientation=np.array([header.orientation for header in headers if header], np.uint8),
-    )
+def _images(heads: Heads, kept: NDArray[np.bool_]) -> Images:
+    """Gather the headers of the images that are kept."""
+    return Images(kept=np.flatnonzero(kept), sizes=heads.sizes[kept], orientation=heads.orientation[kept])
 
 
 def _report(collector: FindingCollector, num_images: int, num_boxes: int) -> ScanReport:

@@ -11,6 +11,8 @@ from paceline.data.formats.voc import VocSource
 from paceline.data.formats.yaml_file import read_yaml
 from paceline.data.formats.yolo import YoloSource
 from paceline.data.near_names import no_such_path
+from paceline.data.pack.reader import Pack, is_pack
+from paceline.data.pack.source import PackSource
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".ra
 
 
 def recognise(data: str, cache_folder: Path | None = None) -> Source:
-    """Return the source that `data` names: `shapes`, a yaml or JSON file, or a folder.
+    """Return the source that `data` names: `shapes`, a yaml or JSON file, a pack or the address of one, or a folder.
 
     Raises UserError where it does not exist or is nothing that can be trained on.
     """
@@ -33,6 +35,10 @@ def recognise(data: str, cache_folder: Path | None = None) -> Source:
         return YoloSource.open(shapes.ensure(cache_folder))
     if not data.strip():
         raise UserError("No data set is named; pass one, such as `data=shapes` or `data=path/to/data.yaml`.")
+    if "://" in data:
+        from paceline.data.pack.remote import open_remote
+
+        return PackSource(pack=open_remote(data, cache_folder))
     path = Path(os.path.abspath(os.path.expanduser(data)))
     if not path.exists():
         raise no_such_path(data, extra=(SHAPES,))
@@ -49,7 +55,9 @@ def _of_file(path: Path) -> Source:
         return CocoSource.of_json(path)
     if suffix in _ARCHIVES:
         raise UserError(f"{path} is an archive; unpack it and name the folder.")
-    raise UserError(f"{path} is no data set; name a data.yaml, a COCO JSON file, or the folder of the set.")
+    if is_pack(path):
+        return PackSource(pack=Pack.open(path))
+    raise UserError(f"{path} is no data set; name a data.yaml, a COCO JSON file, a pack, or the folder of the set.")
 
 
 def _of_folder(folder: Path) -> Source:

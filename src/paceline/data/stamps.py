@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from typing import TYPE_CHECKING
 
 from paceline.errors import UserError
@@ -16,10 +17,12 @@ Stamps = dict[str, tuple[int, int]]
 
 
 def stamp(path: str) -> tuple[int, int] | None:
-    """Return the stamp of a file, None where there is no such file."""
+    """Return the stamp of a file, None where there is no such file; a pipe or device is none, and is never opened."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
+        return None
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
         return None
     return found.st_size, found.st_mtime_ns
 
@@ -27,31 +30,32 @@ def stamp(path: str) -> tuple[int, int] | None:
 def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True) -> Stamps:
     """Stamp all files under a folder whose ending (in lower case) is among `suffixes`, in the order of their paths.
 
-    Without `deep` only those in the folder itself. Links are followed, each folder once; hidden files and folders are
-    passed over, and so are links to nothing. Raises UserError where a folder cannot be read.
+    Without `deep` only those in the folder itself. Links are followed, each folder once, by its own name if it lies
+    here; hidden files and folders are passed over, and so are links to nothing or in a circle. Raises UserError where
+    a folder cannot be read.
     """
     found: list[tuple[str, tuple[int, int]]] = []
-    seen = {os.path.realpath(folder)}
-    waiting = [folder]
-    while waiting:
-        current = waiting.pop()
+    seen: set[tuple[int, int]] = set()
+    waiting, links = [folder], list[str]()
+    while waiting or links:
+        current = waiting.pop() if waiting else links.pop()
         try:
+            own = os.stat(current)
+            if (own.st_dev, own.st_ino) in seen:
+                continue
+            seen.add((own.st_dev, own.st_ino))
             with os.scandir(current) as entries:
                 for entry in entries:
-                    if entry.name.startswith("."):
+                    name = entry.name
+                    if name.startswith("."):
                         continue
-                    if entry.name[entry.name.rfind(".") :].lower() in suffixes:
+                    if name[name.rfind(".") :].lower() in suffixes:
                         mark = _stamp_of(entry)
                         if mark:
                             found.append((entry.path, mark))
                             continue
-                    if deep and entry.is_dir():
-                        if entry.is_symlink():
-                            place = os.path.realpath(entry.path)
-                            if place in seen:
-                                continue
-                            seen.add(place)
-                        waiting.append(entry.path)
+                    if deep and _is_folder(entry):
+                        (links if entry.is_symlink() else waiting).append(entry.path)
         except OSError as error:
             raise UserError(f"Cannot read the folder {current}: {error.strerror}; check its permissions.") from error
     found.sort()
@@ -77,3 +81,11 @@ def _stamp_of(entry: os.DirEntry[str]) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Say whether an entry is a folder, or a link that leads to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -63,7 +63,7 @@ class PipelineEngine:
         loss_scale: float = 1.0,
         evaluates_whole: bool = True,
     ) -> None:
-        """Take this rank's stage out of the network, whose other nodes lose their values; the rest as for `SingleEngine`.
+        """Take this rank's stage out of the network, whose other nodes lose their values; as `SingleEngine` else.
 
         cuts: node that each stage after the first begins with.
         batch, size_hw: of every batch of this replica; buffers are made once. Raises UserError for a stage that has

@@ -276,7 +276,7 @@ def _rows(
         labels=labels[numbers],
         boxes=coco.boxes[numbers],
         crowd=coco.crowd[numbers],
-        difficult=np.zeros(len(numbers), np.bool_),
+        difficult=coco.difficult[numbers],
         area=coco.area[numbers],
     )
 

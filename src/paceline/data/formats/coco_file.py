@@ -37,6 +37,8 @@ class CocoFile:
     formed: NDArray[np.bool_]
     """M, False where there is no box of four numbers."""
     crowd: NDArray[np.bool_]
+    difficult: NDArray[np.bool_]
+    """M, True where the annotation carries `"difficult": 1`, as our own writer has it; these are no crowd."""
     area: NDArray[np.float64]
     """M, NaN where the annotation gives none."""
 
@@ -74,7 +76,10 @@ class CocoFile:
             category_of=np.array([_whole(entry.get("category_id"), -1) for entry in entries], np.int64),
             boxes=boxes,
             formed=np.array([quad is not None for quad in quads], np.bool_),
-            crowd=np.array([bool(entry.get("iscrowd", 0)) for entry in entries], np.bool_),
+            crowd=np.array(
+                [_is_set(entry, "iscrowd") and not _is_set(entry, "difficult") for entry in entries], np.bool_
+            ),
+            difficult=np.array([_is_set(entry, "difficult") for entry in entries], np.bool_),
             area=np.array([_real(entry.get("area")) for entry in entries], np.float64),
         )
 
@@ -111,6 +116,11 @@ def _quad(box: object) -> tuple[float, float, float, float] | None:
         return float(x), float(y), float(width), float(height)
     except (TypeError, ValueError, OverflowError):
         return None
+
+
+def _is_set(entry: dict[str, Any], key: str) -> bool:
+    """Read a flag; it is down where it is missing."""
+    return bool(entry.get(key, 0))
 
 
 def _whole(value: object, missing: int = 0) -> int:

@@ -13,6 +13,7 @@ from paceline.data.chunks import map_chunks
 from paceline.data.findings import Finding
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.scan import BadLabels, Labels, Listing, scan_pairs, shown
+from paceline.data.skim import PlainLabels
 from paceline.data.stamps import Stamps, stamp, walk
 from paceline.errors import UserError
 
@@ -160,6 +161,10 @@ class VocLabels:
                 entries.lines.append(number)
                 entries.difficult.append((found.findtext("difficult") or "0").strip() == "1")
         return entries
+
+    def skim(self, paths: Sequence[str]) -> PlainLabels:
+        """Set all aside: XML is for its parser."""
+        return PlainLabels.none(len(paths))
 
     def place(
         self, quads: NDArray[np.float64], sizes: NDArray[np.int32]

@@ -14,17 +14,19 @@ from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import TOLERANCE
 from paceline.data.scan import BadLabels, Labels, Listing, scan_pairs
+from paceline.data.skim import skim_labels
 from paceline.data.stamps import Stamps, stamp, walk
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from paceline.data.headers import Header
     from paceline.data.scan import Scan
+    from paceline.data.skim import PlainLabels
 
 _LABEL_SUFFIXES = frozenset({".txt"})
 _MOST_CLASSES = 1 << 30
@@ -88,7 +90,7 @@ class YoloSource:
                     mark = stamp(text)
                     if mark:
                         labels[text] = mark
-        by_stem = {os.path.splitext(label)[0]: label for label in labels}
+        by_stem = {label[: label.rfind(".")]: label for label in labels}  # each ends in .txt
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}
         return Listing(stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent))
@@ -181,6 +183,10 @@ class YoloLabels:
         entries.difficult = [False] * len(entries.labels)
         return entries
 
+    def skim(self, paths: Sequence[str]) -> PlainLabels:
+        """Read those files whose lines are all blank or five plain numbers."""
+        return skim_labels(paths)
+
     def place(
         self, quads: NDArray[np.float64], sizes: NDArray[np.int32]
     ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -213,7 +219,8 @@ def _label_stems(images: Iterable[str]) -> Iterator[str]:
         folder, _, name = image.rpartition(os.sep)
         if folder not in folders:
             folders[folder] = os.path.join(_label_folder(folder), "")
-        yield folders[folder] + os.path.splitext(name)[0]
+        dot = name.rfind(".")
+        yield folders[folder] + (name[:dot] if dot > 0 else name)
 
 
 def _label_folder(folder: str) -> str:

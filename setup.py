@@ -1,0 +1,35 @@
+"""Build of the parts that are compiled; everything else is said in pyproject.toml."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+
+def extension(name: str, source: str, flags: str) -> Extension:
+    """Describe one library; it names the CRC-32 of its source, so that an old build is noticed."""
+    return Extension(
+        f"paceline.native.{name}",
+        [source],
+        define_macros=[("PACELINE_SOURCE_CRC", f"{zlib.crc32(Path(source).read_bytes())}u")],
+        depends=["setup.py"],
+        extra_compile_args=["-std=gnu11", *flags.split(), "-fvisibility=hidden", "-Wall", "-Wextra"],
+        optional=True,  # without a compiler the installation goes on, and OpenCV, numpy and Python do the work
+    )
+
+
+# One body for all levels of vector units, and the same bytes from all of them: so no contraction to fused operations.
+# Nothing is infinite or NaN there, which the compiler must know to use the units' minimum and maximum.
+PIXELS = "-O3 -ffp-contract=off -ffinite-math-only -fno-signed-zeros -fno-trapping-math -fno-math-errno"
+
+# Numbers in label files are rounded as Python's float() rounds them: no shortcuts.
+SCAN = "-O2 -ffp-contract=off"
+
+setup(
+    ext_modules=[
+        extension("_pixels", "src/paceline/native/pixels.c", PIXELS),
+        extension("_scan", "src/paceline/native/scan.c", SCAN),
+    ]
+)

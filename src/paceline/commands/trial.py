@@ -1,0 +1,69 @@
+"""One trial of `paceline tune`, as a process of its own: waits for its options, trains, and says how it ended.
+
+Started as `python -m paceline.commands.trial CORES` by `paceline.tuning.process`, which shows the exchange.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import BinaryIO
+
+from paceline.tuning.search import ENDING_FILE
+
+
+def main() -> int:
+    """Run the trial that the first line of the input describes; the exit status is 0 where it ended by itself."""
+    cores = {int(core) for core in sys.argv[1].split(",")}
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
+    import torch
+
+    from paceline.commands.train import train
+    from paceline.errors import UserError
+    from paceline.options import TrainOptions
+
+    torch.set_num_threads(len(cores))
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return 0  # the search ended before there was anything to do
+    threading.Thread(target=_end_with_the_search, args=(sys.stdin.buffer,), daemon=True).start()
+    order = json.loads(line)
+    folder = Path(order["folder"])
+    _log_into(folder / "log.txt")
+    try:
+        train(TrainOptions.from_flat(order["options"]))
+        ending, reason = "complete", ""
+    except UserError as error:
+        ending, reason = ("diverged" if "diverged" in str(error) else "failed"), str(error)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        ending, reason = "failed", f"it ran out of memory ({str(error).splitlines()[0] if str(error) else 'no detail'})"
+    except Exception as error:
+        logging.getLogger("paceline").error("%s", traceback.format_exc())
+        ending, reason = "failed", f"{type(error).__name__}: {error}"
+    (folder / ENDING_FILE).write_text(json.dumps({"ending": ending, "reason": reason}), encoding="utf-8")
+    return 0
+
+
+def _log_into(file: Path) -> None:
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("paceline")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _end_with_the_search(stream: BinaryIO) -> None:
+    """Nothing more ever comes through the input, so its end means that the search is gone: end as well."""
+    stream.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,368 @@
+"""`paceline tune`: a search for hyper-parameters over ordinary runs, put together.
+
+runs/tune/
+  config.yaml      every option of the search
+  space.yaml       what is searched
+  study.db         the trials (unless `storage` names another place)
+  trials/00000/    the run folder of each trial, 00000 being the defaults; 00007-seed1 are runs that confirm
+  confirm.jsonl    results of those
+  best.yaml        the answer: `paceline train --config` takes it
+  report.html      the page
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from paceline.data.dataset import open_data_set
+from paceline.errors import UserError
+from paceline.option_values import typed
+from paceline.options import TrainOptions, TuneOptions, option_fields
+from paceline.records import RunConfig, RunFolder, write_atomically
+from paceline.training.budget import parse_duration
+from paceline.tuning.outcome import Objective
+from paceline.tuning.search import Row, Search
+from paceline.tuning.slots import divide
+from paceline.tuning.sources import Confirmation, Confirmed, Finalist, Trials
+from paceline.tuning.space import SearchSpace, default_space_text, read_space
+from paceline.tuning.study import DEFAULTS, ROLE, Study
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from paceline.data.dataset import DataSet
+    from paceline.data.index import Index
+    from paceline.tuning.slots import Slot
+    from paceline.tuning.space import Value
+
+log = logging.getLogger("paceline")
+
+_MAY_CHANGE = frozenset(
+    {"trials", "time", "confirm", "finalists", "device", "cores_per_trial", "workers", "resume", "project"}
+)
+"""Options that a resumed search takes anew; the others decide what its trials mean."""
+_SEARCHED_ROOMS = ("augment", "loss", "optim")
+"""Rooms of a run whose options may be searched; the others would change the measure itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneResult:
+    """What a search has found."""
+
+    folder: Path
+    best: Path
+    """YAML file that `paceline train --config` takes."""
+    page: Path
+    values: Mapping[str, Any]
+    """The searched options with the values of the answer."""
+    value: float
+    """The answer by the search's measure."""
+    defaults_value: float | None
+    """The defaults by the same; None where their trial did not end."""
+    confirmed: tuple[Confirmed, ...] = ()
+    """With other seeds, best mean first."""
+    num_trials: int = 0
+    summary: tuple[str, ...] = field(default=())
+    """The answer in sentences."""
+
+
+def settle_tune(mapping: Mapping[str, object]) -> TuneOptions:
+    """Turn flat options into those of a search; a resumed one keeps its own but for a few.
+
+    Raises UserError for an option that resuming would ignore.
+    """
+    given = {name.replace("-", "_"): value for name, value in mapping.items()}
+    options = TuneOptions.from_flat(given)
+    if not options.loop.resume:
+        return options
+    folder = _resumed_folder(options)
+    if folder is None:
+        return options
+    fixed = sorted(set(given) - _MAY_CHANGE)
+    if fixed:
+        raise UserError(
+            f"A resumed search keeps its own {', '.join(fixed)}; leave {'it' if len(fixed) == 1 else 'them'} out, "
+            f"or start a new one. It takes {', '.join(sorted(_MAY_CHANGE - {'resume', 'project'}))} anew."
+        )
+    return TuneOptions.read(folder / "config.yaml", {**given, "resume": str(folder)})
+
+
+def tune(options: TuneOptions, show: Callable[[Row], None]) -> TuneResult:
+    """Search as the options say; `show` is told of every change of a trial.
+
+    Raises UserError for whatever the user can mend, before anything is written.
+    """
+    return _Tuning(options).run(show)
+
+
+class _Tuning:
+    """One search being put together."""
+
+    def __init__(self, options: TuneOptions) -> None:
+        _require_optuna()
+        self._resumed = _resumed_folder(options) if options.loop.resume else None
+        config = options.tune
+        if not config.trials and not options.loop.time:
+            raise UserError("A search needs an end: pass trials=50, or time=2h, or both.")
+        if not options.loop.val:
+            raise UserError("A search measures by the evaluations of its trials; leave val=False out.")
+        self._limit_s = parse_duration(options.loop.time) if options.loop.time else None
+        self._objective = Objective.parse(config.objective)
+        self._slots = _slots(options)
+        data_set = open_data_set(options.data, seed=options.loop.seed)
+        self._options = options
+        self._base = _concrete(options, data_set)
+        self._space = _space(options, self._resumed)
+        self._space.require(self._defaults())
+        assert data_set.train is not None
+        assert data_set.val is not None
+        self._identity = {
+            "data set": f"{Path(options.data.data).name} {_fingerprint(data_set.train, data_set.val)}",
+            "model": options.model,
+            "image size": str(options.data.imgsz),
+            "number of epochs": str(options.loop.epochs),
+            "objective": str(self._objective),
+        }
+
+    def run(self, show: Callable[[Row], None]) -> TuneResult:
+        """Search, confirm, write the answer and the page."""
+        until = None if self._limit_s is None else time.monotonic() + self._limit_s
+        folder = self._folder()
+        study = self._study(folder)
+        search = Search(
+            slots=self._slots,
+            command=[sys.executable, "-m", "paceline.commands.trial"],
+            base=self._base_of_trials(),
+            folder=folder / "trials",
+            objective=self._objective,
+            show=show,
+        )
+        log.info("Searching %s in %s, %d trials at a time.", ", ".join(self._space.entries), folder, len(self._slots))
+        trials = Trials(study, most=self._options.tune.trials, runs=folder / "trials", objective=self._objective)
+        confirmed: list[Confirmed] = []
+        try:
+            search.run(trials, until=until)
+            confirmed = self._confirm(search, study, folder, None)
+        finally:
+            result = self._write(study, folder, confirmed)
+        if result is None:
+            raise UserError(
+                f"None of the trials ended well; {folder / 'report.html'} has the reason of each. Give them more time."
+            )
+        return result
+
+    def _folder(self) -> Path:
+        if self._resumed is not None:
+            self._options.write(self._resumed / "config.yaml")
+            return self._resumed
+        run = self._options.run
+        name = run.name or (self._options.loop.resume if self._options.tune.storage else "")
+        folder = RunFolder.create(run.project, name, exist_ok=run.exist_ok, default_name="tune").path
+        for old in ("study.db", "confirm.jsonl"):
+            (folder / old).unlink(missing_ok=True)
+        shutil.rmtree(folder / "trials", ignore_errors=True)
+        (folder / "trials").mkdir()
+        stored = dataclasses.replace(self._options, loop=dataclasses.replace(self._options.loop, resume=""))
+        stored.write(folder / "config.yaml")
+        text = (
+            Path(self._options.tune.space).read_text(encoding="utf-8")
+            if self._options.tune.space
+            else default_space_text()
+        )
+        write_atomically(folder / "space.yaml", text.encode())
+        return folder
+
+    def _study(self, folder: Path) -> Study:
+        config, seed = self._options.tune, self._options.loop.seed
+        storage = config.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
+        joined = bool(self._options.loop.resume)
+        name = folder.name if self._resumed or not joined else self._options.loop.resume
+        if joined:
+            recover = Trials.recoverer(folder / "trials", self._objective)
+            return Study.resume(
+                storage, name, self._space, config, identity=self._identity, seed=seed + os.getpid(), recover=recover
+            )
+        return Study.create(
+            storage, name, self._space, config, identity=self._identity, defaults=self._defaults(), seed=seed
+        )
+
+    def _defaults(self) -> dict[str, Value]:
+        return {name: self._base[name] for name in self._space.entries}
+
+    def _base_of_trials(self) -> dict[str, Any]:
+        limit = "" if self._objective.within_s is None else f"{self._objective.within_s:g}s"
+        return self._base | {"plots": False, "save_period": -1, "time": limit, "resume": ""}
+
+    def _confirm(self, search: Search, study: Study, folder: Path, until: float | None) -> list[Confirmed]:
+        """Train the best few, and the defaults, with other seeds."""
+        count = self._options.tune.confirm
+        best = study.best(self._options.tune.finalists)
+        if not count or not best:
+            return []
+        defaults = study.defaults()
+        if defaults is not None and defaults.number not in {trial.number for trial in best}:
+            best.append(defaults)
+        finalists = [
+            Finalist(number=trial.number, values=dict(trial.params), is_defaults=trial.user_attrs.get(ROLE) == DEFAULTS)
+            for trial in best
+        ]
+        first = self._options.loop.seed + 1
+        confirmation = Confirmation(finalists, range(first, first + count), folder / "confirm.jsonl")
+        log.info("Confirming %d configurations with %d other seeds each.", len(finalists), count)
+        search.run(confirmation, until=until)
+        return confirmation.results()
+
+    def _write(self, study: Study, folder: Path, confirmed: list[Confirmed]) -> TuneResult | None:
+        """Write the answer and the page; None where no trial has ended well."""
+        from paceline.tuning.page import draw_page
+
+        best, defaults = study.best(1), study.defaults()
+        defaults_value = None if defaults is None else defaults.value
+        page = folder / "report.html"
+        summary: tuple[str, ...] = ("No trial has ended well so far.",)
+        result = None
+        if best:
+            answer = confirmed[0].finalist if confirmed and confirmed[0].values else None
+            number = answer.number if answer else best[0].number
+            values = dict(answer.values) if answer else dict(best[0].params)
+            trial = next(trial for trial in study.trials if trial.number == number)
+            summary = _sentences(self._objective, number, trial.value or 0.0, defaults_value, confirmed)
+            write_atomically(folder / "best.yaml", self._answer(values, summary))
+            result = TuneResult(
+                folder=folder,
+                best=folder / "best.yaml",
+                page=page,
+                values=values,
+                value=trial.value or 0.0,
+                defaults_value=defaults_value,
+                confirmed=tuple(confirmed),
+                num_trials=study.num_started(),
+                summary=summary,
+            )
+        title = f"Search of {folder.name}: {self._options.model} on {self._options.data.data}"
+        write_atomically(page, draw_page(study, title=title, summary=summary, confirmed=confirmed).encode())
+        return result
+
+    def _answer(self, values: Mapping[str, Any], summary: tuple[str, ...]) -> bytes:
+        """Options of a run with the answer, what concerned the search alone left out."""
+        flat = {**self._base, **values, "time": self._base_of_trials()["time"], "resume": "", "device": "auto"}
+        run = RunConfig()
+        flat |= {"project": str(run.project), "name": run.name, "exist_ok": run.exist_ok}
+        text = TrainOptions.from_flat(flat).to_yaml()
+        return "".join(f"# {line}\n" for line in summary).encode() + text.encode()
+
+
+def _concrete(options: TuneOptions, data_set: DataSet) -> dict[str, Any]:
+    """Flat options of a run, with what `optimizer=auto` decides spelled out: it would not listen to a searched rate."""
+    from paceline.training.recipe import Recipe
+
+    assert data_set.train is not None
+    training = options.training()
+    plan = Recipe.of(
+        training.optim,
+        num_images=len(data_set.train),
+        num_classes=len(data_set.names),
+        batch=min(training.data.batch, len(data_set.train)),
+        epochs=training.loop.epochs,
+    ).plan
+    if training.optim.optimizer == "auto":
+        optim = dataclasses.replace(training.optim, optimizer=plan.name, lr0=plan.lr0, momentum=plan.momentum)
+        training = dataclasses.replace(training, optim=optim)
+    data = dataclasses.replace(training.data, data=_absolute(training.data.data))
+    return yaml.safe_load(dataclasses.replace(training, data=data).to_yaml())  # type: ignore[no-any-return]
+
+
+def _absolute(data: str) -> str:
+    """Path of a data set for a process that starts anywhere; names and addresses stay as they are."""
+    path = Path(data).expanduser()
+    return str(path.resolve()) if path.exists() and data != "shapes" else data
+
+
+def _space(options: TuneOptions, resumed: Path | None) -> SearchSpace:
+    known = option_fields(TrainOptions)
+    searched = {name: entry.annotation for name, entry in known.items() if entry.room in _SEARCHED_ROOMS}
+    types = {name: kind if isinstance(kind, type) else object for name, kind in searched.items()}
+
+    def check(name: str, value: object) -> Value:
+        entry = known[name]
+        return typed(name, value, entry.annotation, entry.default)  # type: ignore[return-value]
+
+    file = str(resumed / "space.yaml") if resumed else options.tune.space
+    return read_space(file, check, types)
+
+
+def _slots(options: TuneOptions) -> list[Slot]:
+    from paceline.commands.device import resolve_device
+
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    names = [word for word in options.loop.device.split(",") if word]
+    devices = [resolve_device(name) for name in names]
+    if len(set(devices)) < len(devices):
+        raise UserError(f"device={options.loop.device} names a device twice; one trial runs on each device.")
+    if any(device.type == "cpu" for device in devices) and len(devices) > 1:
+        raise UserError(f"device={options.loop.device} mixes CPU and GPU; name GPUs, or cpu alone.")
+    listed = ["cpu"] if devices[0].type == "cpu" else [str(device.index) for device in devices]
+    return divide(listed, cores, options.tune.cores_per_trial)
+
+
+def _fingerprint(*indexes: Index) -> str:
+    value = 0
+    for index in indexes:
+        for array in (index.paths.blob, index.sizes, index.offsets, index.boxes, index.labels):
+            value = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, value)
+    return f"{value:08x}"
+
+
+def _resumed_folder(options: TuneOptions) -> Path | None:
+    """Find the folder of the search to go on with; None for one that this machine joins by its storage."""
+    resume = options.loop.resume
+    if resume == "true":
+        found = sorted(options.run.project.glob("*/space.yaml"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise UserError(f"There is no search to resume in {options.run.project}; name one: --resume runs/tune.")
+        return found[-1].parent
+    for path in (Path(resume), options.run.project / resume):
+        folder = path.parent if path.suffix == ".db" else path
+        if (folder / "space.yaml").is_file():
+            return folder
+    if options.tune.storage:
+        return None
+    raise UserError(f"{resume} is no folder of a search; name one such as runs/tune, or its storage as well.")
+
+
+def _sentences(
+    objective: Objective, number: int, value: float, defaults: float | None, confirmed: list[Confirmed]
+) -> tuple[str, ...]:
+    lines = [f"Best by {objective}: trial {number} with {value:.4f}"]
+    lines[0] += "." if defaults is None else f"; the defaults have {defaults:.4f}."
+    if confirmed and confirmed[0].values:
+        best = confirmed[0]
+        usual = next((entry for entry in confirmed if entry.finalist.is_defaults), None)
+        lines.append(
+            f"With {len(best.values)} other seeds it has {best.mean:.4f} ± {best.spread:.4f} (mean, standard deviation)"
+            + (f"; the defaults {usual.mean:.4f} ± {usual.spread:.4f}." if usual and usual is not best else ".")
+        )
+        if best.finalist.is_defaults:
+            lines.append("The defaults are the best of the confirmed configurations, so they are the answer.")
+    return tuple(lines)
+
+
+def _require_optuna() -> None:
+    try:
+        import optuna
+        import plotly
+    except ImportError as error:
+        raise UserError(f"A search needs {error.name}: pip install 'paceline[tune]'.") from error
+    del optuna, plotly

@@ -1,0 +1,1 @@
+"""Convert: writers of the formats that data sets come in."""

@@ -1,0 +1,104 @@
+"""Medium: where the bytes of a pack come from; here, a file of this machine."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ShortReadError(OSError):
+    """There are fewer bytes than the pack says."""
+
+
+class Medium(Protocol):
+    """A pack's bytes; threads read beside each other."""
+
+    @property
+    def address(self) -> str:
+        """What the user calls it."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole file."""
+
+    def head(self, length: int) -> bytes:
+        """Return the first bytes; fewer where the file is shorter. Called once, before all else."""
+
+    def map(self, start: int, end: int) -> memoryview:
+        """Return a part as memory that is filled when it is looked at. Raises ShortReadError."""
+
+    def read(self, start: int, length: int) -> bytes:
+        """Return a part. Raises ShortReadError, OSError."""
+
+    def forget(self, start: int, length: int) -> bool:
+        """Give up copies of a part that turned out to be damaged; False where there are none to give up."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+class LocalFile:
+    """A file. Parts are read by position, so that one that is cut off while in use is an error and no signal."""
+
+    def __init__(self, path: Path) -> None:
+        self.address = str(path)
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.num_bytes = os.fstat(self._descriptor).st_size
+
+    def head(self, length: int) -> bytes:
+        """Return the first bytes."""
+        return os.pread(self._descriptor, length, 0)
+
+    def map(self, start: int, end: int) -> memoryview:
+        """Map a part; it stays mapped for as long as anything looks at it."""
+        if end > self.num_bytes:
+            raise ShortReadError(f"{self.address} has {self.num_bytes:,} bytes")
+        return map_file(self._descriptor, start, end)
+
+    def read(self, start: int, length: int) -> bytes:
+        """Read a part."""
+        return read_exactly(self._descriptor, start, length)
+
+    def forget(self, start: int, length: int) -> bool:
+        """Nothing is copied."""
+        return False
+
+    def close(self) -> None:
+        """Close the file; what is mapped stays."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def map_file(descriptor: int, start: int, end: int) -> memoryview:
+    """Map the bytes from `start` to `end` of an open file, whatever the size of the machine's pages."""
+    if start == end:
+        return memoryview(b"")
+    first = start // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    return memoryview(mmap.mmap(descriptor, end - first, access=mmap.ACCESS_READ, offset=first))[start - first :]
+
+
+def let_go(mapped: memoryview) -> None:
+    """Take the pages of a mapped part out of this process's memory until they are looked at again."""
+    base = mapped.obj
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
+
+
+def read_exactly(descriptor: int, start: int, length: int) -> bytes:
+    """Read by position; raises ShortReadError where the file ends before."""
+    parts = []
+    while length > 0:
+        part = os.pread(descriptor, length, start)
+        if not part:
+            raise ShortReadError("the file ends before")
+        parts.append(part)
+        start, length = start + len(part), length - len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -1,0 +1,215 @@
+"""Work: one batch on its way through the threads, for training and for evaluation."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from paceline.batch import Batch
+from paceline.data import augment, targets
+from paceline.data.images import BrokenImage
+from paceline.data.render import FILL, letterbox, render
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paceline.data.augment import Transforms
+    from paceline.data.loader import EvalLoader, TrainLoader
+
+_PLANNED_PICTURES = 64
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Planned:
+    """The transforms of several batches, drawn together: numpy's calls cost the same for many pictures as for few.
+
+    `first` is their first step; batch `step` has the rows from `(step - first) * number of pictures`.
+    """
+
+    first: int
+    draws: NDArray[np.float64]
+    images: NDArray[np.int64]
+    """Sample and partners of each picture, broken ones too."""
+    transforms: Transforms
+    pictures: NDArray[np.int64]
+    """Row of each target, ascending."""
+    boxes: NDArray[np.float64]
+    labels: NDArray[np.int32]
+
+
+class Schedule:
+    """Plans the steps of an epoch, a few batches at a time, each once, whichever thread comes first."""
+
+    def __init__(self, loader: TrainLoader, steps: range, *, mosaic: bool) -> None:
+        self._loader = loader
+        self._steps = steps
+        self.mosaic = mosaic
+        self._at_once = max(_PLANNED_PICTURES // len(loader.rows), 1)
+        self._planned: Planned | None = None
+        self._lock = threading.Lock()
+
+    def at(self, step: int) -> Planned:
+        """Return the plan that holds `step`; steps are asked for in their order, but for a few that change places."""
+        first = step - (step - self._steps.start) % self._at_once
+        with self._lock:
+            planned = self._planned
+            if planned is None or planned.first < first:
+                planned = self._planned = self._plan(first)
+        return planned if planned.first == first else self._plan(first)
+
+    def _plan(self, first: int) -> Planned:
+        loader, order = self._loader, self._loader.order
+        steps = range(first, min(first + self._at_once, self._steps.stop))
+        positions = np.concatenate([order.positions(step)[loader.rows] for step in steps])
+        samples, passes = order.at(positions)
+        draws = augment.draw(loader.seed, passes, samples)
+        images = np.concatenate([samples[:, None], loader.partners(positions, draws)], axis=1)
+        transforms = loader.plan(draws, loader.faults.replace(images), mosaic=self.mosaic)
+        pictures, boxes, labels = targets.transformed(loader.index, transforms)
+        return Planned(
+            first=first,
+            draws=draws,
+            images=images,
+            transforms=transforms,
+            pictures=pictures,
+            boxes=boxes,
+            labels=labels,
+        )
+
+
+class TrainWork:
+    """One training batch on its way."""
+
+    def __init__(self, loader: TrainLoader, schedule: Schedule, step: int) -> None:
+        self._loader = loader
+        self._schedule = schedule
+        self._step = step
+        self._replaced = False
+
+    def begin(self) -> int:
+        """Draw the transforms."""
+        loader, count = self._loader, len(self._loader.rows)
+        self._planned = self._schedule.at(self._step)
+        self._start = (self._step - self._planned.first) * count
+        self._buffer = loader.buffers.take()
+        self._num_parts = loader.num_parts
+        return self._num_parts
+
+    def make(self, part: int) -> None:
+        """Render some of the pictures."""
+        loader, transforms = self._loader, self._planned.transforms
+        workspace, start, num_images = loader.workspace, time.perf_counter(), 0
+        fetched_s = 0.0
+        for place in range(part, len(self._buffer), self._num_parts):
+            before = time.perf_counter()
+            images = self._fetch(self._start + place)
+            fetched_s += time.perf_counter() - before
+            num_images += len(images)
+            render(transforms, self._start + place, images, workspace, self._buffer[place])
+        loader.counters.add(render_s=time.perf_counter() - start - fetched_s, images=num_images)
+
+    def _fetch(self, row: int) -> list[NDArray[np.uint8] | None]:
+        """Images of a picture's tiles, with others in the place of images that turn out to be broken."""
+        loader, planned = self._loader, self._planned
+        while True:
+            sources = planned.transforms.sources[row].tolist()
+            try:
+                return [
+                    loader.images.get(source, renew=tile == 0) if source >= 0 else None
+                    for tile, source in enumerate(sources)
+                ]
+            except BrokenImage as broken:
+                loader.take_out(broken)
+                rows = slice(row, row + 1)
+                whole = loader.faults.replace(planned.images[rows])
+                planned.transforms.put(row, loader.plan(planned.draws[rows], whole, mosaic=self._schedule.mosaic))
+                self._replaced = True
+
+    def finish(self) -> Batch:
+        """Place the boxes."""
+        index, planned, count = self._loader.index, self._planned, len(self._buffer)
+        if self._replaced:  # what the other batches of the plan do at this moment does not reach our rows
+            pictures, boxes, labels = targets.transformed(index, planned.transforms)
+        else:
+            pictures, boxes, labels = planned.pictures, planned.boxes, planned.labels
+        first, last = np.searchsorted(pictures, (self._start, self._start + count))
+        samples = planned.transforms.samples[self._start : self._start + count].copy()
+        return _batch(
+            self._buffer,
+            pictures[first:last] - self._start,
+            boxes[first:last],
+            labels[first:last],
+            samples,
+            index.sizes[samples].astype(np.int64),
+        )
+
+
+class EvalWork:
+    """One batch for evaluation on its way."""
+
+    def __init__(self, loader: EvalLoader, step: int) -> None:
+        self._loader = loader
+        numbers = step * loader.batch_size + loader.rows
+        self._samples = np.where(numbers < len(loader.index), numbers, -1)
+
+    def begin(self) -> int:
+        """Take a buffer."""
+        self._buffer = self._loader.buffers.take()
+        self._num_parts = self._loader.num_parts
+        return self._num_parts
+
+    def make(self, part: int) -> None:
+        """Letterbox some of the images."""
+        for place in range(part, len(self._samples), self._num_parts):
+            self._make(place)
+
+    def _make(self, place: int) -> None:
+        loader, number = self._loader, int(self._samples[place])
+        try:
+            pixels = loader.images.get(number) if number >= 0 else None
+        except BrokenImage as broken:
+            loader.take_out(broken)
+            pixels = None
+        if pixels is None:
+            self._samples[place] = -1
+            self._buffer[place].fill(FILL)
+            return
+        start = time.perf_counter()
+        letterbox(pixels, loader.geometry(number), self._buffer[place])
+        loader.counters.add(render_s=time.perf_counter() - start, images=1)
+
+    def finish(self) -> Batch:
+        """Place the boxes."""
+        index, seen = self._loader.index, np.flatnonzero(self._samples >= 0)
+        rows, owners = targets.boxes_of(index, self._samples[seen])
+        boxes = index.boxes[rows].astype(np.float64)
+        sizes = np.ones((len(self._samples), 2), np.int64)
+        for place, picture in enumerate(seen):
+            sizes[picture] = index.sizes[self._samples[picture]]
+            mine = owners == place
+            boxes[mine] = self._loader.geometry(int(self._samples[picture])).forward(boxes[mine])
+        return _batch(self._buffer, seen[owners], boxes, index.labels[rows], self._samples, sizes)
+
+
+def _batch(
+    buffer_BHW3: NDArray[np.uint8],
+    pictures: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int32],
+    samples: NDArray[np.int64],
+    original_hw: NDArray[np.int64],
+) -> Batch:
+    boxes_BG4, labels_BG, valid_BG = targets.padded(pictures, boxes, labels, len(samples))
+    return Batch(
+        images=torch.from_numpy(buffer_BHW3).permute(0, 3, 1, 2),
+        boxes=torch.from_numpy(boxes_BG4),
+        labels=torch.from_numpy(labels_BG),
+        valid=torch.from_numpy(valid_BG),
+        samples=torch.from_numpy(samples),
+        original_hw=torch.from_numpy(original_hw),
+    )

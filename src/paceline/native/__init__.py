@@ -1,0 +1,1 @@
+"""Native: what OpenCV, numpy and Python do too slowly, compiled, with a fallback where there is no compiler."""

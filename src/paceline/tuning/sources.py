@@ -1,0 +1,147 @@
+"""Sources of jobs: the trials of a study, and the confirmation of the best of them with other seeds."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paceline.tuning.search import Job, read_ending
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from paceline.tuning.outcome import Objective, Outcome
+    from paceline.tuning.study import Study
+
+
+def folder_of(number: int) -> str:
+    """Name of a trial's run folder."""
+    return f"{number:05d}"
+
+
+class Trials:
+    """The trials of a study, up to a number of them."""
+
+    def __init__(self, study: Study, *, most: int, runs: Path, objective: Objective) -> None:
+        """Take trials from `study`: `most` of the whole study, 0 without a limit; `runs` holds their folders."""
+        self._study = study
+        self._most = most
+        self._runs = runs
+        self._objective = objective
+
+    def next(self, device: str) -> Job | None:
+        """Take the next trial, unless there are enough."""
+        if self._most and self._study.num_started() >= self._most:
+            return None
+        asked = self._study.ask(device)
+        return Job(key=folder_of(asked.number), number=asked.number, options=asked.values)
+
+    def report(self, job: Job, seconds: float, ap: float) -> bool:
+        """Take the AP of an epoch; whether to end the trial."""
+        return self._study.report(job.number, seconds, ap)
+
+    def finish(self, job: Job, outcome: Outcome, seconds: float) -> None:
+        """Record the end of a trial."""
+        self._study.finish(job.number, outcome, seconds)
+
+    def tend(self) -> None:
+        """Show that the running trials are alive, and settle those of processes that are not."""
+        self._study.seen()
+        self._study.reclaim(self.recoverer(self._runs, self._objective))
+
+    @staticmethod
+    def recoverer(runs: Path, objective: Objective) -> Callable[[int], Outcome | None]:
+        """Return what says how a trial had ended by its folder; None where it had not, or ran on another machine."""
+        return lambda number: read_ending(runs / folder_of(number), objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finalist:
+    """A configuration that is trained again with other seeds."""
+
+    number: int
+    """Its trial in the search."""
+    values: Mapping[str, Any]
+    is_defaults: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confirmed:
+    """What the seeds say of a configuration."""
+
+    finalist: Finalist
+    values: tuple[float, ...]
+    """By the objective, one per seed; seeds that failed are left out."""
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds, -1 without any."""
+        return statistics.fmean(self.values) if self.values else -1.0
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation over the seeds, 0 for fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+class Confirmation:
+    """Finalists x seeds; what was done is kept in a file of one JSON line each, and not done again."""
+
+    def __init__(self, finalists: Sequence[Finalist], seeds: Sequence[int], file: Path) -> None:
+        self._finalists = finalists
+        self._file = file
+        self._done = self._read()
+        self._waiting = [
+            Job(
+                key=f"{folder_of(finalist.number)}-seed{seed}",
+                number=finalist.number,
+                options={**finalist.values, "seed": seed},
+            )
+            for seed in seeds
+            for finalist in finalists
+            if (finalist.number, seed) not in self._done
+        ]
+        self._seeds = tuple(seeds)
+
+    def next(self, device: str) -> Job | None:
+        """Take the next run."""
+        return self._waiting.pop(0) if self._waiting else None
+
+    def report(self, job: Job, seconds: float, ap: float) -> bool:
+        """Let every run come to its end."""
+        return False
+
+    def finish(self, job: Job, outcome: Outcome, seconds: float) -> None:
+        """Keep the result, also that of a run that failed; one that was interrupted is done again next time."""
+        if outcome.ending == "interrupted":
+            return
+        seed = int(job.options["seed"])
+        self._done[job.number, seed] = outcome.value
+        line = {"trial": job.number, "seed": seed, "value": outcome.value, "reason": outcome.reason, "seconds": seconds}
+        with self._file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+
+    def tend(self) -> None:
+        """Nothing waits here for a sign of life."""
+
+    def results(self) -> list[Confirmed]:
+        """Return what is known of each finalist, best mean first."""
+        found = []
+        for finalist in self._finalists:
+            values = (self._done.get((finalist.number, seed)) for seed in self._seeds)
+            found.append(Confirmed(finalist=finalist, values=tuple(value for value in values if value is not None)))
+        return sorted(found, key=lambda confirmed: -confirmed.mean)
+
+    def _read(self) -> dict[tuple[int, int], float | None]:
+        done: dict[tuple[int, int], float | None] = {}
+        if self._file.exists():
+            for line in self._file.read_text(encoding="utf-8").splitlines():
+                try:
+                    entry = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # cut off by a crash; that run is done again
+                done[entry["trial"], entry["seed"]] = entry["value"]
+        return done

@@ -1,0 +1,295 @@
+"""Study: the trials of a search in an Optuna storage, which outlives every process that works on it.
+
+A trial on its way carries the process that runs it (host, pid, when that process started) and when it was last seen
+alive. Whoever opens the study ends the trials of dead processes and queues their values again:
+
+    search A (killed)   0 complete   1 complete   2 running (owner dead)   3 running (owner dead)
+    search B --resume   2, 3 interrupted -> queued again as 4, 5                6 ...
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from paceline.errors import UserError
+from paceline.tuning.outcome import Outcome
+from paceline.tuning.patience import patiently
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import optuna
+    from optuna.pruners import BasePruner
+    from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial, Trial
+
+    from paceline.tuning.config import TuneConfig
+    from paceline.tuning.space import SearchSpace, Value
+
+ENDING, REASON, DEVICE, SECONDS, OWNER, SEEN, ROLE = "ending", "reason", "device", "seconds", "owner", "seen", "role"
+"""User attributes of a trial."""
+DEFAULTS = "defaults"
+"""Role of the trial that changes nothing; the search is never worse than it."""
+STALE_S = 600.0
+"""A trial of another host that was not seen for so long is dead."""
+UNOWNED_S = 5.0
+"""So long may pass between taking a trial and putting one's name to it."""
+_IDENTITY = "identity"
+_HALVINGS = 2
+_HALVING_FACTOR = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A trial that is to be run."""
+
+    number: int
+    values: Mapping[str, Value]
+
+
+class Study:
+    """Trials by number; every call waits for a storage that is locked."""
+
+    def __init__(self, study: optuna.Study, space: SearchSpace, config: TuneConfig, seed: int) -> None:
+        self._study = study
+        self._distributions = space.distributions()
+        self._config = config
+        self._running: dict[int, Trial] = {}
+        self._is_defaults: dict[int, bool] = {}
+        self._study.sampler = _sampler(config, seed)
+
+    @classmethod
+    def create(
+        cls,
+        storage: str,
+        name: str,
+        space: SearchSpace,
+        config: TuneConfig,
+        *,
+        identity: Mapping[str, str],
+        defaults: Mapping[str, Value],
+        seed: int,
+    ) -> Study:
+        """Make a study whose first trial is the defaults. Raises UserError where there is one of that name."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        opened = _storage(storage)
+        try:
+            study = optuna.create_study(storage=opened, study_name=name, direction="maximize")
+        except optuna.exceptions.DuplicatedStudyError as error:
+            raise UserError(
+                f"There is a study {name} in {storage} already; go on with it by --resume, or choose another name."
+            ) from error
+        study.set_user_attr(_IDENTITY, dict(identity) | {"space": space.fingerprint})
+        study.enqueue_trial(dict(defaults), user_attrs={ROLE: DEFAULTS})
+        return cls(study, space, config, seed)
+
+    @classmethod
+    def resume(
+        cls,
+        storage: str,
+        name: str,
+        space: SearchSpace,
+        config: TuneConfig,
+        *,
+        identity: Mapping[str, str],
+        seed: int,
+        recover: Callable[[int], Outcome | None],
+    ) -> Study:
+        """Open a study, and settle the trials of processes that are gone.
+
+        `recover` says how a trial had ended, where its run ended before that was recorded; the others are queued again.
+        Raises UserError where there is no such study, or it is one of something else.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        opened = _storage(storage)
+        try:
+            study = optuna.load_study(storage=opened, study_name=name)
+        except KeyError as error:
+            raise UserError(
+                f"There is no study {name} in {storage}; check the name, or start one without --resume."
+            ) from error
+        stored = study.user_attrs.get(_IDENTITY, {})
+        for what, value in (dict(identity) | {"space": space.fingerprint}).items():
+            if stored.get(what) != value:
+                shown = f" ({stored.get(what)}, not {value})" if what != "space" else ""
+                raise UserError(
+                    f"The study {name} is one of another {what}{shown}; resume it with its own, or start a new one."
+                )
+        found = cls(study, space, config, seed)
+        found.reclaim(recover)
+        return found
+
+    @property
+    def optuna(self) -> optuna.Study:
+        """What Optuna's own plots take."""
+        return self._study
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        """All trials in the order of their numbers, those on their way included."""
+        return patiently(partial(self._study.get_trials, deepcopy=False))
+
+    def num_started(self) -> int:
+        """Count the trials that need not be started any more: ended or on their way, interrupted ones left out."""
+        from optuna.trial import TrialState
+
+        return sum(
+            trial.state != TrialState.WAITING and trial.user_attrs.get(ENDING) != "interrupted" for trial in self.trials
+        )
+
+    def ask(self, device: str) -> Asked:
+        """Take the next trial, which will run on `device`."""
+        trial = patiently(partial(self._study.ask, self._distributions))
+        self._running[trial.number] = trial
+        self._is_defaults[trial.number] = patiently(partial(getattr, trial, "user_attrs")).get(ROLE) == DEFAULTS
+        for name, value in ((OWNER, _owner()), (SEEN, time.time()), (DEVICE, device)):
+            patiently(partial(trial.set_user_attr, name, value))
+        return Asked(number=trial.number, values=dict(trial.params))
+
+    def report(self, number: int, seconds: float, ap: float) -> bool:
+        """Take the AP after some seconds of training; returns whether the trial should be ended now."""
+        trial = self._running[number]
+        step = max(round(10 * seconds), 1)  # tenths, since steps are whole numbers and runs may be short
+        patiently(partial(trial.report, ap, step))
+        patiently(partial(trial.set_user_attr, SEEN, time.time()))
+        if self._is_defaults[number] or self._config.pruner == "none":
+            return False
+        pruner = self._pruner()
+        if pruner is None:
+            return False
+        self._study.pruner = pruner
+        return patiently(trial.should_prune)
+
+    def seen(self) -> None:
+        """Say that the running trials are alive."""
+        for trial in self._running.values():
+            patiently(partial(trial.set_user_attr, SEEN, time.time()))
+
+    def finish(self, number: int, outcome: Outcome, seconds: float) -> None:
+        """Record the end of a trial; what was interrupted is queued again."""
+        trial = self._running.pop(number)
+        patiently(partial(trial.set_user_attr, SECONDS, seconds))
+        self._settle(number, trial._trial_id, outcome)
+        if outcome.ending == "interrupted":
+            self._queue_again(trial.params, is_defaults=self._is_defaults[number])
+
+    def best(self, count: int) -> list[FrozenTrial]:
+        """Return the best complete trials, best first."""
+        from optuna.trial import TrialState
+
+        complete = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
+        return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))[:count]
+
+    def defaults(self) -> FrozenTrial | None:
+        """Return the complete trial of the defaults, if it has ended."""
+        return next((trial for trial in self.best(len(self.trials)) if trial.user_attrs.get(ROLE) == DEFAULTS), None)
+
+    def reclaim(self, recover: Callable[[int], Outcome | None]) -> None:
+        """Settle the trials of processes that are gone: by what `recover` knows of them, else queue them again."""
+        from optuna.trial import TrialState
+
+        for trial in self.trials:
+            if trial.state != TrialState.RUNNING or trial.number in self._running or _is_alive(trial):
+                continue
+            outcome = recover(trial.number) or Outcome(ending="interrupted", reason="the search that ran it was ended")
+            self._settle(trial.number, trial._trial_id, outcome)
+            if outcome.ending == "interrupted":
+                self._queue_again(trial.params, is_defaults=trial.user_attrs.get(ROLE) == DEFAULTS)
+
+    def _settle(self, number: int, identifier: int, outcome: Outcome) -> None:
+        from optuna.trial import TrialState
+
+        storage = self._study._storage
+        for name, text in ((ENDING, outcome.ending), (REASON, outcome.reason)):
+            patiently(partial(storage.set_trial_user_attr, identifier, name, text))
+        state, value = TrialState.FAIL, outcome.value
+        if outcome.ending == "complete" and value is not None:
+            state = TrialState.COMPLETE
+        elif outcome.ending in ("pruned", "diverged"):
+            state = TrialState.PRUNED
+        patiently(
+            partial(
+                self._study.tell,
+                number,
+                value if state == TrialState.COMPLETE else None,
+                state=state,
+                skip_if_finished=True,
+            )
+        )
+
+    def _queue_again(self, values: Mapping[str, Any], *, is_defaults: bool) -> None:
+        attributes = {ROLE: DEFAULTS} if is_defaults else {}
+        patiently(partial(self._study.enqueue_trial, dict(values), user_attrs=attributes))
+
+    def _pruner(self) -> BasePruner | None:
+        """Make the pruner, whose scale of time is that of the defaults; None until these have ended."""
+        from optuna import pruners
+
+        whole = self.defaults()
+        if whole is None or not whole.intermediate_values:
+            return None
+        last = max(whole.intermediate_values)
+        if self._config.pruner == "median":
+            return pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=last // 4)
+        least = max(last // _HALVING_FACTOR**_HALVINGS, 1)
+        if self._config.pruner == "hyperband":
+            return pruners.HyperbandPruner(least, max(last, least + 1), _HALVING_FACTOR)
+        return pruners.SuccessiveHalvingPruner(least, _HALVING_FACTOR)
+
+
+def _storage(url: str) -> optuna.storages.BaseStorage:
+    """Open a storage by its URL. Raises UserError where that is not possible."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+    from sqlalchemy.exc import ArgumentError, OperationalError
+
+    waits = {"connect_args": {"timeout": 10}} if url.startswith("sqlite") else {}
+    try:
+        if url.startswith("journal:"):
+            return optuna.storages.JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
+        return optuna.storages.RDBStorage(url, engine_kwargs=waits)
+    except (ArgumentError, OperationalError, ImportError, ValueError, OSError) as error:
+        cause = str(error.__cause__ or error).splitlines()[0]
+        raise UserError(
+            f"The study cannot be kept in {url} ({cause}); name a database as Optuna's storage URLs do."
+        ) from error
+
+
+def _sampler(config: TuneConfig, seed: int) -> BaseSampler:
+    from optuna import samplers
+
+    if config.sampler == "random":
+        return samplers.RandomSampler(seed=seed)
+    if config.sampler == "gp":
+        return samplers.GPSampler(seed=seed)
+    if config.sampler == "qmc":
+        return samplers.QMCSampler(seed=seed)
+    return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=8)
+
+
+def _owner() -> dict[str, Any]:
+    process = psutil.Process()
+    return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
+
+
+def _is_alive(trial: FrozenTrial) -> bool:
+    """Whether the process that runs a trial lives; on another host, whether it was seen lately."""
+    owner = trial.user_attrs.get(OWNER)
+    if owner is None:  # it was taken a moment ago, or its process died between two writes
+        return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < UNOWNED_S
+    if owner["host"] != socket.gethostname():
+        return bool(time.time() - trial.user_attrs.get(SEEN, 0.0) < STALE_S)
+    try:
+        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0)
+    except psutil.NoSuchProcess:
+        return False
