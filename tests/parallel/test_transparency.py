@@ -51,6 +51,9 @@ def all_cases() -> dict[str, tuple[int, Run]]:
             Run(model="yolo11n", engine="data", parts=world, empty=(1, 3, 5, 7)),
         )
         cases[f"float32, data x{world}"] = world, Run(model="yolo11n", engine="data", dtype=torch.float32)
+    for name, (world, run) in layouts("yolov8n", "SGD").items():
+        if world == 2:
+            cases[f"frozen nodes, {name}"] = world, replace(run, freeze=6, updates=2)
     cases["uneven shares, data x2"] = 2, Run(model="yolo11n", engine="data", images=7, parts=2)
     return cases
 

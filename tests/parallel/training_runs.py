@@ -25,6 +25,7 @@ from paceline.parallel.single import SingleEngine
 from paceline.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from paceline.training.config import OptimConfig
 from paceline.training.ema import Ema
+from paceline.training.freeze import freeze_nodes
 from paceline.training.optim import build_optimizer, plan_optimizer, update
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Run:
     empty: tuple[int, ...] = ()
     """Images without boxes."""
     gradients: Literal["fp32", "bf16"] = "fp32"
+    freeze: int = 0
     stages: int = 1
     shift: int = 0
     """Nodes by which the cuts lie further back than at equal numbers of nodes."""
@@ -66,6 +68,7 @@ class Trainer:
         torch.manual_seed(0)
         self.run = run
         network = small_boxes(build_model(run.model, NUM_CLASSES)).to(run.dtype).train()
+        self.frozen = freeze_nodes(network, run.freeze)
         self.engine = build(run, network)
         config = OptimConfig(optimizer=run.optimizer, lr0=0.0005)  # where a warm-up is after some steps
         plan = plan_optimizer(config, num_classes=NUM_CLASSES, updates=20_000, effective_batch=64)
@@ -76,6 +79,8 @@ class Trainer:
     def accumulate(self, number: int, *, completes: bool = True) -> Tensor:
         """Take batch `number`; returns its losses over all ranks."""
         batch = make_batch(self.run.images, seed=number, empty=self.run.empty)
+        for module in self.frozen:
+            module.eval()
         losses = torch.zeros(4, dtype=self.run.dtype)
         for mine, last in shares(self.run):
             sums = self.engine.accumulate(rows(batch, mine), completes=last and completes)

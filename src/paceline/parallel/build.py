@@ -43,6 +43,8 @@ class Ranks:
         self._device = device
         self._mesh = Mesh.of(layout, device.type) if layout.devices > 1 else None
         self._whole = True
+        if self._mesh is not None and self.is_first:
+            log.info("Layout: %s.", layout)
 
     @property
     def is_first(self) -> bool:
