@@ -22,6 +22,8 @@ def distributed_data_parallel(module: nn.Module, group: ProcessGroup, **options:
     parameters = inspect.signature(DistributedDataParallel.__init__).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
     options[name] = False
+    if "batched_grad_copy" in parameters:  # gradients go into their bucket together; 2.11 copies one by one
+        options["batched_grad_copy"] = True
     return DistributedDataParallel(module, process_group=group, **options)
 
 
