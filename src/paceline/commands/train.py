@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,7 @@ from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
 from paceline.data.loader import EvalLoader, TrainLoader
+from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
@@ -36,7 +37,7 @@ from paceline.training.recipe import Recipe
 from paceline.training.state import TrainingState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from paceline.callbacks import Callback
     from paceline.commands.weights import LoadedNetwork
@@ -63,19 +64,31 @@ class TrainResult:
         return self.folder.weights / "best.safetensors"
 
 
-def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainResult:
-    """Train as the options say. Raises UserError for whatever the user can mend, before anything is written."""
+def train(
+    options: TrainOptions, callbacks: Sequence[Callback] = (), transform: Callable[..., Any] | None = None
+) -> TrainResult:
+    """Train as the options say. Raises UserError for whatever the user can mend, before anything is written.
+
+    `transform` changes each training picture, see `UserTransform`; it is not kept, so a resumed run needs it again.
+    """
     resumed = _resumed_folder(options)
     if resumed is not None:
         stored = TrainOptions.read(resumed.config)
         options = dataclasses.replace(stored, loop=dataclasses.replace(stored.loop, resume=str(resumed.path)))
-    return _Training(options, callbacks, resumed).run()
+    return _Training(options, callbacks, resumed, UserTransform(transform) if transform else None).run()
 
 
 class _Training:
     """One run being put together; each method builds one thing."""
 
-    def __init__(self, options: TrainOptions, callbacks: Sequence[Callback], resumed: RunFolder | None) -> None:
+    def __init__(
+        self,
+        options: TrainOptions,
+        callbacks: Sequence[Callback],
+        resumed: RunFolder | None,
+        transform: UserTransform | None = None,
+    ) -> None:
+        self._transform = transform
         self._options = options
         self._callbacks = tuple(callbacks)
         self._resumed = resumed
@@ -202,11 +215,15 @@ class _Training:
 
     def _train_loader(self) -> TrainLoader:
         data = dataclasses.replace(self._options.data, batch=self._batch)
-        return TrainLoader(self._train_index, data, self._options.augment, seed=self._options.loop.seed)
+        return TrainLoader(
+            self._train_index, data, self._options.augment, seed=self._options.loop.seed, transform=self._transform
+        )
 
     def _eval_loader(self) -> EvalLoader:
         data = self._options.data
-        return EvalLoader(self._val_index, data.imgsz, batch=self._batch, workers=data.workers, cache=data.cache)
+        return EvalLoader(
+            self._val_index, data.imgsz, batch=self._batch, workers=data.workers, cache=data.cache, rect=data.rect
+        )
 
     def _start(self, folder: RunFolder, optimizer: str, state: TrainingState) -> None:
         record = RunRecord(
