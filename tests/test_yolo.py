@@ -97,7 +97,8 @@ def test_train_hands_options_and_callbacks_on_and_holds_the_best_weights(
 ) -> None:
     seen: list[tuple[TrainOptions, list[object]]] = []
 
-    def train(options: TrainOptions, callbacks: list[object]) -> object:
+    def train(options: TrainOptions, callbacks: list[object], transform: object) -> object:
+        assert transform is None
         seen.append((options, callbacks))
         return SimpleNamespace(best_weights=run / "weights" / "best.safetensors")
 

@@ -20,6 +20,7 @@ class TrainKeywords(TypedDict, total=False):
     batch: int
     workers: int
     cache: bool | Literal["auto", "none", "ram", "disk", "device"]
+    rect: bool
     fraction: float
     single_cls: bool
     classes: Sequence[int] | None
@@ -35,6 +36,13 @@ class TrainKeywords(TypedDict, total=False):
     mosaic: float
     partners: Literal["auto", "all", "window"]
     close_mosaic: int
+    perspective: float
+    mixup: float
+    cutmix: float
+    copy_paste: float
+    greyscale: float
+    bgr: float
+    multi_scale: float
     box: float
     cls: float
     dfl: float
@@ -107,6 +115,7 @@ class ValKeywords(TypedDict, total=False):
     imgsz: int
     batch: int
     workers: int
+    rect: bool
     device: str | int | None
     single_cls: bool
     classes: Sequence[int] | None

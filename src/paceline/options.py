@@ -173,6 +173,7 @@ class ValOptions(Options):
             imgsz=self.validation.imgsz,
             batch=self.validation.batch,
             workers=self.validation.workers,
+            rect=self.validation.rect,
             single_cls=self.validation.single_cls,
             classes=self.validation.classes,
         )

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.commands.device import resolve_device
@@ -19,7 +19,7 @@ from paceline.options import PredictOptions, TrainOptions, ValOptions, settle_re
 from paceline.results import Results
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from paceline.callbacks import Callback
     from paceline.commands.sources import Source
@@ -109,18 +109,29 @@ class YOLO:
             gflops=count_gflops(loaded.network, imgsz),
         )
 
-    def train(self, *, callbacks: Sequence[Callback] = (), **options: Unpack[TrainKeywords]) -> TrainResult:
+    def train(
+        self,
+        *,
+        callbacks: Sequence[Callback] = (),
+        transform: Callable[..., Any] | None = None,
+        **options: Unpack[TrainKeywords],
+    ) -> TrainResult:
         """Train, starting from what this object holds, and hold the best weights afterwards.
 
         With `devices=4` or `device=[0, 1]` as many processes are started, from a script without a main guard and from a
-        notebook too; `callbacks` are called in the first of them. Raises UserError for whatever the caller can mend,
-        before anything is written, and RankError where one of several processes failed.
+        notebook too; `callbacks` are called in the first of them.
+
+        `transform` changes each training picture: a function of (image, boxes, labels), which are uint8 HW3 RGB, N4
+        xyxy in pixels and N class numbers, that returns the same three; or an Albumentations pipeline.
+
+        Raises UserError for whatever the caller can mend, before anything is written, and RankError where one of
+        several processes failed.
         """
         from paceline.cli.runs import train_with_progress
 
         with logging_to(ConsoleHandler()):
             settled = TrainOptions.from_flat(settle_resume(self._named(options)))
-        result = train_with_progress(settled, callbacks)
+        result = train_with_progress(settled, callbacks, transform)
         self._hold(result.best_weights)
         return result
 

@@ -70,7 +70,7 @@ def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixtur
         (["imgsz=640"], "Name the command before imgsz=640"),
         (["train", "imgz=640"], "did you mean imgsz?"),
         (["train", "imgsz=500"], "the nearest are 480 and 512."),
-        (["detect", "train", "mixup=0.5"], "mixup=0.5 is not taken"),
+        (["detect", "train", "erasing=0.5"], "erasing=0.5 is not taken"),
         (["train", "--config", "missing.yaml"], "missing.yaml"),
         (["train", "resume=true", "epochs=3"], "leave out epochs"),
         (["val"], "val needs weights"),

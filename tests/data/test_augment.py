@@ -32,7 +32,9 @@ def make(
 ) -> Transforms:
     samples = np.arange(count) % len(sizes)
     draws = augment.draw(seed, np.arange(count), samples)
-    images = np.concatenate([samples[:, None], augment.partners_of_all(draws, len(sizes))], axis=1)
+    images = np.concatenate(
+        [samples[:, None], augment.partners_of_all(augment.partner_draws(config, draws), len(sizes))], axis=1
+    )
     reductions = np.full(images.shape, reduction)
     return augment.plan(config, size, draws, images, sizes[images], reductions, mosaic=mosaic)
 
@@ -87,7 +89,9 @@ def test_a_batch_is_its_samples_one_by_one(config: AugmentConfig) -> None:
     sizes = np.array([[480, 640], [300, 200], [50, 900]])
     samples, passes = np.array([2, 0, 1, 1]), np.array([0, 0, 4, 5])
     draws = augment.draw(3, passes, samples)
-    images = np.concatenate([samples[:, None], augment.partners_of_all(draws, 3)], axis=1)
+    images = np.concatenate(
+        [samples[:, None], augment.partners_of_all(augment.partner_draws(config, draws), 3)], axis=1
+    )
     ones = np.ones(images.shape, np.int64)
     together = augment.plan(config, 320, draws, images, sizes[images], ones, mosaic=True)
     rebuilt = augment.plan(config, 320, draws[::-1], images[::-1], sizes[images[::-1]], ones, mosaic=True)
@@ -200,10 +204,31 @@ def test_what_is_off_is_neutral() -> None:
     assert not transforms.layers.any()
     assert (transforms.shares == 1).all()
     assert (transforms.clips == (0, 0, 320, 320)).all()
+    assert not transforms.cuts.any()
     assert not transforms.masked.any()
     assert not transforms.grey.any()
     assert (transforms.swaps == (0, 1, 2)).all()
     assert (transforms.matrices[:, :, 2] == (0, 0, 1)).all()
+
+
+@pytest.mark.parametrize("turn", [0.0, 15.0])
+def test_further_pictures_change_nothing_of_the_first(turn: float) -> None:
+    """With everything that can be mixed or pasted, the first four tiles are those that there are without."""
+    sizes = np.random.default_rng(0).integers(30, 900, (9, 2))
+    plain = AugmentConfig(degrees=turn, mosaic=0.5)
+    mixed = dataclasses.replace(plain, mixup=0.3, cutmix=0.5, copy_paste=0.5, greyscale=0.3, bgr=0.3)
+    few, many = make(plain, sizes, count=64), make(mixed, sizes, count=64)
+    assert many.sources.shape == (64, 9)
+    for name in ("sources", "matrices", "visible", "places", "reductions", "halvings", "layers", "clips"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(many, name)[:, :4])
+    for name in ("samples", "flips", "hsv"):
+        np.testing.assert_array_equal(getattr(few, name), getattr(many, name))
+    second = (many.sources[:, 4:8] >= 0).any(axis=1)
+    blended, cut = many.shares < 1, many.cuts.any(axis=1)
+    assert not (second & ~(blended | cut)).any()
+    assert (many.layers[:, 4:8].any(axis=1) == blended).all()
+    assert min(blended.sum(), cut.sum(), many.masked[:, 8].sum(), many.grey.sum()) > 5
+    assert not make(mixed, sizes, count=64, mosaic=False).sources[:, 1:].max() >= 0
 
 
 def checksum(transforms: Transforms) -> int:

@@ -223,3 +223,30 @@ def test_coco33_agrees_with_its_file(shared: Path, open_set: Callable[..., DataS
         expected.append((*ids, entry["area"], x, y, x + width, y + height))
     assert len(found) == 246
     assert np.allclose(np.array(sorted(found)), np.array(sorted(expected)), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "segmentation",
+    [None, {"counts": [1, 2], "size": [40, 60]}, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 2, "x", 4, 5, 6]], "no"],
+)
+def test_polygons_are_outlines_and_nothing_else_is(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], segmentation: object
+) -> None:
+    rings = [[10, 10, 30, 10, 30.5, 20], [1, 1, 5, 1, 5, 5, 1, 5]]
+    box = {"image_id": 10, "category_id": 3, "bbox": [10, 10, 20, 10]}
+    annotations = [
+        box | {"id": 1, "image_id": 12, "segmentation": rings},
+        box | {"id": 2, "segmentation": segmentation},
+        box | {"id": 3, "image_id": 11, "bbox": [0, 0, 4, 4], "segmentation": rings[1:]},
+    ]
+    opened = open_set(make_coco(annotations))
+    assert opened.train is not None
+    assert opened.val is not None
+    found = {
+        int(part.image_ids[image]): [ring.tolist() for ring in part.polygons.outline(row)]
+        for part in (opened.train, opened.val)
+        for row, image in enumerate(part.images_of_boxes)
+    }
+    assert found.get(10) == []
+    assert found.get(11) == [[[1, 1], [5, 1], [5, 5], [1, 5]]]
+    assert found.get(12) == [[[10, 10], [30, 10], [30.5, 20]], [[1, 1], [5, 1], [5, 5], [1, 5]]]

@@ -266,3 +266,16 @@ def test_deeppcb(shared: Path, open_set: Callable[..., DataSet]) -> None:
     assert len(opened.train.boxes) + len(opened.val.boxes) == 10_013
     assert not opened.report.counts
     assert (opened.train.sizes == 640).all()
+
+
+def test_polygons_give_boxes_and_outlines(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    """Also in the order of the file, past lines that are dropped, and not for lines that are plain boxes."""
+    lines = "1 0.1 0.5 0.5 0.25 0.5 0.75\n0 0.5 0.5 0.25 0.5\nnonsense\n0 nan 0.1 0.2 0.2 0.3 0.1\n0 0 0 1 0 1 1 0 1\n"
+    train = open_set(make_yolo({"train": [GOOD, lines, None], "val": [GOOD]})).train
+    assert train is not None
+    assert train.labels.tolist() == [0, 1, 0, 0]
+    np.testing.assert_allclose(train.boxes[1], [6, 10, 30, 30])
+    found = [[ring.tolist() for ring in train.polygons.outline(row)] for row in range(4)]
+    assert found[0] == found[2] == []
+    np.testing.assert_allclose(found[1], [[[6, 20], [30, 10], [30, 30]]], rtol=1e-6)
+    np.testing.assert_allclose(found[3], [[[0, 0], [60, 0], [60, 40], [0, 40]]], rtol=1e-6)

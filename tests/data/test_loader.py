@@ -17,6 +17,7 @@ from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.index import Index, Strings
 from paceline.data.loader import EvalLoader, TrainLoader
 from paceline.data.order import rows_of_rank
+from paceline.data.polygons import Polygons
 from paceline.data.render import FILL
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
@@ -424,3 +425,59 @@ def test_memory_stays_flat(index: Index) -> None:
                 pass
         assert len(batches.images._cache) <= 10
         assert len(batches.buffers._free) <= 5
+
+
+EVERYTHING = {
+    "perspective": 0.0005,
+    "degrees": 10.0,
+    "mosaic": 0.5,
+    "mixup": 0.4,
+    "cutmix": 0.6,
+    "copy_paste": 0.6,
+    "greyscale": 0.3,
+    "bgr": 0.3,
+    "multi_scale": 0.5,
+}
+
+
+@pytest.mark.parametrize("more", [EVERYTHING, EVERYTHING | {"perspective": 0.0, "degrees": 0.0}], ids=["turned", "not"])
+def test_all_augmentation_is_the_same_for_any_threads_and_from_any_step(index: Index, more: dict[str, Any]) -> None:
+    outlined = dataclasses.replace(
+        index, polygons=Polygons.of([box[[0, 1, 2, 1, 2, 3, 0, 3]].reshape(4, 2)] for box in index.boxes)
+    )
+    with loader(outlined, **more) as one:
+        expected = collect(one, 3)
+    assert {batch.images.shape[2] for batch in expected} == {64, 96, 128}
+    with loader(outlined, workers=3, cache="none", **more) as other:
+        assert all(same(*pair) for pair in zip(expected, collect(other, 3), strict=True))
+        assert same(next(iter(other.epoch(1, mosaic=True, start_step=4))), expected[4])
+    for batch in expected:
+        inside = batch.boxes[batch.valid]
+        assert ((inside >= 0) & (inside <= batch.images.shape[2])).all()
+        assert (inside[:, 2:] - inside[:, :2] >= 2).all()
+
+
+def test_evaluation_in_rectangles_shows_the_same_images(index: Index) -> None:
+    """Each image once, with its pixels and boxes as in a square, but for how much grey lies around."""
+    with EvalLoader(index, 160, 2, 2) as squares, EvalLoader(index, 160, 2, 2, rect=True) as rectangles:
+        expected = {}
+        for batch in squares:
+            for row, sample in enumerate(batch.samples.tolist()):
+                expected[sample] = (batch.images[row], batch.boxes[row][batch.valid[row]])
+        seen, shapes = [], set()
+        assert len(rectangles) == len(list(rectangles)) == 5
+        for batch in rectangles:
+            shapes.add(tuple(batch.size_hw))
+            for row, sample in enumerate(batch.samples.tolist()):
+                if sample < 0:
+                    assert (batch.images[row] == FILL).all()
+                    continue
+                seen.append(sample)
+                square, rect = Letterbox.fit(*index.sizes[sample].tolist(), 160, 160), rectangles.geometry(sample)
+                picture = batch.images[row][:, rect.top :, rect.left :][:, : rect.scaled_height, : rect.scaled_width]
+                whole = expected[sample][0][:, square.top :, square.left :]
+                assert torch.equal(picture, whole[:, : square.scaled_height, : square.scaled_width])
+                moved = expected[sample][1] + torch.tensor([rect.left - square.left, rect.top - square.top] * 2)
+                torch.testing.assert_close(batch.boxes[row][batch.valid[row]], moved)
+    assert sorted(seen) == list(range(10))
+    assert len(shapes) > 1

@@ -24,7 +24,9 @@ TURNED = AugmentConfig(hsv_h=0, hsv_s=0, hsv_v=0, flipud=0.5, degrees=40, shear=
 def plan(config: AugmentConfig, count: int, *, mosaic: bool = True, seed: int = 0) -> Transforms:
     samples = np.arange(count) % len(SIZES)
     draws = augment.draw(seed, np.arange(count), samples)
-    images = np.concatenate([samples[:, None], augment.partners_of_all(draws, len(SIZES))], axis=1)
+    images = np.concatenate(
+        [samples[:, None], augment.partners_of_all(augment.partner_draws(config, draws), len(SIZES))], axis=1
+    )
     return augment.plan(config, SIZE, draws, images, SIZES[images], np.ones_like(images), mosaic=mosaic)
 
 

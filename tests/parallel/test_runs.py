@@ -113,6 +113,8 @@ def test_an_impossible_layout_is_refused_before_anything_starts(folders: tuple[P
     impossible = TrainOptions.from_flat(options(*folders, devices=4, stages=3, batch=8, name="never"))
     with pytest.raises(UserError, match="stages=2 or stages=4"):
         ranks_to_launch(impossible)
+    with pytest.raises(UserError, match="multi_scale changes the image size"):
+        ranks_to_launch(TrainOptions.from_flat(options(*folders, devices=2, stages=2, multi_scale=0.2, name="never")))
     with pytest.raises(UserError, match="give devices=2"):
         train(TrainOptions.from_flat(options(*folders, parallel="pipeline", name="never")))
     assert not (folders[1] / "never").exists()

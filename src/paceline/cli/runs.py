@@ -12,7 +12,7 @@ from paceline.cli.help import print_help
 from paceline.options import PredictOptions, TrainOptions, ValOptions, settle_resume
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from paceline.callbacks import Callback
     from paceline.commands.train import TrainResult
@@ -44,32 +44,39 @@ def run_train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def train_with_progress(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainResult:
+def train_with_progress(
+    options: TrainOptions, callbacks: Sequence[Callback] = (), transform: Callable[..., Any] | None = None
+) -> TrainResult:
     """Train in this process, or in as many as the options ask for, with progress on this terminal.
 
-    Callbacks travel to the processes by value, are called in rank 0, and have what they remember when they come back.
+    Callbacks and the transform travel to the processes by value; callbacks are called in rank 0, and have what they
+    remember when they come back.
     """
     from paceline.commands.train import ranks_to_launch
 
     with logging_to(ConsoleHandler()):
         num_ranks = ranks_to_launch(options)
     if num_ranks == 1:
-        return _train_here(options, callbacks)
+        return _train_here(options, callbacks, transform)
     from paceline.parallel.launch import launch
 
-    result, states = launch(num_ranks, _train_as_rank, options, list(callbacks))
+    result, states = launch(num_ranks, _train_as_rank, options, list(callbacks), transform)
     for callback, state in zip(callbacks, states, strict=True):
         if hasattr(callback, "__dict__"):
             vars(callback).update(state)
     return result
 
 
-def _train_as_rank(options: TrainOptions, callbacks: list[Callback]) -> tuple[TrainResult, list[dict[str, Any]]]:
-    result = _train_here(options, callbacks)
+def _train_as_rank(
+    options: TrainOptions, callbacks: list[Callback], transform: Callable[..., Any] | None
+) -> tuple[TrainResult, list[dict[str, Any]]]:
+    result = _train_here(options, callbacks, transform)
     return result, [dict(getattr(callback, "__dict__", {})) for callback in callbacks]
 
 
-def _train_here(options: TrainOptions, callbacks: Sequence[Callback]) -> TrainResult:
+def _train_here(
+    options: TrainOptions, callbacks: Sequence[Callback], transform: Callable[..., Any] | None
+) -> TrainResult:
     """Train in this process; in a rank other than 0 only warnings are shown, behind the rank's number."""
     from paceline.cli.progress import ProgressCallback, ProgressLogHandler
     from paceline.commands.train import train
@@ -78,9 +85,9 @@ def _train_here(options: TrainOptions, callbacks: Sequence[Callback]) -> TrainRe
     rank = rank_of_environment()
     if rank is not None and not rank.is_main:
         with logging_to(ConsoleHandler(logging.WARNING), prefix=f"[rank {rank.rank}] "):
-            return train(options, callbacks)
+            return train(options, callbacks, transform)
     with ProgressCallback() as progress, logging_to(ProgressLogHandler(progress)):
-        return train(options, [progress, *callbacks])
+        return train(options, [progress, *callbacks], transform)
 
 
 def run_val(arguments: Sequence[str]) -> int:

@@ -20,6 +20,8 @@ class ValConfig:
     """Images per step."""
     workers: int = -1
     """Loader threads; -1 takes one per core, 8 at most."""
+    rect: bool = False
+    """Evaluate in rectangles that hold the images with little grey, instead of squares."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, or the number of a GPU."""
     single_cls: bool = False

@@ -7,7 +7,7 @@ import logging
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -17,6 +17,7 @@ from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
 from paceline.data.loader import EvalLoader, TrainLoader
+from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
@@ -40,7 +41,7 @@ from paceline.training.recipe import Recipe
 from paceline.training.state import TrainingState
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from paceline.callbacks import Callback
     from paceline.commands.weights import LoadedNetwork
@@ -76,11 +77,14 @@ class TrainResult:
         return self.folder.weights / "best.safetensors"
 
 
-def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainResult:
+def train(
+    options: TrainOptions, callbacks: Sequence[Callback] = (), transform: Callable[..., Any] | None = None
+) -> TrainResult:
     """Train as the options say. Raises UserError for whatever the user can mend, before anything is written.
 
     In a process that was started as one of several (torchrun, Ray Train, our own launcher), this is its part of the
-    run: files are written and callbacks called by rank 0 alone.
+    run: files are written and callbacks called by rank 0 alone. `transform` changes each training picture, see
+    `UserTransform`; it is not kept, so a resumed run needs it again.
     """
     device = options.loop.device
     started = rank_of_environment()
@@ -96,7 +100,8 @@ def train(options: TrainOptions, callbacks: Sequence[Callback] = ()) -> TrainRes
                 ranks=options.ranks,
                 limits=options.limits,
             )
-        return _Training(options, callbacks if group.rank.is_main else (), resumed, group).run()
+        user = UserTransform(transform) if transform else None
+        return _Training(options, callbacks if group.rank.is_main else (), resumed, group, user).run()
 
 
 def ranks_to_launch(options: TrainOptions) -> int:
@@ -111,15 +116,25 @@ def ranks_to_launch(options: TrainOptions) -> int:
 def check_layout(options: TrainOptions, devices: int) -> None:
     """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
     if not options.loop.resume:
-        Layout.of(options.parallel, devices=devices, batch=options.data.batch, nodes=ANY_NUMBER)
+        layout = Layout.of(options.parallel, devices=devices, batch=options.data.batch, nodes=ANY_NUMBER)
+        if layout.pipeline > 1 and options.augment.multi_scale > 0:
+            raise UserError(
+                "multi_scale changes the image size on the way, which stages cannot; leave one of them out."
+            )
 
 
 class _Training:
     """One run being put together; each method builds one thing."""
 
     def __init__(
-        self, options: TrainOptions, callbacks: Sequence[Callback], resumed: RunFolder | None, group: ProcessGroup
+        self,
+        options: TrainOptions,
+        callbacks: Sequence[Callback],
+        resumed: RunFolder | None,
+        group: ProcessGroup,
+        transform: UserTransform | None = None,
     ) -> None:
+        self._transform = transform
         self._options = options
         self._group = group
         self._callbacks = tuple(callbacks)
@@ -294,6 +309,7 @@ class _Training:
             seed=self._options.loop.seed,
             rank=self._ranks.replica,
             world=self._ranks.layout.replicas,
+            transform=self._transform,
         )
 
     def _eval_loader(self) -> EvalLoader:
@@ -307,6 +323,7 @@ class _Training:
             cache=data.cache,
             rank=rank,
             world=world,
+            rect=data.rect,
         )
 
     def _start(self, folder: RunFolder, optimizer: str, state: TrainingState) -> None:

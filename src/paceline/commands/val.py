@@ -46,7 +46,7 @@ def validate(options: ValOptions) -> Evaluation:
             f"{loaded.network.num_classes}; name the data set that they belong to."
         )
     folder = RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="val")
-    with EvalLoader(index, data.imgsz, batch=data.batch, workers=data.workers, cache="none") as batches:
+    with EvalLoader(index, data.imgsz, batch=data.batch, workers=data.workers, cache="none", rect=data.rect) as batches:
         evaluation = evaluate_network(
             loaded.network, batches, index, options.postprocess, device=device, amp_dtype=None
         )

@@ -1,67 +1,41 @@
-"""Augment: where every pixel and box of a training picture comes from, as numbers; no pixels here.
+"""Augment: what every pixel and box of a training picture is made from, as numbers; no pixels here.
 
-    source images          canvas, 2 x 2 of the network's input      output, 1 x 1
-
-    [ 0 ]  [ 1 ]   ratio   +-------+---+      zoom, rotate, shear    +------+
-    [ 2 ]  [ 3 ]  ------>  |   0   | 1 |     ---------------------> |  0 |1|   flips are folded into the matrix
-                           +-------+---+      about the centre,      |----+-|
-                           |   2   | 3 |      then shift             |  2 |3|
-                           +-------+---+                             +------+
-
-Each image's long side is scaled to the input's side; mosaic lays four of them around a random point of the canvas,
-else one lies in the middle of a 1 x 1 canvas. A tile is the part of one source image that is seen.
-
-Where nothing is rotated or sheared the map is snapped: whole source pixels to whole output pixels, so that a plain
-resize writes the tile into its place. The matrix is that of the snapped map, so boxes follow the pixels exactly.
+A picture is one image or a mosaic of four (`tiles`), joined, where `mixing` says so, by a second picture of the same
+kind, and by objects that are pasted into it (`paste`). All random numbers hang on (seed, pass, sample).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from enum import IntEnum
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paceline.data.draws import uniforms
+from paceline.data.draws import keys, numbers, uniforms
+from paceline.data.mixing import mix, trim
+from paceline.data.slots import Slot
+from paceline.data.tiles import Tiles, is_aligned, lay_tiles, map_boxes, mirror
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paceline.data.config import AugmentConfig
 
-_HALVE_BEYOND = 1.6
+__all__ = ["Slot", "Transforms", "draw", "map_boxes", "partner_draws", "partners_of_all", "place_boxes", "plan"]
+
+GROUP = 4
+"""Tiles of a mosaic."""
 _MIN_SIDE_PX, _MIN_AREA_SHARE, _MAX_ASPECT = 2.0, 0.1, 100.0
-
-
-class Slot(IntEnum):
-    """What each random number of a sample decides; a new slot at the end changes none of the others."""
-
-    MOSAIC = 0
-    CENTRE_X = 1
-    CENTRE_Y = 2
-    PARTNER_1 = 3
-    PARTNER_2 = 4
-    PARTNER_3 = 5
-    ZOOM = 6
-    ANGLE = 7
-    SHEAR_X = 8
-    SHEAR_Y = 9
-    SHIFT_X = 10
-    SHIFT_Y = 11
-    FLIP_X = 12
-    FLIP_Y = 13
-    HUE = 14
-    SATURATION = 15
-    VALUE = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Transforms:
     """How B pictures of `size` x `size` pixels are made from up to T tiles each.
 
-    Tiles are painted in their order. A tile's map takes homogeneous source pixels (x, y, 1) to output pixels, on
-    coordinates whose integers are the edges of pixels. Rows are independent; `put` replaces one.
+    Tiles are painted in their order: 0 to 3 make the picture; where a second one can be mixed in, 4 to 7 make that;
+    where objects can be pasted, the last tile has them. What no tile paints is grey. A tile's map takes homogeneous
+    source pixels (x, y, 1) to output pixels, on coordinates whose integers are the edges of pixels. Rows are
+    independent; `put` replaces one.
     """
 
     size: int
@@ -90,7 +64,9 @@ class Transforms:
     shares: NDArray[np.float64]
     """B, share of layer 0 in the final picture; 1 where there is nothing to mix. Colours change after the mixing."""
     clips: NDArray[np.int64]
-    """BT4, xyxy in output pixels: the tile paints inside only."""
+    """BT4, xyxy in output pixels: the tile paints inside only; `cuts` for the tiles of a picture that is cut in."""
+    cuts: NDArray[np.int64]
+    """B4, xyxy in output pixels: the rectangle of a second picture, in which the first paints nothing; else zeros."""
     masked: NDArray[np.bool_]
     """BT, the tile paints only the outlines of the objects that `picks` choose from its image."""
     picks: NDArray[np.uint64]
@@ -102,6 +78,10 @@ class Transforms:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def row(self, row: int) -> Transforms:
+        """Return one picture alone."""
+        return replace(self, **{name: vars(self)[name][row : row + 1] for name in _PER_PICTURE})
 
     def put(self, row: int, other: Transforms) -> None:
         """Overwrite one row by the only row of `other`."""
@@ -119,9 +99,25 @@ def draw(seed: int, passes: NDArray[np.int64], samples: NDArray[np.int64]) -> ND
     return uniforms(seed, passes, samples, len(Slot))
 
 
-def partners_of_all(draws: NDArray[np.float64], num_samples: int) -> NDArray[np.int64]:
-    """Mosaic partners B3 from the whole set."""
-    return (draws[:, Slot.PARTNER_1 : Slot.PARTNER_3 + 1] * num_samples).astype(np.int64)
+def num_tiles(config: AugmentConfig) -> int:
+    """Count the tiles of a picture: a mosaic, a second one where pictures may be mixed, and one to paste objects."""
+    return GROUP + GROUP * _mixes(config) + (config.copy_paste > 0)
+
+
+def partner_draws(config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Numbers in [0, 1) that choose the images of all tiles but the first, by numbers BS; one less than there are."""
+    chosen = [draws[:, Slot.PARTNER_1 : Slot.PARTNER_3 + 1]]
+    if _mixes(config):
+        second = _further(draws, Slot.SECOND)
+        chosen += [second[:, [Slot.SAMPLE]], second[:, Slot.PARTNER_1 : Slot.PARTNER_3 + 1]]
+    if config.copy_paste > 0:
+        chosen.append(_further(draws, Slot.PASTED)[:, [Slot.SAMPLE]])
+    return np.concatenate(chosen, axis=1) if len(chosen) > 1 else chosen[0]
+
+
+def partners_of_all(chosen: NDArray[np.float64], num_samples: int) -> NDArray[np.int64]:
+    """Take partners from the whole set by numbers in [0, 1) of any shape."""
+    return (chosen * num_samples).astype(np.int64)
 
 
 def plan(
@@ -136,175 +132,118 @@ def plan(
 ) -> Transforms:
     """Turn random numbers BS into transforms.
 
-    `images` B4 are the sample itself and its three mosaic partners; `sizes` B42 their (height, width) in pixels,
-    `reductions` B4 how far they are reduced when they are decoded. Without `mosaic` the partners are not used.
+    `images` BT are the sample itself and its partners (`partner_draws`); `sizes` BT2 their (height, width) in pixels,
+    `reductions` BT how far they are reduced when they are decoded. Without `mosaic` the partners are not used: nothing
+    is mixed or pasted either.
     """
-    extents = sizes[..., ::-1].astype(np.float64)  # (width, height), as x and y are
-    grouped = (draws[:, Slot.MOSAIC] < config.mosaic) if mosaic else np.zeros(len(draws), dtype=np.bool_)
-    ratios, corners, canvas = _lay_out(size, draws, extents, grouped)
-    linear, offset = _affine(config, size, draws, canvas)
-    flips = draws[:, [Slot.FLIP_X, Slot.FLIP_Y]] < (config.fliplr, config.flipud)
-    present = np.ones(images.shape, dtype=np.bool_)
-    present[~grouped, 1:] = False
-    aligned = config.degrees == 0 and config.shear == 0
-    place = _place_aligned if aligned else _place_turned
-    matrices, visible, places, halvings = place(
-        size, linear, offset, canvas, ratios, corners, extents, reductions.astype(np.int64)
+    assert images.shape[1] == num_tiles(config)
+    count, reductions = len(draws), reductions.astype(np.int64, copy=False)
+    nobody, base = np.zeros(count, np.bool_), slice(0, GROUP)
+    grouped = draws[:, Slot.MOSAIC] < config.mosaic if mosaic else nobody
+    tiles = lay_tiles(config, size, draws, sizes[:, base], reductions[:, base], grouped)
+    matrices, visible, places, halvings, present = (
+        tiles.matrices,
+        tiles.visible,
+        tiles.places,
+        tiles.halvings,
+        tiles.present,
     )
-    present &= (places[..., 2:] > places[..., :2]).all(axis=-1)
-    _mirror(size, flips, matrices, places)
+    layers, masked = np.zeros(images.shape, np.int64), np.zeros(images.shape, np.bool_)
+    clips = np.empty((*images.shape, 4), np.int64)
+    clips[...] = (0, 0, size, size)
+    shares, cuts, picks = np.ones(count), np.zeros((count, 4), np.int64), np.zeros(count, np.uint64)
+    if images.shape[1] > GROUP:
+        matrices, visible, places, halvings, present = _widen(tiles, images.shape[1])
+        everything = (matrices, visible, places, halvings, present)
+        if _mixes(config) and mosaic:
+            mixing, second = mix(config, size, draws), slice(GROUP, 2 * GROUP)
+            shares, cuts = mixing.shares, mixing.cuts
+            rows = np.flatnonzero(mixing.mixed | mixing.cut)
+            if len(rows):
+                own = _further(draws[rows], Slot.SECOND)
+                together = own[:, Slot.MOSAIC] < config.mosaic
+                added = lay_tiles(config, size, own, sizes[rows, second], reductions[rows, second], together)
+                _insert(everything, added, rows, second)
+                layers[mixing.mixed, second] = 1
+                clips[mixing.cut, second] = cuts[mixing.cut, None]
+        if config.copy_paste > 0 and mosaic:
+            rows = np.flatnonzero(draws[:, Slot.COPY_PASTE] < config.copy_paste)
+            if len(rows):
+                last = slice(images.shape[1] - 1, None)
+                own = _further(draws[rows], Slot.PASTED)
+                added = lay_tiles(config, size, own, sizes[rows, last], reductions[rows, last], nobody[rows])
+                _insert(everything, added, rows, last)
+                masked[rows, last] = True
+                picks[rows] = keys(own[:, Slot.PASTED])
+    flips = draws[:, Slot.FLIP_X : Slot.FLIP_Y + 1] < (config.fliplr, config.flipud)
+    mirror(size, flips, matrices, places)
+    if images.shape[1] > GROUP:
+        present &= _overlap(places, clips)
+    swaps = np.empty((count, 3), np.int64)
+    swaps[...] = (0, 1, 2)
+    if config.bgr > 0:
+        swaps[draws[:, Slot.SWAP] < config.bgr] = (2, 1, 0)
     return Transforms(
         size=size,
-        aligned=aligned,
+        aligned=is_aligned(config),
         samples=images[:, 0].copy(),
         sources=np.where(present, images, -1),
         matrices=matrices,
         visible=visible,
         places=places,
-        reductions=reductions.astype(np.int64),
+        reductions=reductions,
         halvings=halvings,
         flips=flips,
         hsv=_hsv(config, draws),
-        layers=np.zeros(images.shape, np.int64),
-        shares=np.ones(len(draws)),
-        clips=np.broadcast_to(np.array([0, 0, size, size]), places.shape).copy(),
-        masked=np.zeros(images.shape, np.bool_),
-        picks=np.zeros(len(draws), np.uint64),
-        grey=np.zeros(len(draws), np.bool_),
-        swaps=np.broadcast_to(np.arange(3), (len(draws), 3)).copy(),
+        layers=layers,
+        shares=shares,
+        clips=clips,
+        cuts=cuts,
+        masked=masked,
+        picks=picks,
+        grey=draws[:, Slot.GREY] < config.greyscale,
+        swaps=swaps,
     )
 
 
-def _lay_out(
-    size: int, draws: NDArray[np.float64], sizes: NDArray[np.float64], grouped: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Scale of each tile BT, its upper left corner BT2 on the canvas, and the canvas' side B."""
-    ratios = size / sizes.max(axis=-1)
-    scaled = sizes * ratios[..., None]
-    canvas = np.where(grouped, 2.0 * size, float(size))
-    centre = size * (0.5 + draws[:, [Slot.CENTRE_X, Slot.CENTRE_Y]])
-    before = np.array([[1, 1], [0, 1], [1, 0], [0, 0]])  # tiles that end at the centre along (x, y), not start there
-    around = centre[:, None] - before * scaled
-    middle = (canvas[:, None, None] - scaled) / 2
-    return ratios, np.where(grouped[:, None, None], around, middle), canvas
+def _mixes(config: AugmentConfig) -> bool:
+    return config.mixup > 0 or config.cutmix > 0
 
 
-def _affine(
-    config: AugmentConfig, size: int, draws: NDArray[np.float64], canvas: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Map from canvas to output: linear part B22 and offset B2; zoom and rotation first, then shear, then shift."""
-    both_ways = 2 * draws - 1
-    zoom = 1 + config.scale * both_ways[:, Slot.ZOOM]
-    angle = np.deg2rad(config.degrees * both_ways[:, Slot.ANGLE])
-    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
-    turn = np.stack([cosine, sine, -sine, cosine], axis=-1).reshape(-1, 2, 2)
-    shear = np.tile(np.eye(2), (len(draws), 1, 1))
-    shear[:, 0, 1] = np.tan(np.deg2rad(config.shear * both_ways[:, Slot.SHEAR_X]))
-    shear[:, 1, 0] = np.tan(np.deg2rad(config.shear * both_ways[:, Slot.SHEAR_Y]))
-    linear = shear @ turn
-    target = size * (0.5 + config.translate * both_ways[:, [Slot.SHIFT_X, Slot.SHIFT_Y]])
-    return linear, target - linear.sum(axis=2) * (canvas / 2)[:, None]
+def _further(draws: NDArray[np.float64], slot: Slot) -> NDArray[np.float64]:
+    """Numbers BS of a further picture, whose key is in `slot`."""
+    return numbers(keys(draws[:, slot]), len(Slot))
 
 
-def _place_aligned(
-    size: int,
-    linear: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    canvas: NDArray[np.float64],
-    ratios: NDArray[np.float64],
-    corners: NDArray[np.float64],
-    sizes: NDArray[np.float64],
-    reductions: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Snap every tile: matrices BT33, visible BT4, places BT4, halvings BT (before flips)."""
-    zoom = np.diagonal(linear, axis1=1, axis2=2)[:, None]  # B12
-    scale = zoom * ratios[..., None]
-    start = zoom * corners + offset[:, None]
-    first, last = _canvas_bounds(canvas, corners, sizes * ratios[..., None])
-    # Tiles share their borders on the canvas, so they share them after rounding too: no gap, no overlap.
-    low = np.clip(np.rint(zoom * first + offset[:, None]), 0, size)
-    high = np.clip(np.rint(zoom * last + offset[:, None]), 0, size)
-    halvings = _halvings(1 / (scale[..., 0] * reductions), np.ceil(sizes / reductions[..., None]))
-    unit = (reductions * 2**halvings)[..., None]
-    limit = np.maximum(np.ceil(sizes / reductions[..., None]) // 2 ** halvings[..., None], 1)
-    source_low = np.clip(np.rint((low - start) / scale / unit), 0, limit - 1)
-    source_high = np.clip(np.rint((high - start) / scale / unit), source_low + 1, limit)
-    source_low, source_high = source_low * unit, source_high * unit
-    snapped = (high - low) / (source_high - source_low)
-    matrices = np.zeros((*ratios.shape, 3, 3))
-    matrices[..., 0, 0], matrices[..., 1, 1], matrices[..., 2, 2] = snapped[..., 0], snapped[..., 1], 1
-    matrices[..., :2, 2] = low - source_low * snapped
-    visible = np.concatenate([source_low, source_high], axis=-1)
-    return matrices, visible, np.concatenate([low, high], axis=-1).astype(np.int64), halvings
+def _widen(tiles: Tiles, width: int) -> tuple[NDArray[Any], ...]:
+    """Matrices, visible, places, halvings and presence with room for more tiles, which are not there yet."""
+    wide = []
+    for array in (tiles.matrices, tiles.visible, tiles.places, tiles.halvings, tiles.present):
+        room = np.zeros((len(array), width, *array.shape[2:]), array.dtype)
+        room[:, :GROUP] = array
+        wide.append(room)
+    wide[0][:, GROUP:] = np.eye(3)
+    return tuple(wide)
 
 
-def _place_turned(
-    size: int,
-    linear: NDArray[np.float64],
-    offset: NDArray[np.float64],
-    canvas: NDArray[np.float64],
-    ratios: NDArray[np.float64],
-    corners: NDArray[np.float64],
-    sizes: NDArray[np.float64],
-    reductions: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Exact maps of every tile: matrices BT33, visible BT4, places BT4, halvings BT (before flips)."""
-    matrices = np.zeros((*ratios.shape, 3, 3))
-    matrices[..., :2, :2] = linear[:, None] * ratios[..., None, None]
-    matrices[..., :2, 2] = np.einsum("bij,btj->bti", linear, corners) + offset[:, None]
-    matrices[..., 2, 2] = 1
-    first, last = _canvas_bounds(canvas, corners, sizes * ratios[..., None])
-    visible = np.concatenate([first - corners, last - corners], axis=-1) / ratios[..., None]
-    bounds = map_boxes(matrices, visible)
-    places = np.concatenate([np.floor(bounds[..., :2]), np.ceil(bounds[..., 2:])], axis=-1)
-    shrink = 1 / (np.sqrt(np.abs(np.linalg.det(matrices[..., :2, :2]))) * reductions)
-    halvings = _halvings(shrink, np.ceil(sizes / reductions[..., None]))
-    return matrices, visible, np.clip(places, 0, size).astype(np.int64), halvings
+def _insert(into: tuple[NDArray[Any], ...], tiles: Tiles, rows: NDArray[np.int64], columns: slice) -> None:
+    for array, part in zip(
+        into, (tiles.matrices, tiles.visible, tiles.places, tiles.halvings, tiles.present), strict=True
+    ):
+        array[rows, columns] = part
 
 
-def _canvas_bounds(
-    canvas: NDArray[np.float64], corners: NDArray[np.float64], scaled: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Upper left and lower right corners BT2 of the tiles on the canvas, cut at its border."""
-    side = canvas[:, None, None]
-    return np.clip(corners, 0, side), np.clip(corners + scaled, 0, side)
-
-
-def _halvings(shrink: NDArray[np.float64], decoded: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count how often to halve decoded images of `decoded` BT2 px before they shrink, so that no pixel is skipped."""
-    wanted = np.ceil(np.log2(np.maximum(shrink / _HALVE_BEYOND, 1)))
-    possible = np.floor(np.log2(decoded.min(axis=-1)))
-    times: NDArray[np.int64] = np.minimum(wanted, possible).astype(np.int64)
-    return times
-
-
-def _mirror(size: int, flips: NDArray[np.bool_], matrices: NDArray[np.float64], places: NDArray[np.int64]) -> None:
-    """Fold flips B2 into matrices BT33 and places BT4, in place."""
-    for axis in (0, 1):
-        rows = flips[:, axis]
-        matrices[rows, :, axis] = size * matrices[rows, :, 2] - matrices[rows, :, axis]
-        places[rows, :, axis], places[rows, :, axis + 2] = (
-            size - places[rows, :, axis + 2],
-            size - places[rows, :, axis],
-        )
+def _overlap(places: NDArray[np.int64], clips: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """BT, tiles of which something lies within their clip."""
+    low, high = np.maximum(places[..., :2], clips[..., :2]), np.minimum(places[..., 2:], clips[..., 2:])
+    return np.asarray((high > low).all(axis=-1))
 
 
 def _hsv(config: AugmentConfig, draws: NDArray[np.float64]) -> NDArray[np.float64]:
-    both_ways = 2 * draws[:, [Slot.HUE, Slot.SATURATION, Slot.VALUE]] - 1
+    both_ways = 2 * draws[:, Slot.HUE : Slot.VALUE + 1] - 1
     gains: NDArray[np.float64] = both_ways * (config.hsv_h, config.hsv_s, config.hsv_v) + (0.0, 1.0, 1.0)
-    gains[:, 1:] = np.maximum(gains[:, 1:], 0)
+    np.maximum(gains[:, 1:], 0, out=gains[:, 1:])
     return gains
-
-
-def map_boxes(matrices: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Bounds ...4 (xyxy) of boxes ...4 (xyxy) after projective maps ...33, whose horizons they do not reach."""
-    x, y = boxes[..., [0, 2, 0, 2]], boxes[..., [1, 1, 3, 3]]
-    mapped = matrices[..., :2, 0, None] * x[..., None, :] + matrices[..., :2, 1, None] * y[..., None, :]
-    mapped += matrices[..., :2, 2, None]
-    if matrices[..., 2, :2].any():
-        depth = matrices[..., 2, 0, None] * x + matrices[..., 2, 1, None] * y + matrices[..., 2, 2, None]
-        mapped /= depth[..., None, :]
-    return np.concatenate([mapped.min(axis=-1), mapped.max(axis=-1)], axis=-1)
 
 
 def place_boxes(
@@ -316,14 +255,67 @@ def place_boxes(
     pixels along each side, more than a tenth of the area, no more than 100 times as long as wide.
     """
     matrices, visible = transforms.matrices[rows, tiles], transforms.visible[rows, tiles]
-    whole = map_boxes(matrices, boxes)
-    low, high = visible[:, [0, 1, 0, 1]], visible[:, [2, 3, 2, 3]]
-    seen = np.clip(map_boxes(matrices, np.clip(boxes, low, high)), 0, transforms.size)
+    inside = np.maximum(boxes, visible[:, [0, 1, 0, 1]])
+    np.minimum(inside, visible[:, [2, 3, 2, 3]], out=inside)
+    if transforms.aligned:
+        scale, shift = matrices[:, [0, 1, 0, 1], [0, 1, 0, 1]], matrices[:, [0, 1, 0, 1], 2]
+        seen = inside * scale + shift
+        seen = np.concatenate([np.minimum(seen[:, :2], seen[:, 2:]), np.maximum(seen[:, :2], seen[:, 2:])], axis=1)
+        sides = boxes[:, 2:] - boxes[:, :2]
+        whole_area = sides[:, 0] * sides[:, 1] * np.abs(scale[:, 0] * scale[:, 1])
+    else:
+        seen = map_boxes(matrices, inside)
+        whole_area = _whole_area(matrices, boxes, inside, seen)
+    np.maximum(seen, 0, out=seen)
+    np.minimum(seen, transforms.size, out=seen)
+    area = None
+    if transforms.cuts.any():
+        seen, area = _cut(transforms, rows, tiles, seen)
+    return seen, enough(seen, whole_area, area)
+
+
+def enough(
+    seen: NDArray[np.float64], whole_area: NDArray[np.float64], area: NDArray[np.float64] | None = None
+) -> NDArray[np.bool_]:
+    """M, True for boxes M4 of which enough is left; `area` M is what is seen where that is less than the box."""
     sides = seen[:, 2:] - seen[:, :2]
-    whole_area = np.prod(whole[:, 2:] - whole[:, :2], axis=-1)
-    kept = (
-        (sides.min(axis=-1, initial=np.inf) >= _MIN_SIDE_PX)
-        & (np.prod(sides, axis=-1) > _MIN_AREA_SHARE * whole_area)
-        & (sides.max(axis=-1, initial=0) < _MAX_ASPECT * sides.min(axis=-1, initial=np.inf))
-    )
-    return seen, kept
+    shorter, longer = np.minimum(sides[:, 0], sides[:, 1]), np.maximum(sides[:, 0], sides[:, 1])
+    if area is None:
+        area = shorter * longer
+    kept = np.asarray(shorter >= _MIN_SIDE_PX)
+    kept &= area > _MIN_AREA_SHARE * whole_area
+    kept &= longer < _MAX_ASPECT * shorter
+    return kept
+
+
+def _whole_area(
+    matrices: NDArray[np.float64],
+    boxes: NDArray[np.float64],
+    inside: NDArray[np.float64],
+    seen: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Areas M that boxes M4 would have if nothing of them were cut.
+
+    In perspective the whole of a box may reach beyond the horizon, so there the part that is inside is scaled up.
+    """
+    if not matrices[:, 2, :2].any():
+        whole = map_boxes(matrices, boxes)
+        affine: NDArray[np.float64] = (whole[:, 2] - whole[:, 0]) * (whole[:, 3] - whole[:, 1])
+        return affine
+    part, full = inside[:, 2:] - inside[:, :2], boxes[:, 2:] - boxes[:, :2]
+    share = np.maximum(part[:, 0], 0) * np.maximum(part[:, 1], 0) / (full[:, 0] * full[:, 1])
+    area = (seen[:, 2] - seen[:, 0]) * (seen[:, 3] - seen[:, 1])
+    whole_area: NDArray[np.float64] = np.divide(area, share, out=np.full(len(boxes), np.inf), where=share > 0)
+    return whole_area
+
+
+def _cut(
+    transforms: Transforms, rows: NDArray[np.int64], tiles: NDArray[np.int64], seen: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what rectangles that are cut into pictures leave of boxes M4 (xyxy, px): bounds M4 and areas M."""
+    first, clips = tiles < GROUP, transforms.clips[rows, tiles]
+    low = np.minimum(np.maximum(seen, clips[:, [0, 1, 0, 1]]), clips[:, [2, 3, 2, 3]])
+    trimmed, visible = trim(seen, transforms.cuts[rows])
+    bounds = np.where(first[:, None], trimmed, low)
+    area = np.where(first, visible, (low[:, 2] - low[:, 0]) * (low[:, 3] - low[:, 1]))
+    return bounds, area

@@ -20,6 +20,8 @@ class DataConfig:
     """Loader threads; -1 takes one per core, 8 at most."""
     cache: Literal["auto", "none", "ram", "disk", "device"] = "auto"
     """Keep decoded images in memory, in a file, or on the GPU; `auto` measures, chooses, and says so."""
+    rect: bool = False
+    """Evaluate in rectangles that hold the images with little grey, instead of squares; training stays square."""
     fraction: float = 1.0
     """Share of the training images to use."""
     single_cls: bool = False
@@ -55,4 +57,18 @@ class AugmentConfig:
     partners: Literal["auto", "all", "window"] = "auto"
     """Mosaic takes partners from the whole set, or from samples that came shortly before; `auto`: small sets, large."""
     close_mosaic: int = 10
-    """No mosaic during this many last epochs."""
+    """No mosaic, mixup, cutmix or copy-paste during this many last epochs."""
+    perspective: float = 0.0
+    """Perspective, from 0 to 0.001: change of depth per pixel from the middle, at most."""
+    mixup: float = 0.0
+    """Probability that a picture is blended with a second one, with a share from Beta(32, 32)."""
+    cutmix: float = 0.0
+    """Probability that a rectangle of a picture, if it is not blended, shows a second one."""
+    copy_paste: float = 0.0
+    """Probability that objects of another image are pasted along their outlines, where the set has polygons."""
+    greyscale: float = 0.0
+    """Probability that a picture loses its colour."""
+    bgr: float = 0.0
+    """Probability that the red and blue channels are swapped."""
+    multi_scale: float = 0.0
+    """Image size of each step: drawn from up to five multiples of 32 within ± this share of `imgsz`."""

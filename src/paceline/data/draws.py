@@ -20,8 +20,13 @@ _MASK = (1 << 64) - 1
 
 def hashed(*address: int | ArrayLike) -> NDArray[np.uint64]:
     """Hash broadcast integer arrays, elementwise, to uint64 of at least one dimension."""
-    mixed = np.zeros(1, dtype=np.uint64)
-    for part in address:
+    number, done = 0, 0
+    for part in address:  # those at the front that are alike for all, without arrays
+        if not isinstance(part, int):
+            break
+        number, done = _finalise_one(((number ^ (part & _MASK)) + int(_GOLDEN)) & _MASK), done + 1
+    mixed = np.full(1, number, np.uint64)
+    for part in address[done:]:
         key = np.uint64(part & _MASK) if isinstance(part, int) else np.asarray(part).astype(np.uint64)
         mixed = _finalise((mixed ^ key) + _GOLDEN)
     return mixed
@@ -29,9 +34,17 @@ def hashed(*address: int | ArrayLike) -> NDArray[np.uint64]:
 
 def uniforms(seed: int, passes: NDArray[np.int64], samples: NDArray[np.int64], num_slots: int) -> NDArray[np.float64]:
     """Numbers BS in [0, 1), one per slot, for each of B (pass, sample); slot s is the same for any `num_slots`."""
-    bits = hashed(seed, passes[:, None], samples[:, None], np.arange(num_slots)[None, :])
-    numbers: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
-    return numbers
+    return _shares(hashed(seed, passes[:, None], samples[:, None], np.arange(num_slots)[None, :]))
+
+
+def keys(draws: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Take random numbers in [0, 1) as keys that further ones hang from, one key each."""
+    return (draws * 2.0**53).astype(np.uint64)
+
+
+def numbers(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
+    """Numbers BS in [0, 1) that hang from keys B; number s is the same for any `count`."""
+    return _shares(hashed(keys[:, None], np.arange(count)[None, :]))
 
 
 def permutation(seed: int, number: int, length: int) -> NDArray[np.int64]:
@@ -39,7 +52,23 @@ def permutation(seed: int, number: int, length: int) -> NDArray[np.int64]:
     return np.argsort(hashed(seed, number, np.arange(length)), kind="stable")
 
 
+def _shares(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = (bits >> np.uint64(11)).astype(np.float64)
+    shares *= 2.0**-53
+    return shares
+
+
 def _finalise(bits: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
+    """Mix in place."""
+    bits ^= bits >> np.uint64(30)
+    bits *= np.uint64(0xBF58476D1CE4E5B9)
+    bits ^= bits >> np.uint64(27)
+    bits *= np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return bits
+
+
+def _finalise_one(bits: int) -> int:
+    bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    bits = ((bits ^ (bits >> 27)) * 0x94D049BB133111EB) & _MASK
+    return bits ^ (bits >> 31)

@@ -11,8 +11,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Literal, Self
 
 import cv2
+import numpy as np
 
-from paceline.data import augment, room
+from paceline.data import augment, paste, room
 from paceline.data.buffers import Buffers
 from paceline.data.decode import reductions
 from paceline.data.faults import Faults
@@ -21,6 +22,7 @@ from paceline.data.order import NUM_STRIPES, Order, rows_of_rank
 from paceline.data.pack.store import store_of
 from paceline.data.prefetch import Prefetcher
 from paceline.data.render import Workspace
+from paceline.data.sizes import rect_shapes, sizes_of
 from paceline.data.work import EvalWork, Schedule, TrainWork
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
@@ -28,7 +30,6 @@ from paceline.letterbox import Letterbox
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from paceline.batch import Batch
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from paceline.data.prefetch import Work
     from paceline.data.store import Store
     from paceline.data.tiers import Choice, Purpose
+    from paceline.data.user_transform import UserTransform
 
 log = logging.getLogger("paceline")
 
@@ -107,16 +109,27 @@ class _Loader:
             what=what,
         )
         self.buffers = Buffers((len(self.rows), imgsz, imgsz, 3), num_kept=PREFETCHED_BATCHES + 2, pinned=pinned)
+        self._pinned = pinned
+        self._other_buffers: dict[tuple[int, int], Buffers] = {}
         self._prefetcher = Prefetcher(self.num_threads, PREFETCHED_BATCHES)
         self._local = threading.local()
 
-    @property
-    def workspace(self) -> Workspace:
-        """Buffers of the calling thread."""
-        found: Workspace | None = self._local.__dict__.get("workspace")
-        if found is None:
-            found = self._local.workspace = Workspace(self.imgsz)
-        return found
+    def workspace(self, size: int) -> Workspace:
+        """Buffers of the calling thread for pictures of one size."""
+        found: dict[int, Workspace] = self._local.__dict__.setdefault("workspaces", {})
+        if size not in found:
+            found[size] = Workspace(size)
+        return found[size]
+
+    def take_buffer(self, height: int, width: int) -> NDArray[np.uint8]:
+        """Memory for a batch of pictures of one shape."""
+        if (height, width) == (self.imgsz, self.imgsz):
+            return self.buffers.take()
+        others = self._other_buffers
+        if (height, width) not in others:
+            shape = (len(self.rows), height, width, 3)
+            others[height, width] = Buffers(shape, num_kept=PREFETCHED_BATCHES + 2, pinned=self._pinned)
+        return others[height, width].take()
 
     @property
     def num_parts(self) -> int:
@@ -183,13 +196,16 @@ class TrainLoader(_Loader):
         world: int = 1,
         on_device: bool = False,
         pinned: bool = False,
+        transform: UserTransform | None = None,
     ) -> None:
         if config.cache == "device" and not on_device:
             raise UserError(
                 "cache=device keeps the images on a GPU that makes the pictures, but here the host makes them; choose "
                 "cache=ram, or cache=auto."
             )
-        reduced = reductions(index.sizes, config.imgsz)
+        self.sizes = sizes_of(config.imgsz, augment.multi_scale)
+        self.transform = transform
+        reduced = reductions(index.sizes, max(self.sizes))
         window = partner_window(augment.partners, room.decoded_bytes(index.sizes, reduced))
         at_a_time = -(-window * NUM_STRIPES // world) + (PREFETCHED_BATCHES + 1) * -(-config.batch // world)
         super().__init__(
@@ -213,7 +229,7 @@ class TrainLoader(_Loader):
                 "partners."
             )
         self.order = Order(len(index), config.batch, seed)
-        self.config = augment
+        self.config = paste.usable(augment, index)
         self.seed = seed
         self.window = window
 
@@ -235,17 +251,19 @@ class TrainLoader(_Loader):
         return self.stream(TrainWork(self, schedule, step) for step in steps)
 
     def partners(self, positions: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Mosaic partners B3 of the samples at `positions` B of the stream."""
+        """Partners B(T - 1), for all tiles but the first, of the samples at `positions` B of the stream."""
+        chosen = augment.partner_draws(self.config, draws)
         if self.window == 0:
-            return augment.partners_of_all(draws, len(self.index))
-        chosen = draws[:, augment.Slot.PARTNER_1 : augment.Slot.PARTNER_3 + 1]
+            return augment.partners_of_all(chosen, len(self.index))
         return self.order.recent(positions, chosen, self.window)
 
-    def plan(self, draws: NDArray[np.float64], images: NDArray[np.int64], *, mosaic: bool) -> augment.Transforms:
-        """Make the transforms of pictures from their random numbers BS and images B4."""
+    def plan(
+        self, draws: NDArray[np.float64], images: NDArray[np.int64], *, size: int, mosaic: bool
+    ) -> augment.Transforms:
+        """Make the transforms of pictures of `size` px from their random numbers BS and images BT."""
         return augment.plan(
             self.config,
-            self.imgsz,
+            size,
             draws,
             images,
             self.index.sizes[images],
@@ -279,6 +297,8 @@ class TrainLoader(_Loader):
 class EvalLoader(_Loader):
     """All images of an index in its order, letterboxed to `imgsz` x `imgsz`, in full batches.
 
+    With `rect` they come from wide to tall, in rectangles of a few shapes that hold them with little grey.
+
     `batch` counts the images of all ranks; every image comes to one rank, and all ranks have as many batches. What is
     missing in the last batch, and images that have become unreadable, are grey and have sample -1. cache=device is
     that of training: here it is cache=auto.
@@ -296,6 +316,7 @@ class EvalLoader(_Loader):
         rank: int = 0,
         world: int = 1,
         pinned: bool = False,
+        rect: bool = False,
     ) -> None:
         super().__init__(
             index,
@@ -311,10 +332,17 @@ class EvalLoader(_Loader):
             what="evaluation",
             pinned=pinned,
         )
+        if rect:
+            self.order, self.shapes = rect_shapes(index.sizes, imgsz, batch)
+        else:
+            self.order = np.arange(len(index))
+            self.shapes = np.full((-(-len(index) // batch), 2), imgsz)
+        self._places = np.empty(len(index), np.int64)
+        self._places[self.order] = np.arange(len(index))
 
     def __len__(self) -> int:
         """Count the batches."""
-        return -(-len(self.index) // self.batch_size)
+        return len(self.shapes)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.stream(EvalWork(self, step) for step in range(len(self)))
@@ -322,4 +350,4 @@ class EvalLoader(_Loader):
     def geometry(self, number: int) -> Letterbox:
         """How image `number` lies in its picture."""
         height, width = self.index.sizes[number].tolist()
-        return Letterbox.fit(height, width, self.imgsz, self.imgsz)
+        return Letterbox.fit(height, width, *self.shapes[self._places[number] // self.batch_size].tolist())

@@ -40,7 +40,7 @@ class Rows:
     area: NDArray[np.float64]
     """M, square pixels; NaN means that of the box."""
     polygons: Polygons = field(default_factory=Polygons.none)
-    """Outlines of the boxes, in pixels."""
+    """Outlines of the boxes, in pixels, as they are written: not clipped to the image."""
 
     def __len__(self) -> int:
         return len(self.images)

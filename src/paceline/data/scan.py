@@ -13,6 +13,7 @@ from paceline.data.chunks import CHUNK, map_chunks
 from paceline.data.findings import KINDS, Finding, FindingCollector, ScanReport
 from paceline.data.headers import BadImage, read_header
 from paceline.data.index import Index, Strings
+from paceline.data.polygons import Polygons
 from paceline.data.rows import Rows, clean
 from paceline.data.skim import skim_heads
 
@@ -64,6 +65,8 @@ class Labels:
     difficult: list[bool] = field(default_factory=list)
     problems: list[tuple[str, int, str]] = field(default_factory=list)
     """(kind of finding, line, message) of what is wrong in it."""
+    outlines: dict[int, list[float]] = field(default_factory=dict)
+    """By number of the box, the corners x1 y1 x2 y2 ... of its polygon, as shares of the image."""
 
 
 class LabelReader(Protocol):
@@ -280,6 +283,7 @@ def _rows(
         crowd=np.zeros(number, np.bool_),
         difficult=np.concatenate([np.zeros(len(plain.files), np.bool_), flags]),
         area=np.full(number, np.nan),
+        polygons=Polygons.join([Polygons.none(), _polygons(found, sizes)], [len(plain.files), len(lines)]),
     )
     if found:
         rows = rows.select(np.argsort(rows.images, kind="stable"))
@@ -290,6 +294,17 @@ def _rows(
         collector.add("range", file_of(int(rows.images[place])), int(rows.lines[place]), message)
     rows = dataclasses.replace(rows, boxes=boxes)
     return rows.select(~out_of_range) if out_of_range.any() else rows, int(out_of_range.sum())
+
+
+def _polygons(found: Mapping[int, Labels], sizes: NDArray[np.int32]) -> Polygons:
+    """Bring the polygons of the boxes of label files, by the row of their image, into pixels; `sizes` N2."""
+    if not any(entries.outlines for entries in found.values()):
+        return Polygons.none()
+    return Polygons.of(
+        [np.reshape(entries.outlines[number], (-1, 2)) * sizes[row, ::-1]] if number in entries.outlines else []
+        for row, entries in found.items()
+        for number in range(len(entries.labels))
+    )
 
 
 def _read_heads(paths: Sequence[str]) -> tuple[Heads, dict[int, str]]:

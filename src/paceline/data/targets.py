@@ -6,14 +6,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.data.augment import place_boxes
+from paceline.data import paste
+from paceline.data.augment import enough, place_boxes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from paceline.data.augment import Transforms
     from paceline.data.index import Index
+    from paceline.data.paste import Outline
 
+MOST_COVERED = 0.5
+"""Share of a box that pasted objects may cover; boxes that they cover further are no targets any more."""
 _BUCKETS = (32, 64, 128, 300)
 
 
@@ -42,10 +48,58 @@ def transformed(
     index: Index, transforms: Transforms
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
     """Targets that pictures of `transforms` show: picture M, box M4 (xyxy, output pixels), label M."""
-    pictures, tiles = np.nonzero(transforms.sources >= 0)
+    there = transforms.sources >= 0
+    pastes = transforms.masked & there
+    pictures, tiles = np.nonzero(there & ~transforms.masked)
     rows, owners = boxes_of(index, transforms.sources[pictures, tiles])
-    boxes, kept = place_boxes(transforms, pictures[owners], tiles[owners], index.boxes[rows])
-    return pictures[owners][kept], boxes[kept], index.labels[rows][kept]
+    pictures, tiles = pictures[owners], tiles[owners]
+    boxes, kept = place_boxes(transforms, pictures, tiles, index.boxes[rows])
+    if not pastes.any():
+        return pictures[kept], boxes[kept], index.labels[rows[kept]]
+    pasted = [
+        (int(picture), paste.outlines(index, transforms, picture, tile))
+        for picture, tile in zip(*np.nonzero(pastes), strict=True)
+    ]
+    first = transforms.layers[pictures, tiles] == 0  # what is blended in lies above
+    for picture, objects in pasted:
+        below = np.flatnonzero((pictures == picture) & first & kept)
+        rings = [ring for _, own in objects for ring in own]
+        if len(below) and rings:
+            kept[below] = paste.covered(transforms.size, rings, boxes[below]) <= MOST_COVERED
+    return _with_pasted(index, transforms.size, pasted, pictures[kept], boxes[kept], index.labels[rows[kept]])
+
+
+def _with_pasted(
+    index: Index,
+    size: int,
+    pasted: Sequence[tuple[int, Sequence[Outline]]],
+    pictures: NDArray[np.int64],
+    boxes: NDArray[np.float64],
+    labels: NDArray[np.int32],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
+    """Add the bounds of the objects that are pasted into pictures to targets M, each behind those of its picture."""
+    added = [(picture, row, np.concatenate(rings)) for picture, objects in pasted for row, rings in objects]
+    if not added:
+        return pictures, boxes, labels
+    whole = np.array([np.concatenate([points.min(axis=0), points.max(axis=0)]) for _, _, points in added])
+    seen = np.clip(whole, 0, size)
+    kept = enough(seen, np.prod(whole[:, 2:] - whole[:, :2], axis=1))
+    pictures = np.concatenate([pictures, np.array([picture for picture, _, _ in added])[kept]])
+    boxes = np.concatenate([boxes, seen[kept]])
+    labels = np.concatenate([labels, index.labels[np.array([row for _, row, _ in added])[kept]]])
+    order = np.argsort(pictures, kind="stable")
+    return pictures[order], boxes[order], labels[order]
+
+
+def joined(
+    pictures: Sequence[tuple[NDArray[np.float64], NDArray[np.int32]]],
+) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
+    """Put the targets (boxes N4, labels N) of pictures after each other: picture M, box M4, label M."""
+    return (
+        np.repeat(np.arange(len(pictures)), [len(labels) for _, labels in pictures]),
+        np.concatenate([boxes for boxes, _ in pictures]),
+        np.concatenate([labels for _, labels in pictures]),
+    )
 
 
 def padded(

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from paceline.batch import Batch
-from paceline.data import augment, targets
+from paceline.data import augment, paste, targets
 from paceline.data.images import BrokenImage
 from paceline.data.render import FILL, letterbox, render
+from paceline.data.sizes import size_of_step
+from paceline.data.user_transform import seeds
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +51,8 @@ class Schedule:
         self._loader = loader
         self._steps = steps
         self.mosaic = mosaic
-        self._at_once = max(_PLANNED_PICTURES // len(loader.rows), 1)
+        one_size = len(loader.sizes) == 1
+        self._at_once = max(_PLANNED_PICTURES // len(loader.rows), 1) if one_size else 1
         self._planned: Planned | None = None
         self._lock = threading.Lock()
 
@@ -69,7 +72,8 @@ class Schedule:
         samples, passes = order.at(positions)
         draws = augment.draw(loader.seed, passes, samples)
         images = np.concatenate([samples[:, None], loader.partners(positions, draws)], axis=1)
-        transforms = loader.plan(draws, loader.faults.replace(images), mosaic=self.mosaic)
+        size = size_of_step(loader.sizes, loader.seed, first)
+        transforms = loader.plan(draws, loader.faults.replace(images), size=size, mosaic=self.mosaic)
         pictures, boxes, labels = targets.transformed(loader.index, transforms)
         return Planned(
             first=first,
@@ -90,27 +94,33 @@ class TrainWork:
         self._schedule = schedule
         self._step = step
         self._replaced = False
+        self._changed: dict[int, tuple[NDArray[np.float64], NDArray[np.int32]]] = {}
 
     def begin(self) -> int:
         """Draw the transforms."""
         loader, count = self._loader, len(self._loader.rows)
         self._planned = self._schedule.at(self._step)
         self._start = (self._step - self._planned.first) * count
-        self._buffer = loader.buffers.take()
+        self._buffer = loader.take_buffer(self._planned.transforms.size, self._planned.transforms.size)
         self._num_parts = loader.num_parts
         return self._num_parts
 
     def make(self, part: int) -> None:
-        """Render some of the pictures."""
+        """Render some of the pictures, and let the user's function change them."""
         loader, transforms = self._loader, self._planned.transforms
-        workspace, start, num_images = loader.workspace, time.perf_counter(), 0
+        workspace, start, num_images = loader.workspace(transforms.size), time.perf_counter(), 0
         fetched_s = 0.0
         for place in range(part, len(self._buffer), self._num_parts):
             before = time.perf_counter()
             images = self._fetch(self._start + place)
             fetched_s += time.perf_counter() - before
             num_images += len(images)
-            render(transforms, self._start + place, images, workspace, self._buffer[place])
+            row, picture = self._start + place, self._buffer[place]
+            render(transforms, row, images, workspace, picture, paste.masks(loader.index, transforms, row))
+            if loader.transform:
+                _, boxes, labels = targets.transformed(loader.index, transforms.row(row))
+                seed = int(seeds(self._planned.draws[row : row + 1])[0])
+                self._changed[place] = loader.transform.change(picture, boxes, labels, seed)
         loader.counters.add(render_s=time.perf_counter() - start - fetched_s, images=num_images)
 
     def _fetch(self, row: int) -> list[NDArray[np.uint8] | None]:
@@ -127,7 +137,8 @@ class TrainWork:
                 loader.take_out(broken)
                 rows = slice(row, row + 1)
                 whole = loader.faults.replace(planned.images[rows])
-                planned.transforms.put(row, loader.plan(planned.draws[rows], whole, mosaic=self._schedule.mosaic))
+                size, mosaic = planned.transforms.size, self._schedule.mosaic
+                planned.transforms.put(row, loader.plan(planned.draws[rows], whole, size=size, mosaic=mosaic))
                 self._replaced = True
 
     def finish(self) -> Batch:
@@ -138,12 +149,15 @@ class TrainWork:
         else:
             pictures, boxes, labels = planned.pictures, planned.boxes, planned.labels
         first, last = np.searchsorted(pictures, (self._start, self._start + count))
+        pictures, boxes, labels = pictures[first:last] - self._start, boxes[first:last], labels[first:last]
+        if self._loader.transform:
+            pictures, boxes, labels = targets.joined([self._changed[place] for place in range(count)])
         samples = planned.transforms.samples[self._start : self._start + count].copy()
         return _batch(
             self._buffer,
-            pictures[first:last] - self._start,
-            boxes[first:last],
-            labels[first:last],
+            pictures,
+            boxes,
+            labels,
             samples,
             index.sizes[samples].astype(np.int64),
         )
@@ -154,12 +168,13 @@ class EvalWork:
 
     def __init__(self, loader: EvalLoader, step: int) -> None:
         self._loader = loader
-        numbers = step * loader.batch_size + loader.rows
-        self._samples = np.where(numbers < len(loader.index), numbers, -1)
+        self._shape = loader.shapes[step].tolist()
+        places, last = step * loader.batch_size + loader.rows, len(loader.order) - 1
+        self._samples = np.where(places <= last, loader.order[np.minimum(places, last)], -1)
 
     def begin(self) -> int:
         """Take a buffer."""
-        self._buffer = self._loader.buffers.take()
+        self._buffer = self._loader.take_buffer(*self._shape)
         self._num_parts = self._loader.num_parts
         return self._num_parts
 

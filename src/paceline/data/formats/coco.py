@@ -278,6 +278,7 @@ def _rows(
         crowd=coco.crowd[numbers],
         difficult=coco.difficult[numbers],
         area=coco.area[numbers],
+        polygons=coco.polygons.select(numbers),
     )
 
 

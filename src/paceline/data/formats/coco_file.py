@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paceline.data.polygons import Polygons
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+_FARTHEST_PX = 1e9
+"""Points farther out belong to no image."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +45,8 @@ class CocoFile:
     """M, True where the annotation carries `"difficult": 1`, as our own writer has it; these are no crowd."""
     area: NDArray[np.float64]
     """M, NaN where the annotation gives none."""
+    polygons: Polygons
+    """Outlines of the boxes, px; those of crowds, and others that are run lengths, are left out."""
 
     @classmethod
     def read(cls, path: Path) -> CocoFile:
@@ -81,6 +87,7 @@ class CocoFile:
             ),
             difficult=np.array([_is_set(entry, "difficult") for entry in entries], np.bool_),
             area=np.array([_real(entry.get("area")) for entry in entries], np.float64),
+            polygons=Polygons.of(_rings(entry.get("segmentation")) for entry in entries),
         )
 
 
@@ -121,6 +128,22 @@ def _quad(box: object) -> tuple[float, float, float, float] | None:
 def _is_set(entry: dict[str, Any], key: str) -> bool:
     """Read a flag; it is down where it is missing."""
     return bool(entry.get(key, 0))
+
+
+def _rings(segmentation: object) -> list[NDArray[np.float64]]:
+    """Return polygons of three points or more, each as x1, y1, x2, y2 ...; none where any is anything else."""
+    if not isinstance(segmentation, list):
+        return []
+    rings = []
+    for entry in segmentation:
+        try:
+            ring = np.array(entry, np.float64)
+        except (TypeError, ValueError, OverflowError):
+            return []
+        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not (np.abs(ring) < _FARTHEST_PX).all():
+            return []
+        rings.append(ring)
+    return rings
 
 
 def _whole(value: object, missing: int = 0) -> int:

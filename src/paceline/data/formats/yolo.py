@@ -173,6 +173,7 @@ class YoloLabels:
                 entries.quads += values[1:]
                 entries.lines.append(number)
             elif len(values) > 6 and len(values) % 2:
+                entries.outlines[len(entries.labels)] = values[1:]
                 entries.labels.append(label)
                 entries.quads += _surround(values[1:])
                 entries.lines.append(number)
