@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -30,3 +32,28 @@ def shared() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep every cache of the package out of the user's home, in one folder per test session."""
     monkeypatch.setenv("PACELINE_CACHE", str(tmp_path_factory.getbasetemp() / "paceline-cache"))
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A YOLO data set of 12 + 5 images of 80 x 64 px: bright squares (class 0) and dark ones (class 1)."""
+    folder = tmp_path_factory.mktemp("squares")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 5)):
+        (folder / "images" / split).mkdir(parents=True)
+        (folder / "labels" / split).mkdir(parents=True)
+        for number in range(count):
+            image = random.integers(90, 130, (64, 80, 3)).astype(np.uint8)
+            lines = []
+            for label in range(number % 3):
+                side = int(random.integers(14, 26))
+                x, y = int(random.integers(0, 80 - side)), int(random.integers(0, 64 - side))
+                cv2.rectangle(
+                    image, (x, y), (x + side - 1, y + side - 1), (250, 250, 250) if label == 0 else (5, 5, 5), -1
+                )
+                box = ((x + side / 2) / 80, (y + side / 2) / 64, side / 80, side / 64)
+                lines.append(f"{label} " + " ".join(f"{value:.6f}" for value in box))
+            cv2.imwrite(str(folder / "images" / split / f"{number:02}.png"), image)
+            (folder / "labels" / split / f"{number:02}.txt").write_text("\n".join(lines))
+    (folder / "data.yaml").write_text("train: images/train\nval: images/val\nnames: [bright, dark]\n")
+    return folder / "data.yaml"

@@ -306,11 +306,11 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
 
     A resumed run keeps the options that it was started with, but may be laid out over devices in another way. Raises
-    UserError for any other option beside `resume`.
+    UserError for any other option beside `resume`; beside `resume=auto` they are those of a run that may have to start.
     """
     settled = {name.replace("-", "_"): value for name, value in mapping.items()}
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
-    if not resume:
+    if not resume or resume == "auto":
         return settled
     if resume == "true" and str(settled.get("model", "")).endswith(".safetensors"):
         settled["resume"] = settled["model"]

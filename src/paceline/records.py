@@ -8,7 +8,7 @@ import os
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from paceline.errors import UserError
 
@@ -198,6 +198,7 @@ class RunFolder:
       metrics.jsonl     one line of JSON per record, only ever appended to
       weights/          best.safetensors, last.safetensors (+ .json beside each), resume.safetensors
       pictures/         batches, predictions, curves
+      DONE, PREEMPTED   one of these empty files when the run has ended, or was asked to stop
     ```
     """
 
@@ -256,6 +257,19 @@ class RunFolder:
     def pictures(self) -> Path:
         """Folder of pictures."""
         return self.path / "pictures"
+
+    def mark(self, word: Literal["", "DONE", "PREEMPTED"]) -> None:
+        """Leave an empty file of this name as the only mark, for scripts that start runs; none while a run goes on."""
+        for name in ("DONE", "PREEMPTED"):
+            if name != word:
+                (self.path / name).unlink(missing_ok=True)
+        if word:
+            write_atomically(self.path / word, b"")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the run has come to its end."""
+        return (self.path / "DONE").exists()
 
     def append(self, kind: str, record: object) -> None:
         """Add one line to `metrics.jsonl`: `{"kind": kind, "version": 1, ...fields}`."""

@@ -36,9 +36,8 @@ def _by_value() -> Iterator[None]:
 def meet(change: Callable[[int], int], log: Path, *, unequal: bool = False) -> tuple[list[object], int]:
     with joined(backend="gloo", limits=LimitsConfig()) as group:
         rank = group.rank.rank
-        with group.first_on_node("index"):
-            with log.open("a") as stream:
-                stream.write(f"{rank}")
+        with group.first_on_node("index"), log.open("a") as stream:
+            stream.write(f"{rank}")
         name = group.share("name", lambda: f"made by {rank}")
         total = torch.full((2,), float(rank + 1))
         dist.all_reduce(total)
@@ -67,7 +66,7 @@ def test_a_failure_before_the_group_is_one_sentence() -> None:
     def fail() -> None:
         raise ZeroDivisionError("nothing to share")
 
-    with pytest.raises(RankError, match="rank [01] on .* failed with ZeroDivisionError: nothing to share") as caught:
+    with pytest.raises(RankError, match=r"rank [01] on .* failed with ZeroDivisionError: nothing to share") as caught:
         launch(2, fail)
     assert "Traceback" in caught.value.fault.details
 

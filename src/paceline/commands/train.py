@@ -206,6 +206,7 @@ class _Training:
             best = keeper.best_evaluation()
         if self._group.rank.is_main:
             options.write(folder.config)
+            folder.mark("")
         with ExitStack() as stack:
             loader = stack.enter_context(self._train_loader())
             evaluation_loader = stack.enter_context(self._eval_loader())
@@ -255,6 +256,7 @@ class _Training:
                 pictures.curves()
         if self._group.rank.is_main:
             folder.append("end", end)
+            folder.mark("PREEMPTED" if end.reason == "preempted" else "DONE")
         for callback in self._callbacks:
             callback.on_end(end)
         return TrainResult(folder=folder, end=end, evaluation=end.best)
@@ -264,7 +266,11 @@ class _Training:
         run = self._options.run
         if self._resumed is not None:
             return self._resumed
-        create = lambda: str(RunFolder.create(run.project, run.name, exist_ok=run.exist_ok).path)  # noqa: E731
+        exist_ok = run.exist_ok or self._options.loop.resume == "auto"  # whose earlier start left nothing to go on from
+
+        def create() -> str:
+            return str(RunFolder.create(run.project, run.name, exist_ok=exist_ok).path)
+
         return RunFolder(path=Path(self._group.share("folder", create)))
 
     def _network(self) -> LoadedNetwork:
@@ -399,8 +405,10 @@ def _splits(data_set: DataSet) -> tuple[Index, Index]:
 
 
 def _resumed_folder(options: TrainOptions) -> RunFolder | None:
-    """Find the run that `resume` names: a folder, a file in its weights, or `true` for the newest run."""
+    """Find the run that `resume` names: a folder, a file in its weights, `true` for the newest run, or `auto`."""
     resume = options.loop.resume
+    if resume == "auto":
+        return _begun_folder(options)
     if not resume or resume.lower() in {"false", "no", "0"}:
         return None
     if resume.lower() in {"true", "yes", "1"}:
@@ -414,3 +422,23 @@ def _resumed_folder(options: TrainOptions) -> RunFolder | None:
     if not (folder / "weights" / "resume.safetensors").is_file():
         raise UserError(f"{folder} holds no weights/resume.safetensors, so it cannot be resumed; check the path.")
     return RunFolder(path=folder)
+
+
+def _begun_folder(options: TrainOptions) -> RunFolder | None:
+    """Find the named run if it has anything to go on from; None where it has to be started."""
+    if not options.run.name:
+        raise UserError("resume=auto needs the name of the run that it starts or goes on with; add name=...")
+    folder = RunFolder(path=options.run.project / options.run.name)
+    if folder.is_done:
+        raise UserError(f"The run {folder.path} is done; choose another name for a new one.")
+    if not (folder.weights / "resume.safetensors").is_file():
+        return None
+    before, now = TrainOptions.read(folder.config).to_flat(), options.to_flat()
+    changed = [name for name in now if name not in {"resume", "device", "exist_ok"} and now[name] != before[name]]
+    if changed:
+        log.warning(
+            "The run %s goes on with the options that it was started with, not with the new %s.",
+            folder.path,
+            ", ".join(changed),
+        )
+    return folder

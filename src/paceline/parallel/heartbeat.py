@@ -22,6 +22,7 @@ import re
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from pathlib import Path
@@ -60,6 +61,7 @@ _CONNECTION = re.compile(
     re.IGNORECASE,
 )
 _TORCH = str(Path(torch.__file__).parent)
+_STANDARD = sysconfig.get_path("stdlib")
 _WAITING = (str(Path(_TORCH) / "distributed"), str(Path(_TORCH) / "autograd" / "graph.py"))
 
 log = logging.getLogger("paceline")
@@ -102,7 +104,7 @@ class Heartbeat:
         self._closing = threading.Event()
         self._once = threading.Lock()
         self._courier = _Courier(store, rank)
-        self._main = threading.main_thread().ident or 0
+        self._worker = threading.get_ident()
         self._watch = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._warden: subprocess.Popen[bytes] | None = None
 
@@ -159,7 +161,7 @@ class Heartbeat:
         place, now = self._place(), time.monotonic()
         if place != self._seen:
             self._seen, self._seen_at = place, now
-        where, waits = ("", False) if leaving or count == 0 else _where(sys._current_frames().get(self._main))
+        where, waits = ("", False) if leaving or count == 0 else _where(sys._current_frames().get(self._worker))
         return Beat(count=count, step=place[0], phase=place[1], phase_s=now - self._seen_at, where=where, waits=waits)
 
     def _run(self) -> None:
@@ -190,7 +192,11 @@ class Heartbeat:
         fault = self._dead_or_stopped(now)
         if fault is None:
             patience_s = _SUSPICION_S if self._suspicious else self._limits.limit_silence
-            fault = self._store_fault(now, patience_s) or self._lookout.silent(now, after_s=patience_s)
+            stuck_since = self._courier.stuck_since
+            if stuck_since is None or now - stuck_since < 2 * PERIOD_S:
+                fault = self._lookout.silent(now, after_s=patience_s)
+            else:  # who hears nothing cannot tell who is silent
+                fault = self._store_fault(now - stuck_since, patience_s)
         return fault or self._lookout.overdue(now) or self._unheeded(now)
 
     def _dead_or_stopped(self, now: float) -> Fault | None:
@@ -217,9 +223,8 @@ class Heartbeat:
             return None
         return self._lookout.fault(self._rank.rank, "was asked to end by a signal")
 
-    def _store_fault(self, now: float, patience_s: float) -> Fault | None:
-        since = self._courier.stuck_since
-        if since is None or now - since <= patience_s:
+    def _store_fault(self, stuck_s: float, patience_s: float) -> Fault | None:
+        if stuck_s <= patience_s:
             return None
         step, phase = self._beat.step, self._beat.phase
         what = f"gets no answer from the store at {self._address}: that host, or the link to it, is gone"
@@ -242,7 +247,8 @@ class Heartbeat:
         if not self._once.acquire(blocking=False):
             while True:
                 time.sleep(60)  # the other thread is at it
-        if self._courier.stuck_since is not None:
+        stuck_since = self._courier.stuck_since
+        if stuck_since is not None and time.monotonic() - stuck_since > 2 * PERIOD_S:
             self._tell_warden("lost")
         claim = _claim(f"paceline {os.getuid()} {self._rank.run} {self._rank.node}")
         if claim is not None:
@@ -344,12 +350,13 @@ class _Courier:
 
 
 def _where(frame: FrameType | None) -> tuple[str, bool]:
-    """Name the innermost line outside torch, and whether torch waits for others there."""
+    """Name the innermost line outside torch and Python's own modules, and whether torch waits for others there."""
     waits = False
     while frame is not None:
         name = frame.f_code.co_filename
         waits = waits or name.startswith(_WAITING)
-        if not name.startswith(_TORCH) and frame.f_back is not None:
+        own = name.startswith(_TORCH) or (name.startswith(_STANDARD) and "site-packages" not in name)
+        if not own and frame.f_back is not None:
             return f"{Path(name).name}:{frame.f_lineno} in {frame.f_code.co_name}", waits
         frame = frame.f_back
     return "", waits

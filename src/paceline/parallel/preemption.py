@@ -30,6 +30,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 """What asks a run to stop: a job scheduler's end, and Slurm's `--signal=USR1@120`."""
 EVERY = 8
 """Steps between two notes."""
+PATIENCE_S = 10.0
+"""A signal that comes again after this time has its usual effect; before, a scheduler and torchrun both sent it on."""
 
 
 class Preemption:
@@ -100,7 +102,8 @@ class Preemption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         alone_and_deaf = self._store is None and not self.is_heeded
-        if alone_and_deaf or self.asked_at is not None:  # nobody looks, or somebody loses patience
+        impatient = self.asked_at is not None and time.monotonic() - self.asked_at > PATIENCE_S
+        if alone_and_deaf or impatient:
             signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
             return

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 
 from paceline.errors import UserError
 from paceline.parallel.fingerprint import compare
@@ -133,7 +133,7 @@ def joined(*, backend: str, limits: LimitsConfig, devices: int = 0) -> Iterator[
     """
     foreign = dist.is_available() and dist.is_initialized()
     rank = _rank_of_group() if foreign else rank_of_environment()
-    if rank is None:
+    if rank is None or rank.world == 1:
         group = ProcessGroup(Rank(), limits=limits)
         with group.preemption.installed():
             yield group
@@ -181,6 +181,7 @@ def _initialise(rank: Rank, group: ProcessGroup, store: Store, backend: str, lim
     for number in range(TRIES):
         failure: Exception | None = None
         prefix = f"group/{rank.run}/{number}"
+        _world.group_count = 0  # part of the keys in the store, and not the same on all ranks after a failed try
         try:
             dist.init_process_group(
                 backend,

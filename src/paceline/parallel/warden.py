@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 STOPPED_S = 10.0
 """How long a rank may be stopped, when the process that started it is not: then it is no job that was suspended."""
-AGENT_S = 25.0
+AGENT_S = 15.0
 """How long the agent of a rank that lost the store may take to end by itself."""
 _POLL_S = 0.5
 _LOST = "lost"
