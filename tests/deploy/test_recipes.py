@@ -37,7 +37,7 @@ JOB: Schema = {
     "name": TEXT,
     "template": {"metadata": {"labels": {"*": TEXT}}, "spec": {"backoffLimit?": NUMBER, "template": {"spec": POD}}},
 }
-# Written by hand from the documented fields of Kubeflow Trainer v2 (trainer.kubeflow.org/v1alpha1), JobSet and SkyPilot.
+# Written by hand from the documented fields of Kubeflow Trainer v2 (v1alpha1), JobSet and SkyPilot.
 SCHEMAS: dict[str, Schema] = {
     "TrainingRuntime": {
         "apiVersion": TEXT,

@@ -76,8 +76,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     conf = folder / "slurm.conf"
     conf.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
     monkeypatch.setenv("SLURM_CONF", str(conf))
-    munge = [f"--{word}={folder}/munge{end}" for word, end in
-             (("socket", ".socket"), ("key-file", ".key"), ("pid-file", ".pid"), ("log-file", ".log"), ("seed-file", ".seed"))]  # fmt: skip
+    files = {"socket": "socket", "key-file": "key", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+    munge = [f"--{word}={folder}/munge.{end}" for word, end in files.items()]
     commands = [
         ["munged", "--foreground", "--force", *munge],
         ["slurmctld", "-D", "-c", "-f", str(conf)],

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import paceline
 from paceline.parallel import fingerprint
 from paceline.parallel.fingerprint import difference, digest_of, digest_of_package
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def entries(*codes: str, **more: str) -> list[tuple[str, dict[str, str]]]:

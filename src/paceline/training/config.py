@@ -51,7 +51,7 @@ class LoopConfig:
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, the number of a GPU, or several (`0,1`): one process trains on each."""
     resume: str = ""
-    """Run folder to go on from, `true` for the newest one, or `auto`: the run `name` if it has begun, else a new one."""
+    """Run folder to go on from, `true` for the newest one, or `auto`: the run `name`, begun or not."""
     pretrained: bool = True
     """Start from the weights that `model` names, when it is a file."""
     freeze: int = 0
