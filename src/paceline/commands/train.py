@@ -22,8 +22,9 @@ from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
-from paceline.options import TrainOptions
+from paceline.options import LAYOUT_OPTIONS, TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
+from paceline.parallel.config import LimitsConfig
 from paceline.parallel.fingerprint import digest_of, digest_of_package
 from paceline.parallel.gather import from_first
 from paceline.parallel.layout import Layout
@@ -87,9 +88,8 @@ def train(
     `UserTransform`; it is not kept, so a resumed run needs it again.
     """
     device = options.loop.device
-    started = rank_of_environment()
-    check_layout(options, num_ranks() if started is None else started.world)
     with joined(backend=backend_of(device), limits=options.limits, devices=options.ranks.devices) as group:
+        check_layout(options, group.rank.world)
         resumed = _resumed_folder(options)
         if resumed is not None:
             stored = TrainOptions.read(resumed.config)
@@ -115,7 +115,7 @@ def ranks_to_launch(options: TrainOptions) -> int:
 
 def check_layout(options: TrainOptions, devices: int) -> None:
     """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
-    if not options.loop.resume:
+    if options.loop.resume in {"", "auto"}:
         layout = Layout.of(options.parallel, devices=devices, batch=options.data.batch, nodes=ANY_NUMBER)
         if layout.pipeline > 1 and options.augment.multi_scale > 0:
             raise UserError(
@@ -434,7 +434,8 @@ def _begun_folder(options: TrainOptions) -> RunFolder | None:
     if not (folder.weights / "resume.safetensors").is_file():
         return None
     before, now = TrainOptions.read(folder.config).to_flat(), options.to_flat()
-    changed = [name for name in now if name not in {"resume", "device", "exist_ok"} and now[name] != before[name]]
+    free = {"resume", "device", "exist_ok"} | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
+    changed = [name for name in now if name not in free and now[name] != before[name]]
     if changed:
         log.warning(
             "The run %s goes on with the options that it was started with, not with the new %s.",

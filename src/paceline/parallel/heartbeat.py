@@ -3,7 +3,7 @@
 ```
 main thread      report(step, phase)            an assignment, no more
 watch thread     judges all ranks (lookout.py), looks after the processes of this host, ends this process
-courier thread   carries beats to the store and back; may hang there without hurting anybody
+courier thread   carries beats to the store and back (courier.py)
 warden process   ends this process where it cannot end itself (warden.py)
 ```
 
@@ -15,7 +15,6 @@ fault too, and under torchrun the store lives in the agent, not in a rank.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -31,8 +30,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from paceline.parallel import warden
+from paceline.parallel.courier import PERIOD_S, Courier
 from paceline.parallel.fault import Fault
-from paceline.parallel.lookout import LEFT, Beat, Lookout, watched_ranks
+from paceline.parallel.lookout import LEFT, Beat, Lookout
 from paceline.parallel.warden import Process
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from paceline.parallel.preemption import Preemption
     from paceline.parallel.rank import Rank
 
-PERIOD_S = 1.0
 GRACE_S = 5.0
 """How long the ranks of a host may take to end once a fault is known; those that are left then are killed."""
 _SUSPICION_S = 3.0
@@ -103,7 +102,7 @@ class Heartbeat:
         self._suspicious = False
         self._closing = threading.Event()
         self._once = threading.Lock()
-        self._courier = _Courier(store, rank)
+        self._courier = Courier(store, rank)
         self._worker = threading.get_ident()
         self._watch = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._warden: subprocess.Popen[bytes] | None = None
@@ -267,86 +266,6 @@ class Heartbeat:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
         os._exit(fault.status)
-
-
-class _Courier:
-    """Carries beats to the store and back on a thread of its own."""
-
-    def __init__(self, store: Store, rank: Rank) -> None:
-        self._store = store
-        self._rank = rank
-        self._beat: Beat | None = None
-        self._outbox: Fault | None = None
-        self._wake = threading.Event()
-        self._answered = threading.Condition()
-        self._leaving = False
-        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
-        self.beats: dict[int, Beat] = {}
-        self.people: dict[int, dict[str, str | int]] = {}
-        self.verdict: Fault | None = None
-        self.rounds = 0
-        self.stuck_since: float | None = None
-
-    def start(self, beat: Beat) -> None:
-        self._beat = beat
-        self._thread.start()
-
-    def carry(self, beat: Beat) -> None:
-        self._beat = beat
-
-    def post(self, fault: Fault, wait_s: float) -> Fault:
-        """Ask for a verdict; the one that was first comes back, or our own where the store does not answer."""
-        self._outbox = fault
-        self._wake.set()
-        with self._answered:
-            self._answered.wait_for(lambda: self.verdict is not None, wait_s)
-        return self.verdict or fault
-
-    def leave(self, beat: Beat, wait_s: float) -> None:
-        self._beat, self._leaving = beat, True
-        self._wake.set()
-        self._thread.join(wait_s)
-
-    def _run(self) -> None:
-        own = Process.of(os.getpid())
-        person = {"host": self._rank.host, "node": self._rank.node, "pid": own.pid, "started": own.started}
-        arrived = False
-        while True:
-            self.stuck_since, leaving = self.stuck_since or time.monotonic(), self._leaving
-            try:
-                if not arrived:
-                    self._store.set(f"who/{self._rank.rank}", json.dumps(person))
-                self._round()
-                if not arrived:
-                    self._store.add("arrived", 1)
-                    arrived = True
-                if not self.people and self._store.add("arrived", 0) >= self._rank.world:
-                    names = [f"who/{rank}" for rank in range(self._rank.world)]
-                    self.people = dict(enumerate(map(json.loads, self._store.multi_get(names))))
-                self.stuck_since = None
-                self.rounds += 1
-            except RuntimeError:  # the store's host is gone; `stuck_since` says for how long
-                if leaving:
-                    return
-            if leaving:
-                return
-            self._wake.wait(PERIOD_S)
-            self._wake.clear()
-
-    def _round(self) -> None:
-        store, outbox = self._store, self._outbox
-        assert self._beat is not None
-        store.set(f"beat/{self._rank.rank}", self._beat.to_json())
-        if outbox is not None:
-            store.compare_set("verdict", "", outbox.to_json())
-        if self.people:
-            others = watched_ranks(self._rank.rank, self._rank.world)
-            values = store.multi_get([f"beat/{rank}" for rank in others])
-            self.beats = {rank: Beat.from_json(value) for rank, value in zip(others, values, strict=True)}
-        if store.check(["verdict"]):
-            with self._answered:
-                self.verdict = Fault.from_json(store.get("verdict").decode())
-                self._answered.notify_all()
 
 
 def _where(frame: FrameType | None) -> tuple[str, bool]:

@@ -12,6 +12,7 @@ The same run on many nodes is `torchrun --nnodes N --nproc-per-node M -m pacelin
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import logging
 import os
@@ -73,13 +74,15 @@ def physical_cores() -> int:
     return max(1, len(os.sched_getaffinity(0)) * physical // max(logical, physical))
 
 
-def _environment(folder: Path, num_ranks: int) -> dict[str, str]:
-    """Give the settings of the ranks; what the user has set already stays."""
+def _environment(folder: Path, num_ranks: int) -> dict[str, str | None]:
+    """Give the settings of the ranks, None to remove one; what the user has set already stays."""
     defaults = {
         "OMP_NUM_THREADS": str(max(1, physical_cores() // num_ranks)),
         "GLOO_SOCKET_IFNAME": "lo",  # all ranks are here, and the host's own name need not lead anywhere
     }
-    settings = {key: value for key, value in defaults.items() if key not in os.environ}
+    settings: dict[str, str | None] = {key: value for key, value in defaults.items() if key not in os.environ}
+    if "ipykernel" in sys.modules:
+        settings["FORCE_COLOR"] = None  # the kernel sets it; what the ranks print is copied into a cell as plain text
     return settings | {FAULT_FILE: str(folder / FAULT)}
 
 
@@ -89,7 +92,7 @@ def _write_call(
     args: tuple[object, ...],
     kwargs: Mapping[str, object],
     *,
-    environment: Mapping[str, str],
+    environment: Mapping[str, str | None],
 ) -> None:
     try:
         call = cloudpickle.dumps((function, args, dict(kwargs)))
@@ -146,6 +149,7 @@ def _raise(fault: Fault) -> None:
 @contextlib.contextmanager
 def _quiet_agent() -> Iterator[None]:
     """Hide what the agent logs about the processes that it ends: the fault says why."""
+    importlib.import_module("torch.distributed.launcher.api")  # makes the loggers, each with a level of its own
     names = [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

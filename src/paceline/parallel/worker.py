@@ -18,7 +18,11 @@ def main(folder: Path) -> None:
     """Carry out the call in `folder`."""
     end_with_parent()
     start = json.loads((folder / "start.json").read_text(encoding="utf-8"))
-    os.environ.update(start["environment"])
+    for name, value in start["environment"].items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
     sys.path[:] = start["path"]
     try:
         import cloudpickle  # after the settings: what is read here may import torch
