@@ -33,7 +33,9 @@ class Scheduler(Callback):
             os.kill(os.getpid(), self._number)
 
 
-@pytest.mark.parametrize(("number", "epoch"), [(signal.SIGTERM, 2), (signal.SIGUSR1, 1)])
+@pytest.mark.parametrize(
+    ("number", "epoch"), [(signal.SIGTERM, 2), pytest.param(signal.SIGUSR1, 1, marks=pytest.mark.slow)]
+)
 def test_the_same_command_goes_on_with_a_preempted_run(
     squares: Path, tmp_path: Path, number: signal.Signals, epoch: int, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -138,6 +138,7 @@ def test_torchrun_is_the_same_run(squares: Path, tmp_path: Path) -> None:
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
+@pytest.mark.slow
 def test_what_does_not_go_together_is_refused_at_once(squares: Path, tmp_path: Path) -> None:
     run = subprocess.run(
         [*command(squares, tmp_path), "device=0,1", "devices=3"], check=False, capture_output=True, text=True

@@ -111,7 +111,9 @@ def test_a_killed_launcher_takes_its_ranks_with_it(tmp_path: Path) -> None:
     assert run.parent.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(
+    ("number", "status"), [pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow), (signal.SIGINT, 1)]
+)
 def test_a_signal_to_the_launcher_ends_all(tmp_path: Path, number: signal.Signals, status: int) -> None:
     run = start(tmp_path, "nothing", 0)
     processes = run.ranks()

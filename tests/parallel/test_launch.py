@@ -94,6 +94,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
@@ -102,6 +103,7 @@ def test_a_script_needs_no_main_guard(tmp_path: Path) -> None:
     assert run.stdout.split() == ["loaded", "answer", "7"]
 
 
+@pytest.mark.slow
 def test_a_notebook_keeps_its_functions(tmp_path: Path) -> None:
     nbformat = pytest.importorskip("nbformat")
     client = pytest.importorskip("nbclient")
