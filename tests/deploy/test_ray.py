@@ -41,7 +41,7 @@ TorchTrainer(
     scaling_config=ScalingConfig(num_workers=2, use_gpu=False),
     run_config=RunConfig(storage_path={folder!r}, name="meet"),
 ).fit()
-sys.argv = ["ray_train.py", "1", "--cpu", *{words!r}]
+sys.argv = ["ray_train.py", "2", "--cpu", *{words!r}]
 runpy.run_path({recipe!r}, run_name="__main__")
 """
 

@@ -115,9 +115,9 @@ def test_a_job_is_stopped_requeued_and_finished(
     runs, log = tmp_path / "runs", tmp_path / "log"
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
-    for name, value in {"RUNS": runs, "RANKS": 1, "NAME": "mine", "PORT": free_port()}.items():
+    for name, value in {"RUNS": runs, "RANKS": 2, "NAME": "mine", "PORT": free_port()}.items():
         monkeypatch.setenv(f"PACELINE_{name}", str(value))
-    words = f"data={squares} imgsz=64 batch=4 epochs=8 workers=1 amp=off plots=false device=cpu".split()
+    words = f"data={squares} imgsz=64 batch=4 epochs=8 workers=1 amp=off nbs=4 plots=false device=cpu".split()
     asked = ["--parsable", "--nodes=1", "--gpus-per-node=0", "--cpus-per-task=1", "--time=30", f"--output={log}"]
     job = subprocess.run(
         ["sbatch", *asked, str(RECIPE), *words], check=True, capture_output=True, text=True
