@@ -15,7 +15,7 @@ import torch
 
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.index import Index, Strings
-from paceline.data.loader import EvalLoader, TrainLoader
+from paceline.data.loader import EvalLoader, TrainLoader, num_threads
 from paceline.data.order import rows_of_rank
 from paceline.data.polygons import Polygons
 from paceline.data.render import FILL
@@ -481,3 +481,9 @@ def test_evaluation_in_rectangles_shows_the_same_images(index: Index) -> None:
                 torch.testing.assert_close(batch.boxes[row][batch.valid[row]], moved)
     assert sorted(seen) == list(range(10))
     assert len(shapes) > 1
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(12)), raising=False)
+    assert [num_threads(-1, processes) for processes in (1, 2, 4, 100)] == [8, 6, 3, 1]
+    assert num_threads(5, 4) == 5

@@ -16,7 +16,7 @@ from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
-from paceline.data.loader import EvalLoader, TrainLoader
+from paceline.data.loader import EvalLoader, TrainLoader, num_threads
 from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
@@ -307,7 +307,7 @@ class _Training:
         )
 
     def _train_loader(self) -> TrainLoader:
-        data = dataclasses.replace(self._options.data, batch=self._batch)
+        data = dataclasses.replace(self._options.data, batch=self._batch, workers=self._num_workers())
         return TrainLoader(
             self._train_index,
             data,
@@ -318,6 +318,9 @@ class _Training:
             transform=self._transform,
         )
 
+    def _num_workers(self) -> int:
+        return num_threads(self._options.data.workers, self._group.rank.local_world)
+
     def _eval_loader(self) -> EvalLoader:
         data = self._options.data
         rank, world = self._ranks.evaluation_share
@@ -325,7 +328,7 @@ class _Training:
             self._val_index,
             data.imgsz,
             batch=self._batch,
-            workers=data.workers,
+            workers=self._num_workers(),
             cache=data.cache,
             rank=rank,
             world=world,

@@ -51,12 +51,14 @@ PARTNER_WINDOW = 16
 _MOST_THREADS = 8
 
 
-def num_threads(workers: int) -> int:
-    """Loader threads for the option `workers`: -1 takes one per core that the process may use, 8 at most."""
+def num_threads(workers: int, processes: int = 1) -> int:
+    """Loader threads for the option `workers`: -1 takes one per core that the process may use, 8 at most.
+
+    processes: how many of them share these cores, as the ranks of a machine do.
+    """
     if workers < 0:
-        return min(
-            len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, _MOST_THREADS
-        )
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, min(cores // processes, _MOST_THREADS))
     return max(workers, 1)
 
 
