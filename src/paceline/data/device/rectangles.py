@@ -1,0 +1,32 @@
+"""Rectangles: many copies of rows of bytes, from anywhere in memory into one buffer, as one table of addresses."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SOURCE, STRIDE, ROW_BYTES, ROWS, TARGET = range(5)
+
+
+def copy_rectangles(rectangles: NDArray[np.int64]) -> None:
+    """Copy N rectangles N5: address and stride of the first row, bytes of a row, rows, address of the dense copy.
+
+    The caller keeps the memory alive; nothing checks the addresses.
+    """
+    assert rectangles.dtype == np.int64
+    assert rectangles.flags.c_contiguous
+    for source, stride, row_bytes, rows, target in rectangles.tolist():
+        if rows == 0 or row_bytes == 0:
+            continue
+        from_memory = np.frombuffer(_bytes_at(source, stride * (rows - 1) + row_bytes), np.uint8)
+        into_memory = np.frombuffer(_bytes_at(target, rows * row_bytes), np.uint8).reshape(rows, row_bytes)
+        np.copyto(into_memory, np.lib.stride_tricks.as_strided(from_memory, (rows, row_bytes), (stride, 1)))
+
+
+def _bytes_at(address: int, count: int) -> ctypes.Array[ctypes.c_ubyte]:
+    return (ctypes.c_ubyte * count).from_address(address)
