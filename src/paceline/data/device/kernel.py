@@ -34,11 +34,23 @@ _FILL = tl.constexpr(float(FILL))
 _RED, _GREEN, _BLUE = (tl.constexpr(weight) for weight in LUMA)
 
 
-def render_by_kernel(sources: Tensor, masks: Tensor, table: DeviceTable, size: int, dtype: torch.dtype) -> Tensor:
-    """Draw B3HW in [0, 1], channels-last, from uint8 buffers of sources and masks, on the current stream."""
+def render_by_kernel(
+    sources: Tensor,
+    masks: Tensor,
+    table: DeviceTable,
+    size: int,
+    dtype: torch.dtype,
+    *,
+    block: tuple[int, int] = (_ROWS, _COLUMNS),
+) -> Tensor:
+    """Draw B3HW in [0, 1], channels-last, from uint8 buffers of sources and masks, on the current stream.
+
+    `block` counts the rows and columns of a program's pixels, powers of two; it changes the time only.
+    """
+    rows, columns = block
     num_pictures, num_tiles = table.starts.shape
     out = torch.empty((num_pictures, size, size, 3), dtype=dtype, device=sources.device)
-    grid = (-(-size // _ROWS) * -(-size // _COLUMNS), num_pictures)
+    grid = (-(-size // rows) * -(-size // columns), num_pictures)
     _draw[grid](
         sources,
         masks,
@@ -51,34 +63,31 @@ def render_by_kernel(sources: Tensor, masks: Tensor, table: DeviceTable, size: i
         out,
         size=size,
         num_tiles=num_tiles,
-        rows=_ROWS,
-        columns=_COLUMNS,
+        rows=rows,
+        columns=columns,
         num_warps=4,
     )
     return out.permute(0, 3, 1, 2)
 
 
 @triton.jit
-def _sample(buffer, start, offset, pitch, planes, side, mask):
-    """Sum of a block of side x side pixels of one plane; `offset` is that of its first pixel."""
-    total = tl.full(offset.shape, 0.0, tl.float32)
+def _bilinear(buffer, start, above, below, left, right, across, down, pitch, planes, side, inside):
+    """Weighted mean of four blocks of side x side pixels of one plane.
+
+    `above`, `below` are bytes from the crop's start to the blocks' first rows, `left`, `right` along these.
+    """
+    total = tl.full(across.shape, 0.0, tl.float32)
     for line in range(side):
         for column in range(side):
-            place = start + offset + line * pitch + column * planes
-            total += tl.load(buffer + place, mask=mask, other=0).to(tl.float32)
-    return total
-
-
-@triton.jit
-def _bilinear(buffer, start, above, below, left, right, across, down, pitch, planes, side, mask):
-    """Mean of four blocks, weighted; `above`, `below` are bytes to their rows, `left`, `right` along them."""
-    upper_left = _sample(buffer, start, above + left, pitch, planes, side, mask)
-    upper_right = _sample(buffer, start, above + right, pitch, planes, side, mask)
-    lower_left = _sample(buffer, start, below + left, pitch, planes, side, mask)
-    lower_right = _sample(buffer, start, below + right, pitch, planes, side, mask)
-    upper = upper_left + across * (upper_right - upper_left)
-    lower = lower_left + across * (lower_right - lower_left)
-    return (upper + down * (lower - upper)) / (side * side).to(tl.float32)
+            corner = buffer + start + line * pitch + column * planes
+            upper_left = tl.load(corner + (above + left), mask=inside, other=0).to(tl.float32)
+            upper_right = tl.load(corner + (above + right), mask=inside, other=0).to(tl.float32)
+            lower_left = tl.load(corner + (below + left), mask=inside, other=0).to(tl.float32)
+            lower_right = tl.load(corner + (below + right), mask=inside, other=0).to(tl.float32)
+            upper = upper_left + across * (upper_right - upper_left)
+            lower = lower_left + across * (lower_right - lower_left)
+            total += upper + down * (lower - upper)
+    return total / (side * side).to(tl.float32)
 
 
 @triton.jit
