@@ -247,7 +247,7 @@ class TrainLoader(_Loader):
         """Count the batches of an epoch; it has none when a batch holds several passes and an earlier epoch took it."""
         return self.first_step(epoch + 1) - self.first_step(epoch)
 
-    def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Generator[Batch, None, None]:
         """Batches of an epoch, in order, from `start_step` (a number of the whole run) where it is given.
 
         Nothing before it is drawn or read. Raises UserError when more than 1 % of the images have become unreadable.
@@ -257,7 +257,7 @@ class TrainLoader(_Loader):
         return self.stream(TrainWork(self, schedule, step) for step in steps)
 
     def span(self, epoch: int, start_step: int | None = None) -> range:
-        """Steps of an epoch, as numbers of the whole run, from `start_step` where it is given."""
+        """Return the steps of an epoch, as numbers of the whole run, from `start_step` where it is given."""
         return range(self.first_step(epoch) if start_step is None else start_step, self.first_step(epoch + 1))
 
     def partners(self, positions: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:

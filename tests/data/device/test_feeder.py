@@ -3,6 +3,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 import torch
 from pictures import KINDS, images_of, make_sources, make_transforms, targets_of
 
@@ -80,9 +81,12 @@ def batches(buffers, count):
 
 
 def expected(count):
-    return [batch.images.clone() for batch in Feeder(HostLane(), render_reference, torch.float32, ahead=0).feed(
-        batches(PackBuffers(1 << 20, 2, pinned=False), count), lambda: True
-    )]
+    return [
+        batch.images.clone()
+        for batch in Feeder(HostLane(), render_reference, torch.float32, ahead=0).feed(
+            batches(PackBuffers(1 << 20, 2, pinned=False), count), lambda: True
+        )
+    ]
 
 
 def test_buffers_are_not_written_before_they_are_copied() -> None:
@@ -101,9 +105,7 @@ def test_as_many_are_ahead_as_were_asked_for_and_none_where_nothing_is_ready() -
         lane = SlowDevice()
         feeder = Feeder(lane, deferred(lane), torch.float32, ahead=ahead)
         stream = feeder.feed(batches(PackBuffers(1 << 20, 4, pinned=False), 8), lambda ready=ready: ready)
-        depths = []
-        for _ in stream:
-            depths.append(lane.copies_ahead)
+        depths = [lane.copies_ahead for _ in stream]
         assert max(depths) == most
         assert depths[-1] == 0
 
@@ -133,12 +135,8 @@ def test_an_error_of_the_loader_reaches_the_consumer() -> None:
 
     stream = Feeder(HostLane(), render_reference, torch.float32, ahead=0).feed(broken(), lambda: True)
     assert next(stream).images.dtype == torch.float32
-    try:
+    with pytest.raises(RuntimeError, match="disk on fire"):
         next(stream)
-    except RuntimeError as error:
-        assert str(error) == "disk on fire"
-    else:
-        raise AssertionError("the error was lost")
 
 
 def test_targets_come_with_their_images() -> None:

@@ -34,9 +34,7 @@ def test_batches_are_those_of_the_host(cache: str, augment: dict[str, float]) ->
         assert drawn.steps(0) == host.steps(0)
         count = 0
         for epoch in (0, 1):
-            for expected, batch in zip(
-                host.epoch(epoch, mosaic=True), drawn.epoch(epoch, mosaic=True), strict=True
-            ):
+            for expected, batch in zip(host.epoch(epoch, mosaic=True), drawn.epoch(epoch, mosaic=True), strict=True):
                 for name in ("boxes", "labels", "valid", "samples", "original_hw"):
                     assert torch.equal(getattr(batch, name), getattr(expected, name))
                 difference = (batch.network_input() - expected.network_input()).abs().mean() * 255

@@ -73,10 +73,9 @@ def _faster(
     if loader.steps(0) <= 1:
         log.info("render=auto: %s draws; an epoch of one batch is too short to measure.", device)
         return drawn
-    rates = []
-    for stream in (drawn.epoch(0, mosaic=True), _moved(loader, device), drawn.epoch(0, mosaic=True)):
-        rates.append(images_per_s(stream, settle))
-    host, on_device = rates[1:]
+    images_per_s(drawn.epoch(0, mosaic=True), settle)
+    host = images_per_s(_moved(loader, device), settle)
+    on_device = images_per_s(drawn.epoch(0, mosaic=True), settle)
     chosen = drawn if on_device >= host else loader
     log.info(
         "render=auto: the host draws %s images/s, %s draws %s: %s does it.",

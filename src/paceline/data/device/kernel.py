@@ -158,7 +158,18 @@ def _draw(
             mask_start = tl.load(mask_starts + number)
             if mask_start >= 0:
                 opacity *= _bilinear(
-                    masks, mask_start, y0 * mask_pitch, y1 * mask_pitch, x0, x1, across, down, mask_pitch, 1, side, inside
+                    masks,
+                    mask_start,
+                    y0 * mask_pitch,
+                    y1 * mask_pitch,
+                    x0,
+                    x1,
+                    across,
+                    down,
+                    mask_pitch,
+                    1,
+                    side,
+                    inside,
                 )
                 opacity /= 255
             start = tl.load(starts + number)
@@ -166,8 +177,12 @@ def _draw(
             new_red = _bilinear(sources, start, above, below, x0, x1, across, down, pitch, planes, side, inside)
             new_green, new_blue = new_red, new_red
             if planes == 3:
-                new_green = _bilinear(sources, start + 1, above, below, x0, x1, across, down, pitch, planes, side, inside)
-                new_blue = _bilinear(sources, start + 2, above, below, x0, x1, across, down, pitch, planes, side, inside)
+                new_green = _bilinear(
+                    sources, start + 1, above, below, x0, x1, across, down, pitch, planes, side, inside
+                )
+                new_blue = _bilinear(
+                    sources, start + 2, above, below, x0, x1, across, down, pitch, planes, side, inside
+                )
             if layer == 0:
                 red += opacity * (new_red - red)
                 green += opacity * (new_green - green)

@@ -1,8 +1,8 @@
 """Lanes: how packed batches reach a device: on CUDA by a stream of its own beside the training's, on a CPU not at all.
 
-    side stream      copy k | draw k | copy k+1 | draw k+1 | ...
-    training         wait for "draw k" | step k      | wait for "draw k+1" | step k+1
-    host's buffer    free again after "copy k"
+side stream      copy k | draw k | copy k+1 | draw k+1 | ...
+training         wait for "draw k" | step k      | wait for "draw k+1" | step k+1
+host's buffer    free again after "copy k"
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class CudaLane:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def working(self) -> AbstractContextManager[object]:
         """Run what is started inside in the side stream."""
@@ -62,7 +62,8 @@ class CudaLane:
 
     def mark(self) -> torch.cuda.Event:
         """Record an event."""
-        return self._stream.record_event()
+        event: torch.cuda.Event = self._stream.record_event()
+        return event
 
     def join(self, mark: Mark, tensors: Iterable[Tensor]) -> None:
         """Let the current stream wait for an event."""

@@ -6,8 +6,6 @@ import logging
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-import torch
-
 from paceline.data.device.buffers import PackBuffers, usual_bytes
 from paceline.data.device.feeder import AHEAD, Feeder
 from paceline.data.device.lanes import lane_of
@@ -19,6 +17,7 @@ from paceline.data.work import Schedule
 if TYPE_CHECKING:
     from collections.abc import Generator
 
+    import torch
     from torch import Tensor
 
     from paceline.batch import Batch
@@ -77,8 +76,6 @@ class DeviceLoader:
         images = self._images if self._upload else loader.images.decoded_set()
         steps = loader.span(epoch, start_step)
         schedule = Schedule(loader, steps, mosaic=mosaic)
-        works = (
-            PackedWork(loader, schedule, step, self._buffers, images, on_device=self._upload) for step in steps
-        )
+        works = (PackedWork(loader, schedule, step, self._buffers, images, on_device=self._upload) for step in steps)
         with closing(loader.stream(works)) as packed:
             yield from self._feeder.feed(packed, loader.ready)

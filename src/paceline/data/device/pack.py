@@ -3,8 +3,8 @@
     [ table | targets | masks | crops, one after the other ]      every array starts at a multiple of 64 bytes
       fixed   few sizes  as many bytes as the pictures need
 
-The device sees the arrays where they lie in its copy of the buffer. Where the decoded set is already on the device there
-are no crops: the table's starts then count from the beginning of that set.
+The device sees the arrays where they lie in its copy of the buffer. Where the decoded set is already on the device,
+there are no crops: the table's starts then count from the beginning of that set.
 """
 
 from __future__ import annotations

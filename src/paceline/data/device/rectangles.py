@@ -1,6 +1,6 @@
 """Rectangles: many copies of rows of bytes, from anywhere in memory into one buffer, as one table of addresses.
 
-Unlike `paceline.native.gather` it takes addresses, which whole batches compute at once from where images lie in a cache.
+Unlike `paceline.native.gather` it takes addresses: a batch computes all of them at once from where its images lie.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def copy_by_numpy(rectangles: NDArray[np.int64]) -> None:
     for source, stride, row_bytes, rows, target in rectangles.tolist():
         if rows == 0 or row_bytes == 0:
             continue
-        from_memory = np.frombuffer(_bytes_at(source, stride * (rows - 1) + row_bytes), np.uint8)
-        into_memory = np.frombuffer(_bytes_at(target, rows * row_bytes), np.uint8).reshape(rows, row_bytes)
+        from_memory = _bytes_at(source, stride * (rows - 1) + row_bytes)
+        into_memory = _bytes_at(target, rows * row_bytes).reshape(rows, row_bytes)
         np.copyto(into_memory, np.lib.stride_tricks.as_strided(from_memory, (rows, row_bytes), (stride, 1)))
 
 
-def _bytes_at(address: int, count: int) -> ctypes.Array[ctypes.c_ubyte]:
-    return (ctypes.c_ubyte * count).from_address(address)
+def _bytes_at(address: int, count: int) -> NDArray[np.uint8]:
+    return np.ctypeslib.as_array((ctypes.c_uint8 * count).from_address(address))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional as F
 
-from paceline.data.device.table import PictureFloat, PictureInt, TileFloat, TileInt
+from paceline.data.device.table import PictureInt, TileFloat, TileInt
 from paceline.data.render import FILL
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def _paint(
         return
     floats = table.tiles_float[picture, tile]
     y, x = torch.meshgrid(
-        torch.arange(top, bottom, device=sources.device), torch.arange(left, right, device=sources.device), indexing="ij"
+        torch.arange(top, bottom, device=sources.device),
+        torch.arange(left, right, device=sources.device),
+        indexing="ij",
     )
     centres = torch.stack([x + 0.5, y + 0.5, torch.ones_like(x)], dim=-1).float()
     mapped = centres @ floats[:9].view(3, 3).T
@@ -80,11 +82,15 @@ def _paint(
     inside = (mapped[..., 2] > 0) & (u >= seen[0]) & (u < seen[2]) & (v >= seen[1]) & (v < seen[3])
     if integers[TileInt.YIELDS]:
         inside &= ~((x >= cut[0]) & (x < cut[2]) & (y >= cut[1]) & (y < cut[3]))
-    pixels = _sampled(sources, int(table.starts[picture, tile]), integers, integers[TileInt.PITCH], planes=None, uv=(u, v))
+    pixels = _sampled(
+        sources, int(table.starts[picture, tile]), integers, integers[TileInt.PITCH], planes=None, uv=(u, v)
+    )
     opacity = inside[..., None].float()
     mask_start = int(table.mask_starts[picture, tile])
     if mask_start >= 0:
-        opacity = opacity * _sampled(masks, mask_start, integers, integers[TileInt.MASK_PITCH], planes=1, uv=(u, v)) / 255
+        opacity = (
+            opacity * _sampled(masks, mask_start, integers, integers[TileInt.MASK_PITCH], planes=1, uv=(u, v)) / 255
+        )
     below = layers[integers[TileInt.LAYER], top:bottom, left:right]
     below.copy_(torch.where(opacity > 0, below + opacity * (pixels - below), below))
 

@@ -101,7 +101,7 @@ class RenderTable:
 
 
 def inverted(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Inverses of maps ...33 by the adjugate: some calls for the whole batch; maps that are not invertible give zeros."""
+    """Inverses of maps ...33 by the adjugate: a few calls for the whole batch; what has no inverse gives zeros."""
     (a, b, c), (d, e, f), (g, h, i) = (tuple(np.moveaxis(matrices[..., row, :], -1, 0)) for row in range(3))
     adjugate = np.stack(
         [

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from paceline.data.augment import Transforms
     from paceline.data.device.buffers import PackBuffers
-    from paceline.data.device.pack import PackedBatch
+    from paceline.data.device.pack import PackedBatch, Resident
     from paceline.data.device.resident import FlatImages
     from paceline.data.loader import TrainLoader
     from paceline.data.work import Schedule
@@ -75,6 +75,7 @@ class PackedWork:
         """Pack images, table and targets."""
         start = time.perf_counter()
         transforms = _rows(self._planned.transforms, self._planned.row(0), len(self._planned))
+        where: Sources | Resident
         if not self._is_flat:
             where = Sources.of(self._fetched)
         elif self._on_device:
@@ -86,7 +87,6 @@ class PackedWork:
         batch = packed(transforms, where, self._planned.targets(), self._buffers.take)
         self._loader.counters.add(render_s=time.perf_counter() - start, images=transforms.sources.size * self._is_flat)
         return batch
-
 
 
 def _rows(transforms: Transforms, first: int, count: int) -> Transforms:
