@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from pictures import KINDS, SIZES, draw, images_of, make_sources, make_transforms, mixed
+from pictures import KINDS, SIZES, draw, images_of, make_sources, make_transforms, mixed, poisoned, targets_of
 
+from paceline.data.device.pack import Sources, packed
 from paceline.data.device.reference import jittered, render_reference
+from paceline.data.device.table import PictureInt, TileInt
 from paceline.data.render import FILL, Workspace, render
 
 SIZE = 160
@@ -155,3 +157,42 @@ def test_layers_greyscale_and_swaps() -> None:
     luma = (plain[1] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
     torch.testing.assert_close(drawn[1], luma.expand(3, -1, -1))
     torch.testing.assert_close(drawn[2], 0.25 * FILL / 255 + 0.75 * plain[2], atol=1e-5, rtol=0)
+
+
+def test_cuts_stay_grey_under_tiles_that_yield_and_show_those_that_do_not(interpreted) -> None:
+    transforms, sources = make_transforms(STILL["aligned"], 2, 64, seed=1), make_sources()
+    batch = packed(transforms, Sources.of(images_of(transforms, sources)), targets_of(transforms), poisoned)
+    memory = torch.from_numpy(batch.buffer)
+    table, _ = batch.opened(memory)
+    whole = render_reference(memory, memory, table, 64, torch.float32)
+    table.pictures_int[:, PictureInt.CUT :] = torch.tensor([10, 20, 40, 50], dtype=torch.int32)
+    table.tiles_int[0, :, TileInt.YIELDS] = 1
+    expected = whole.clone()
+    expected[0, :, 20:50, 10:40] = FILL / 255
+    assert not torch.equal(expected, whole)
+    for renderer in (render_reference, interpreted):
+        torch.testing.assert_close(renderer(memory, memory, table, 64, torch.float32), expected, atol=1e-5, rtol=0)
+
+
+def test_perspective_is_that_of_opencv(interpreted) -> None:
+    """One tile per picture, its map bent: the horizon is outside, and what is seen lies where OpenCV puts it."""
+    transforms, sources = make_transforms(STILL["turned"], 6, 96, mosaic=False), make_sources()
+    bend = np.array([[1.1, 0.1, -9], [-0.05, 0.9, 6], [0.0012, -0.0008, 1]])
+    bent = replace(
+        transforms,
+        matrices=bend @ transforms.matrices,
+        places=np.broadcast_to(np.array([0, 0, 96, 96]), transforms.places.shape).copy(),
+        halvings=np.zeros_like(transforms.halvings),
+    )
+    drawn = draw(bent, sources)
+    assert ((draw(bent, sources, interpreted) - drawn).abs() * 255 > 1).float().mean() < 1e-5
+    half = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]])
+    for row in range(len(bent)):
+        indices = np.linalg.inv(half) @ bent.matrices[row, 0] @ half
+        image = sources[bent.sources[row, 0]]
+        there = cv2.warpPerspective(np.full_like(image, 255), indices, (96, 96), flags=cv2.INTER_NEAREST) > 0
+        inside = cv2.erode(there[..., 0].astype(np.uint8), np.ones((5, 5))) > 0
+        expected = cv2.warpPerspective(image, indices, (96, 96), flags=cv2.INTER_LINEAR)
+        difference = np.abs(drawn[row].permute(1, 2, 0).numpy() * 255 - expected)[inside]
+        assert difference.mean() < 2
+        assert inside.sum() > 500
