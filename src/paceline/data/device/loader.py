@@ -59,6 +59,10 @@ class DeviceLoader:
         )
         self._feeder = Feeder(lane_of(device), renderer, dtype, resident, self._ahead)
 
+    def first_step(self, epoch: int) -> int:
+        """Return the number of the first step of an epoch."""
+        return self.host.first_step(epoch)
+
     def steps(self, epoch: int) -> int:
         """Count the batches of an epoch."""
         return self.host.steps(epoch)
