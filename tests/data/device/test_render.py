@@ -79,6 +79,8 @@ def test_masked_tiles_paint_by_their_opacity(interpreted) -> None:
     sources_without = transforms.sources.copy()
     sources_without[0, tile] = -1
     without = draw(replace(transforms, sources=sources_without), sources)
+    transforms.masked[0, tile] = True
+    torch.testing.assert_close(draw(transforms, sources), without)  # nothing was picked from it
     for renderer in (render_reference, interpreted):
         masked = draw(transforms, sources, renderer, masks={(0, int(tile)): mask})
         torch.testing.assert_close(masked, without + 0.2 * (whole - without), atol=1e-4, rtol=0)

@@ -9,6 +9,7 @@ there are no crops: the table's starts then count from the beginning of that set
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -123,8 +124,13 @@ def packed(
     """Pack pictures and their targets (arrays of `Batch` by name, but for the images).
 
     `buffer` gives a flat buffer of at least so many bytes; `masks` the opacity HW, in decoded pixels, of masked tiles
-    by (picture, tile).
+    by (picture, tile); a masked tile without one paints nothing.
     """
+    unpainted = transforms.masked.copy()
+    for place in masks or {}:
+        unpainted[place] = False
+    if unpainted.any():
+        transforms = dataclasses.replace(transforms, sources=np.where(unpainted, -1, transforms.sources))
     geometry = Geometry(transforms, sources.heights, sources.widths)
     crops, planes = geometry.crops, sources.planes.astype(np.int64)
     pitches = sources.widths.astype(np.int64) * planes
