@@ -26,7 +26,11 @@ def open_loader(cache: str = "none", **augment: object) -> TrainLoader:
 
 
 @pytest.mark.parametrize("cache", ["none", "ram", "device"])
-@pytest.mark.parametrize("augment", [{}, {"degrees": 20.0}], ids=["aligned", "turned"])
+@pytest.mark.parametrize(
+    "augment",
+    [{}, {"degrees": 20.0}, {"mixup": 0.4, "cutmix": 0.8, "perspective": 0.001, "greyscale": 0.3, "bgr": 0.3}],
+    ids=["aligned", "turned", "mixed"],
+)
 def test_batches_are_those_of_the_host(cache: str, augment: dict[str, float]) -> None:
     """The same samples and targets to the bit, and pictures within a mean of 2/255, in two epochs."""
     with open_loader("none", **augment) as host, open_loader(cache, **augment) as packing:

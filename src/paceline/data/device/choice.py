@@ -47,6 +47,10 @@ def choose_training_data(
 
     `upload` keeps the decoded set on the device, which then has to draw.
     """
+    if loader.transform and (render == "device" or upload):
+        raise UserError("transform= is a function of yours that runs on the host: choose render=host or cache=auto.")
+    if loader.transform:
+        return loader
     if render == "host":
         if upload:
             raise UserError("cache=device needs render=device or render=auto: the host cannot draw what the GPU keeps.")

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paceline.data.render import FIRST_OF_SECOND
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -164,6 +166,7 @@ class Geometry:
         tiles_int[..., TileInt.PLANES] = planes
         tiles_int[..., TileInt.HALVINGS] = transforms.halvings
         tiles_int[..., TileInt.LAYER] = transforms.layers
+        tiles_int[:, :FIRST_OF_SECOND, TileInt.YIELDS] = 1
         tiles_int[..., TileInt.MASK_PITCH] = self.crops.width
         tiles_float = np.empty((*starts.shape, TileFloat.COUNT), np.float32)
         tiles_float[..., :9] = self.maps.reshape(*starts.shape, 9)
@@ -175,6 +178,7 @@ class Geometry:
         pictures_int = np.zeros((len(transforms), PictureInt.COUNT), np.int32)
         pictures_int[:, PictureInt.GREY] = transforms.grey
         pictures_int[:, PictureInt.SWAP : PictureInt.SWAP + 3] = transforms.swaps
+        pictures_int[:, PictureInt.CUT :] = transforms.cuts
         pictures_float = np.empty((len(transforms), len(PictureFloat)), np.float32)
         pictures_float[:, :3] = transforms.hsv * (6, 1, 1)
         pictures_float[:, PictureFloat.SHARE] = transforms.shares

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paceline.data import paste
 from paceline.data.device.pack import Sources, packed
 from paceline.data.device.resident import in_memory, resident
 from paceline.data.work import PlannedBatch
@@ -84,7 +85,13 @@ class PackedWork:
         else:
             assert self._flat is not None
             where = in_memory(self._flat, transforms.sources)
-        batch = packed(transforms, where, self._planned.targets(), self._buffers.take)
+        index = self._loader.index
+        masks = {
+            (int(row), tile): mask
+            for row in np.flatnonzero(transforms.masked.any(axis=1))
+            for tile, mask in paste.masks(index, transforms, int(row)).items()
+        }
+        batch = packed(transforms, where, self._planned.targets(), self._buffers.take, masks)
         self._loader.counters.add(render_s=time.perf_counter() - start, images=transforms.sources.size * self._is_flat)
         return batch
 
