@@ -98,9 +98,10 @@ def make_pack(batch: int, size: int, degrees: float, seed: int) -> PackedBatch:
     sources = [make_image(number) for number in range(16)]
     samples = np.arange(batch) % 16
     draws = augment.draw(seed, np.full(batch, seed), np.arange(batch))
-    images = np.concatenate([samples[:, None], augment.partners_of_all(draws, 16)], axis=1)
-    sizes = np.broadcast_to(np.array([HEIGHT, WIDTH]), (*images.shape, 2))
     config = AugmentConfig(degrees=degrees)
+    partners = augment.partners_of_all(augment.partner_draws(config, draws), 16)
+    images = np.concatenate([samples[:, None], partners], axis=1)
+    sizes = np.broadcast_to(np.array([HEIGHT, WIDTH]), (*images.shape, 2))
     transforms = augment.plan(config, size, draws, images, sizes, np.ones_like(images), mosaic=True)
     rows = [[sources[number] if number >= 0 else None for number in row] for row in transforms.sources.tolist()]
     targets = {

@@ -35,7 +35,9 @@ def make_transforms(config: AugmentConfig, count: int, size: int, *, mosaic: boo
     """Draw transforms of `count` pictures over the sources of `SIZES`."""
     samples = np.arange(count) % len(SIZES)
     draws = augment.draw(seed, np.arange(count), samples)
-    images = np.concatenate([samples[:, None], augment.partners_of_all(draws, len(SIZES))], axis=1)
+    images = np.concatenate(
+        [samples[:, None], augment.partners_of_all(augment.partner_draws(config, draws), len(SIZES))], axis=1
+    )
     return augment.plan(config, size, draws, images, SIZES[images], np.ones_like(images), mosaic=mosaic)
 
 

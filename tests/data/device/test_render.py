@@ -168,7 +168,7 @@ def test_cuts_stay_grey_under_tiles_that_yield_and_show_those_that_do_not(interp
     table, _ = batch.opened(memory)
     whole = render_reference(memory, memory, table, 64, torch.float32)
     table.pictures_int[:, PictureInt.CUT :] = torch.tensor([10, 20, 40, 50], dtype=torch.int32)
-    table.tiles_int[0, :, TileInt.YIELDS] = 1
+    table.tiles_int[..., TileInt.YIELDS] = torch.tensor([1, 0], dtype=torch.int32)[:, None]
     expected = whole.clone()
     expected[0, :, 20:50, 10:40] = FILL / 255
     assert not torch.equal(expected, whole)
