@@ -19,7 +19,7 @@ class Batch:
     """
 
     images: Tensor
-    """B3HW, RGB, uint8 in [0, 255]; channels-last in memory."""
+    """B3HW, RGB, channels-last in memory: uint8 in [0, 255], or already in [0, 1], of the type that is computed in."""
     boxes: Tensor
     """BG4, float32, xyxy in pixels of the network's input."""
     labels: Tensor
@@ -40,8 +40,8 @@ class Batch:
         return self.images.shape[2], self.images.shape[3]
 
     def network_input(self) -> Tensor:
-        """Images B3HW as float32 in [0, 1], in the same memory format."""
-        return self.images.float().div_(255.0)
+        """Images B3HW in [0, 1], in the same memory format: float32 from uint8, others as they are."""
+        return self.images if self.images.is_floating_point() else self.images.float().div_(255.0)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return the batch with every tensor on `device`."""

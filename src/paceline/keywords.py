@@ -21,6 +21,7 @@ class TrainKeywords(TypedDict, total=False):
     workers: int
     cache: bool | Literal["auto", "none", "ram", "disk", "device"]
     rect: bool
+    render: Literal["auto", "host", "device"]
     fraction: float
     single_cls: bool
     classes: Sequence[int] | None

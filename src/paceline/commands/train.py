@@ -16,6 +16,7 @@ from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
+from paceline.data.device.choice import choose_training_data
 from paceline.data.loader import EvalLoader, TrainLoader, num_threads
 from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
@@ -222,12 +223,20 @@ class _Training:
                     pictures.training_batches(
                         loader.epoch(0, mosaic=options.loop.epochs > options.augment.close_mosaic)
                     )
+            training_data = choose_training_data(
+                loader,
+                options.data.render,
+                self._device,
+                self._precision.amp_dtype or torch.float32,
+                upload=options.data.cache == "device",
+                agree=from_first,
+            )
             loop = Loop(
                 engine=engine,
                 optimizer=optimizer,
                 schedule=recipe.schedule,
                 ema=ema,
-                data=self._ranks.feed(loader),
+                data=self._ranks.feed(training_data),
                 evaluate=evaluations,
                 keeper=keeper,
                 state=state,
@@ -308,6 +317,7 @@ class _Training:
 
     def _train_loader(self) -> TrainLoader:
         data = dataclasses.replace(self._options.data, batch=self._batch, workers=self._num_workers())
+        on_device = data.render == "device" or (data.render == "auto" and self._device.type == "cuda")
         return TrainLoader(
             self._train_index,
             data,
@@ -315,6 +325,7 @@ class _Training:
             seed=self._options.loop.seed,
             rank=self._ranks.replica,
             world=self._ranks.layout.replicas,
+            on_device=on_device,
             transform=self._transform,
         )
 

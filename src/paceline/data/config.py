@@ -22,6 +22,8 @@ class DataConfig:
     """Keep decoded images in memory, in a file, or on the GPU; `auto` measures, chooses, and says so."""
     rect: bool = False
     """Evaluate in rectangles that hold the images with little grey, instead of squares; training stays square."""
+    render: Literal["auto", "host", "device"] = "auto"
+    """Who draws the training pictures; `auto` times both on a GPU and says so, and is the host on a CPU."""
     fraction: float = 1.0
     """Share of the training images to use."""
     single_cls: bool = False

@@ -8,7 +8,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, TypeVar
 
 import cv2
 import numpy as np
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from paceline.data.user_transform import UserTransform
 
 log = logging.getLogger("paceline")
+
+T = TypeVar("T")
 
 PREFETCHED_BATCHES = 3
 PARTNERS_OF_ALL_BYTES = 4_000_000_000
@@ -148,7 +150,7 @@ class _Loader:
         sums["cache_hits"] = max(sums.pop("images") - sums["decodes"], 0.0)
         return sums
 
-    def stream(self, works: Iterable[Work[Batch]]) -> Generator[Batch, None, None]:
+    def stream(self, works: Iterable[Work[T]]) -> Generator[T, None, None]:
         """Deliver batches, and count the seconds of waiting for them."""
         batches = self._prefetcher.stream(works)
         with closing(batches):
@@ -159,6 +161,10 @@ class _Loader:
                 if batch is None:
                     return
                 yield batch
+
+    def ready(self) -> bool:
+        """Whether the next batch is there, so that nobody has to wait for it."""
+        return self._prefetcher.ready()
 
     def take_out(self, broken: BrokenImage) -> None:
         """Count and name a broken image. Raises UserError when there are too many."""
@@ -243,14 +249,18 @@ class TrainLoader(_Loader):
         """Count the batches of an epoch; it has none when a batch holds several passes and an earlier epoch took it."""
         return self.first_step(epoch + 1) - self.first_step(epoch)
 
-    def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Iterator[Batch]:
+    def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Generator[Batch, None, None]:
         """Batches of an epoch, in order, from `start_step` (a number of the whole run) where it is given.
 
         Nothing before it is drawn or read. Raises UserError when more than 1 % of the images have become unreadable.
         """
-        steps = range(self.first_step(epoch) if start_step is None else start_step, self.first_step(epoch + 1))
+        steps = self.span(epoch, start_step)
         schedule = Schedule(self, steps, mosaic=mosaic)
         return self.stream(TrainWork(self, schedule, step) for step in steps)
+
+    def span(self, epoch: int, start_step: int | None = None) -> range:
+        """Return the steps of an epoch, as numbers of the whole run, from `start_step` where it is given."""
+        return range(self.first_step(epoch) if start_step is None else start_step, self.first_step(epoch + 1))
 
     def partners(self, positions: NDArray[np.int64], draws: NDArray[np.float64]) -> NDArray[np.int64]:
         """Partners B(T - 1), for all tiles but the first, of the samples at `positions` B of the stream."""

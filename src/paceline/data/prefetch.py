@@ -114,6 +114,10 @@ class Prefetcher:
             for job in jobs:
                 job.stop()
 
+    def ready(self) -> bool:
+        """Whether the next result of the stream that was opened last is there, so that nobody has to wait for it."""
+        return bool(self._open and self._open[-1]) and self._open[-1][0].result.done()
+
     def close(self) -> None:
         """Stop all threads, and wait until they have: at most as long as one image takes."""
         self._pool.shutdown(wait=True, cancel_futures=True)

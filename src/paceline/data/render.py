@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FILL = 114
 """Grey value of pixels that no image covers."""
 
-_FIRST_OF_SECOND = 4
+FIRST_OF_SECOND = 4
 """Tiles before this one make the first picture."""
 _FRACTION_BITS = 8
 _SHRINK_FOR_AREA = 1.6
@@ -121,7 +121,7 @@ def _paint(
         picture.fill(FILL)
     uncut = cut[2] == 0
     for tile in tiles:
-        if not uncut and tile >= _FIRST_OF_SECOND:
+        if not uncut and tile >= FIRST_OF_SECOND:
             _grey_out(transforms, row, cut, picture)
             uncut = True
         mask = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
     from paceline.data.loader import EvalLoader, TrainLoader
 
 _PLANNED_PICTURES = 64
+
+Changed: TypeAlias = "dict[int, tuple[NDArray[np.float64], NDArray[np.int32]]]"
+"""Boxes and labels of pictures that the user's function has changed, by their place in the batch."""
+Targets: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
+"""What a `Batch` holds but for the images, by name."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -86,46 +91,33 @@ class Schedule:
         )
 
 
-class TrainWork:
-    """One training batch on its way."""
+class PlannedBatch:
+    """The part of a plan that makes one batch: its rows, their images, their targets."""
 
     def __init__(self, loader: TrainLoader, schedule: Schedule, step: int) -> None:
         self._loader = loader
         self._schedule = schedule
-        self._step = step
         self._replaced = False
-        self._changed: dict[int, tuple[NDArray[np.float64], NDArray[np.int32]]] = {}
+        self._planned = schedule.at(step)
+        self._count = len(loader.rows)
+        self._start = (step - self._planned.first) * self._count
 
-    def begin(self) -> int:
-        """Draw the transforms."""
-        loader, count = self._loader, len(self._loader.rows)
-        self._planned = self._schedule.at(self._step)
-        self._start = (self._step - self._planned.first) * count
-        self._buffer = loader.take_buffer(self._planned.transforms.size, self._planned.transforms.size)
-        self._num_parts = loader.num_parts
-        return self._num_parts
+    def __len__(self) -> int:
+        """Count the pictures."""
+        return self._count
 
-    def make(self, part: int) -> None:
-        """Render some of the pictures, and let the user's function change them."""
-        loader, transforms = self._loader, self._planned.transforms
-        workspace, start, num_images = loader.workspace(transforms.size), time.perf_counter(), 0
-        fetched_s = 0.0
-        for place in range(part, len(self._buffer), self._num_parts):
-            before = time.perf_counter()
-            images = self._fetch(self._start + place)
-            fetched_s += time.perf_counter() - before
-            num_images += len(images)
-            row, picture = self._start + place, self._buffer[place]
-            render(transforms, row, images, workspace, picture, paste.masks(loader.index, transforms, row))
-            if loader.transform:
-                _, boxes, labels = targets.transformed(loader.index, transforms.row(row))
-                seed = int(seeds(self._planned.draws[row : row + 1])[0])
-                self._changed[place] = loader.transform.change(picture, boxes, labels, seed)
-        loader.counters.add(render_s=time.perf_counter() - start - fetched_s, images=num_images)
+    @property
+    def transforms(self) -> augment.Transforms:
+        """Transforms of several batches; this one begins at `row(0)`."""
+        return self._planned.transforms
 
-    def _fetch(self, row: int) -> list[NDArray[np.uint8] | None]:
+    def row(self, place: int) -> int:
+        """Row of the plan of a picture of the batch."""
+        return self._start + place
+
+    def fetch(self, place: int) -> list[NDArray[np.uint8] | None]:
         """Images of a picture's tiles, with others in the place of images that turn out to be broken."""
-        loader, planned = self._loader, self._planned
+        loader, planned, row = self._loader, self._planned, self._start + place
         while True:
             sources = planned.transforms.sources[row].tolist()
             try:
@@ -141,26 +133,69 @@ class TrainWork:
                 planned.transforms.put(row, loader.plan(planned.draws[rows], whole, size=size, mosaic=mosaic))
                 self._replaced = True
 
-    def finish(self) -> Batch:
-        """Place the boxes."""
-        index, planned, count = self._loader.index, self._planned, len(self._buffer)
+    def seed(self, place: int) -> int:
+        """Return the seed of the user's function for a picture of the batch."""
+        row = self._start + place
+        return int(seeds(self._planned.draws[row : row + 1])[0])
+
+    def targets(self, changed: Changed | None = None) -> Targets:
+        """Place the boxes, after all images are there; `changed` are those that the user's function has left."""
+        index, planned = self._loader.index, self._planned
         if self._replaced:  # what the other batches of the plan do at this moment does not reach our rows
             pictures, boxes, labels = targets.transformed(index, planned.transforms)
         else:
             pictures, boxes, labels = planned.pictures, planned.boxes, planned.labels
-        first, last = np.searchsorted(pictures, (self._start, self._start + count))
+        first, last = np.searchsorted(pictures, (self._start, self._start + self._count))
         pictures, boxes, labels = pictures[first:last] - self._start, boxes[first:last], labels[first:last]
-        if self._loader.transform:
-            pictures, boxes, labels = targets.joined([self._changed[place] for place in range(count)])
-        samples = planned.transforms.samples[self._start : self._start + count].copy()
-        return _batch(
-            self._buffer,
+        if changed is not None:
+            pictures, boxes, labels = targets.joined([changed[place] for place in range(self._count)])
+        samples = planned.transforms.samples[self._start : self._start + self._count].copy()
+        return _targets(
             pictures,
             boxes,
             labels,
             samples,
             index.sizes[samples].astype(np.int64),
         )
+
+
+class TrainWork:
+    """One training batch on its way."""
+
+    def __init__(self, loader: TrainLoader, schedule: Schedule, step: int) -> None:
+        self._loader = loader
+        self._schedule = schedule
+        self._step = step
+        self._changed: Changed = {}
+
+    def begin(self) -> int:
+        """Draw the transforms."""
+        self._planned = PlannedBatch(self._loader, self._schedule, self._step)
+        size = self._planned.transforms.size
+        self._buffer = self._loader.take_buffer(size, size)
+        self._num_parts = self._loader.num_parts
+        return self._num_parts
+
+    def make(self, part: int) -> None:
+        """Render some of the pictures, and let the user's function change them."""
+        loader, planned, transforms = self._loader, self._planned, self._planned.transforms
+        workspace, start, num_images = loader.workspace(transforms.size), time.perf_counter(), 0
+        fetched_s = 0.0
+        for place in range(part, len(self._buffer), self._num_parts):
+            before = time.perf_counter()
+            images = planned.fetch(place)
+            fetched_s += time.perf_counter() - before
+            num_images += len(images)
+            row, picture = planned.row(place), self._buffer[place]
+            render(transforms, row, images, workspace, picture, paste.masks(loader.index, transforms, row))
+            if loader.transform:
+                _, boxes, labels = targets.transformed(loader.index, transforms.row(row))
+                self._changed[place] = loader.transform.change(picture, boxes, labels, planned.seed(place))
+        loader.counters.add(render_s=time.perf_counter() - start - fetched_s, images=num_images)
+
+    def finish(self) -> Batch:
+        """Place the boxes."""
+        return _batch(self._buffer, self._planned.targets(self._changed if self._loader.transform else None))
 
 
 class EvalWork:
@@ -208,23 +243,28 @@ class EvalWork:
             sizes[picture] = index.sizes[self._samples[picture]]
             mine = owners == place
             boxes[mine] = self._loader.geometry(int(self._samples[picture])).forward(boxes[mine])
-        return _batch(self._buffer, seen[owners], boxes, index.labels[rows], self._samples, sizes)
+        return _batch(self._buffer, _targets(seen[owners], boxes, index.labels[rows], self._samples, sizes))
 
 
-def _batch(
-    buffer_BHW3: NDArray[np.uint8],
+def _targets(
     pictures: NDArray[np.int64],
     boxes: NDArray[np.float64],
     labels: NDArray[np.int32],
     samples: NDArray[np.int64],
     original_hw: NDArray[np.int64],
-) -> Batch:
+) -> Targets:
     boxes_BG4, labels_BG, valid_BG = targets.padded(pictures, boxes, labels, len(samples))
+    return {
+        "boxes": boxes_BG4,
+        "labels": labels_BG,
+        "valid": valid_BG,
+        "samples": samples,
+        "original_hw": original_hw,
+    }
+
+
+def _batch(buffer_BHW3: NDArray[np.uint8], targets: Targets) -> Batch:
     return Batch(
         images=torch.from_numpy(buffer_BHW3).permute(0, 3, 1, 2),
-        boxes=torch.from_numpy(boxes_BG4),
-        labels=torch.from_numpy(labels_BG),
-        valid=torch.from_numpy(valid_BG),
-        samples=torch.from_numpy(samples),
-        original_hw=torch.from_numpy(original_hw),
+        **{name: torch.from_numpy(array) for name, array in targets.items()},
     )

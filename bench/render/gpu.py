@@ -1,0 +1,173 @@
+"""Drawing on a GPU: is it right, how fast is the kernel, how fast are images ready on the device.
+
+    python bench/render/gpu.py [--seconds 12] [--batch 64] [--imgsz 640]
+
+Takes under three minutes and prints a table and, as its last line, the same figures as JSON. Without a GPU it ends with
+exit code 2. The images are made here: 512 JPEG files of 640 x 480 px, noise over waves, about as large as COCO's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+import torch
+
+from paceline.data import augment
+from paceline.data.config import AugmentConfig, DataConfig
+from paceline.data.dataset import open_data_set
+from paceline.data.device.loader import DeviceLoader
+from paceline.data.device.pack import Sources, packed
+from paceline.data.device.reference import render_reference
+from paceline.data.loader import TrainLoader
+
+if TYPE_CHECKING:
+    from paceline.data.device.feeder import Renderer
+    from paceline.data.device.pack import PackedBatch
+
+NUM_IMAGES, HEIGHT, WIDTH = 512, 480, 640
+NUM_PACKS, NUM_LAUNCHES = 4, 40
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=12.0)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--imgsz", type=int, default=640)
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("This bench needs a CUDA GPU.", file=sys.stderr)
+        return 2
+    from paceline.data.device.kernel import render_by_kernel
+
+    device = torch.device("cuda")
+    figures: dict[str, float | str] = {
+        "gpu": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "cores": len(os.sched_getaffinity(0)),
+        "batch": options.batch,
+        "imgsz": options.imgsz,
+    }
+    for name, degrees in (("aligned", 0.0), ("turned", 10.0)):
+        packs = [make_pack(options.batch, options.imgsz, degrees, seed) for seed in range(NUM_PACKS)]
+        figures[f"{name}_pixels_beyond_1_of_255"] = share_apart(packs[0], render_by_kernel, device)
+        figures[f"{name}_kernel_images_per_s"] = kernel_rate(packs, render_by_kernel, device)
+        figures[f"{name}_pack_bytes_per_image"] = packs[0].used / options.batch
+    with tempfile.TemporaryDirectory() as folder:
+        data = make_set(Path(folder))
+        for cache in ("none", "ram", "device"):
+            rate, host_s = ready_rate(data, cache, options, render_by_kernel, device)
+            figures[f"{cache}_ready_images_per_s"] = rate
+            figures[f"{cache}_pack_s_per_1000"] = host_s
+    for name, figure in figures.items():
+        print(f"{name:36} {figure:>14,.6g}" if isinstance(figure, float) else f"{name:36} {figure:>14}")
+    print(json.dumps(figures))
+    return 0
+
+
+def make_image(seed: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:HEIGHT, :WIDTH]
+    waves = [128 + 90 * np.sin(x / rng.uniform(15, 60) + shift) * np.cos(y / rng.uniform(15, 60)) for shift in range(3)]
+    return np.clip(np.stack(waves, -1) + rng.normal(0, 12, (HEIGHT, WIDTH, 1)), 0, 255).astype(np.uint8)
+
+
+def make_set(folder: Path) -> Path:
+    """Write a YOLO data set of one box per image."""
+    for name in ("images/train", "labels/train"):
+        (folder / name).mkdir(parents=True)
+    for number in range(NUM_IMAGES):
+        cv2.imwrite(str(folder / f"images/train/{number:04d}.jpg"), make_image(number), [cv2.IMWRITE_JPEG_QUALITY, 90])
+        (folder / f"labels/train/{number:04d}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (folder / "data.yaml").write_text("train: images/train\nval: images/train\nnames: [thing]\n")
+    return folder / "data.yaml"
+
+
+def make_pack(batch: int, size: int, degrees: float, seed: int) -> PackedBatch:
+    """Pack mosaics of 16 images under the full augmentation."""
+    sources = [make_image(number) for number in range(16)]
+    samples = np.arange(batch) % 16
+    draws = augment.draw(seed, np.full(batch, seed), np.arange(batch))
+    config = AugmentConfig(degrees=degrees)
+    partners = augment.partners_of_all(augment.partner_draws(config, draws), 16)
+    images = np.concatenate([samples[:, None], partners], axis=1)
+    sizes = np.broadcast_to(np.array([HEIGHT, WIDTH]), (*images.shape, 2))
+    transforms = augment.plan(config, size, draws, images, sizes, np.ones_like(images), mosaic=True)
+    rows = [[sources[number] if number >= 0 else None for number in row] for row in transforms.sources.tolist()]
+    targets = {
+        "boxes": np.zeros((batch, 32, 4), np.float32),
+        "labels": np.zeros((batch, 32), np.int64),
+        "valid": np.zeros((batch, 32), np.bool_),
+        "samples": samples,
+        "original_hw": np.ones((batch, 2), np.int64),
+    }
+    return packed(transforms, Sources.of(rows), targets, lambda count: np.empty(count, np.uint8))
+
+
+def share_apart(pack: PackedBatch, kernel: Renderer, device: torch.device) -> float:
+    """Share of the values that differ by more than 1/255 from the reference, both on the GPU in float32."""
+    memory = torch.from_numpy(pack.buffer)[: pack.used].to(device)
+    table, _ = pack.opened(memory)
+    drawn = kernel(memory, memory, table, pack.size, torch.float32)
+    expected = render_reference(memory, memory, table, pack.size, torch.float32)
+    assert bool(torch.isfinite(drawn).all())
+    return float(((drawn - expected).abs() > 1 / 255).double().mean())
+
+
+def kernel_rate(packs: list[PackedBatch], kernel: Renderer, device: torch.device) -> float:
+    """Images per second of the kernel alone, in bfloat16, over several packs in turn; the median launch counts."""
+    opened = []
+    for pack in packs:
+        memory = torch.from_numpy(pack.buffer)[: pack.used].to(device)
+        opened.append((memory, pack.opened(memory)[0]))
+    times = []
+    for launch in range(NUM_LAUNCHES + 5):
+        memory, table = opened[launch % len(opened)]
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        kernel(memory, memory, table, packs[0].size, torch.bfloat16)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1000)
+    return len(packs[0]) / statistics.median(times[5:])
+
+
+def ready_rate(
+    data: Path, cache: str, options: argparse.Namespace, kernel: Renderer, device: torch.device
+) -> tuple[float, float]:
+    """Images per second that are ready on the device, and seconds of packing per 1,000, with all cores as threads."""
+    config = DataConfig(
+        data=str(data),
+        imgsz=options.imgsz,
+        batch=options.batch,
+        workers=len(os.sched_getaffinity(0)),
+        cache=cache,  # type: ignore[arg-type]
+    )
+    index = open_data_set(config, seed=0, splits=("train",)).train
+    with TrainLoader(index, config, AugmentConfig(), seed=0, on_device=True) as loader:
+        drawn = DeviceLoader(loader, device, torch.bfloat16, kernel, upload=cache == "device")
+        for _ in drawn.epoch(0, mosaic=True):
+            pass
+        torch.cuda.synchronize()
+        count, epoch, packing_s, start = 0, 1, loader.stats()["render_s"], time.perf_counter()
+        while time.perf_counter() - start < options.seconds:
+            with closing(drawn.epoch(epoch, mosaic=True)) as batches:
+                count += sum(len(batch) for batch in batches)
+            epoch += 1
+        torch.cuda.synchronize()
+        elapsed = time.perf_counter() - start
+        return count / elapsed, (loader.stats()["render_s"] - packing_s) / count * 1000
+
+
+if __name__ == "__main__":
+    sys.exit(main())

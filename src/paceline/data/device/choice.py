@@ -1,0 +1,123 @@
+"""Choice: whether the host or the device draws the pictures, by measurement where nobody has said it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from paceline.data.device.loader import DeviceLoader
+from paceline.data.device.reference import render_reference
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from paceline.batch import Batch
+    from paceline.data.device.feeder import Renderer
+    from paceline.data.loader import TrainLoader
+
+log = logging.getLogger("paceline")
+
+Render = Literal["auto", "host", "device"]
+
+_MEASURED_BATCHES = 8
+
+
+def renderer_of(device: torch.device) -> Renderer:
+    """Return what draws on a device: the kernel on CUDA, the slow reference elsewhere. Raises UserError."""
+    if device.type != "cuda":
+        return render_reference
+    try:
+        from paceline.data.device.kernel import render_by_kernel
+    except ImportError as error:
+        raise UserError(
+            f"render=device needs Triton, which cannot be imported ({error}); install it, or choose render=host."
+        ) from error
+    return render_by_kernel
+
+
+def choose_training_data(
+    loader: TrainLoader,
+    render: Render,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    upload: bool,
+    agree: Callable[[bool], bool] = bool,
+) -> TrainLoader | DeviceLoader:
+    """Return the loader itself, or one that draws its pictures on `device`; says in the log which, and why.
+
+    `upload` keeps the decoded set on the device, which then has to draw. `agree` gives all ranks the verdict of one,
+    whose measurement counts.
+    """
+    if loader.transform and (render == "device" or upload):
+        raise UserError("transform= is a function of yours that runs on the host: choose render=host or cache=auto.")
+    if loader.transform:
+        return loader
+    if render == "host":
+        if upload:
+            raise UserError("cache=device needs render=device or render=auto: the host cannot draw what the GPU keeps.")
+        return loader
+    if device.type != "cuda":
+        if render == "auto":
+            return loader
+        log.warning("render=device on a CPU draws by the slow reference, which is meant for tests; take render=host.")
+    if render == "device" or upload:
+        return DeviceLoader(loader, device, dtype, renderer_of(device), upload=upload)
+    try:
+        renderer = renderer_of(device)
+    except UserError as error:
+        log.warning("%s The host draws the pictures.", error)
+        return loader
+    drawn = DeviceLoader(loader, device, dtype, renderer)
+    return _faster(loader, drawn, device, lambda: torch.cuda.synchronize(device), agree)
+
+
+def _faster(
+    loader: TrainLoader,
+    drawn: DeviceLoader,
+    device: torch.device,
+    settle: Callable[[], None],
+    agree: Callable[[bool], bool] = bool,
+) -> TrainLoader | DeviceLoader:
+    """Time both over the same first batches, after a pass over them that brings their images into the cache."""
+    if loader.steps(0) <= 1:
+        log.info("render=auto: %s draws; an epoch of one batch is too short to measure.", device)
+        return drawn
+    images_per_s(drawn.epoch(0, mosaic=True), settle)
+    host = images_per_s(_moved(loader, device), settle)
+    on_device = images_per_s(drawn.epoch(0, mosaic=True), settle)
+    chosen = drawn if agree(on_device >= host) else loader
+    log.info(
+        "render=auto: the host draws %s images/s, %s draws %s: %s does it.",
+        f"{host:,.0f}",
+        device,
+        f"{on_device:,.0f}",
+        device if chosen is drawn else "the host",
+    )
+    return chosen
+
+
+def images_per_s(stream: Generator[Batch, None, None], settle: Callable[[], None]) -> float:
+    """Rate at which batches become ready, after the first; `settle` waits until the device has them."""
+    count = 0
+    with closing(stream):
+        next(stream)
+        settle()
+        start = time.perf_counter()
+        for _, batch in zip(range(_MEASURED_BATCHES), stream, strict=False):
+            count += len(batch)
+        settle()
+    return count / max(time.perf_counter() - start, 1e-9)
+
+
+def _moved(loader: TrainLoader, device: torch.device) -> Generator[Batch, None, None]:
+    with closing(loader.epoch(0, mosaic=True)) as batches:
+        for batch in batches:
+            moved = batch.to(device, non_blocking=True)
+            moved.network_input()
+            yield moved

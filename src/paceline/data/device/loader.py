@@ -1,0 +1,85 @@
+"""Loader: training batches that are packed on the host and drawn on the device; the same pictures as the host's."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from paceline.data.device.buffers import PackBuffers, usual_bytes
+from paceline.data.device.feeder import AHEAD, Feeder
+from paceline.data.device.lanes import lane_of
+from paceline.data.device.resident import uploaded
+from paceline.data.device.work import PackedWork
+from paceline.data.loader import PREFETCHED_BATCHES
+from paceline.data.work import Schedule
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    import torch
+    from torch import Tensor
+
+    from paceline.batch import Batch
+    from paceline.data.device.feeder import Renderer
+    from paceline.data.device.resident import FlatImages
+    from paceline.data.loader import TrainLoader
+
+log = logging.getLogger("paceline")
+
+_TILES = 4
+
+
+class DeviceLoader:
+    """The batches of `loader`, whose images arrive on `device`, in [0, 1] and of type `dtype`.
+
+    With `upload` all decoded images go to the device first. The loader stays the caller's to close, and can deliver its
+    own batches as well, though not at the same time. Raises UserError where `upload` asks for more than fits.
+    """
+
+    def __init__(
+        self, loader: TrainLoader, device: torch.device, dtype: torch.dtype, renderer: Renderer, *, upload: bool = False
+    ) -> None:
+        on_cuda = device.type == "cuda"
+        self.host = loader
+        self.batch_size = loader.batch_size
+        self._upload = upload
+        self._images: FlatImages | None = loader.decoded_set() if upload else None
+        resident: Tensor | None = None
+        if self._images is not None:
+            resident = uploaded(self._images, device)
+            log.info("cache=device: %.2f GB of decoded images are on %s.", resident.nbytes / 1e9, device)
+        extents = -(-loader.index.sizes.astype("int64") // loader.images.reductions[:, None])
+        largest = 0 if upload else 3 * int(extents.prod(axis=1).max())
+        self._ahead = AHEAD if on_cuda else 0
+        self._buffers = PackBuffers(
+            usual_bytes(len(loader.rows), loader.imgsz, _TILES, largest),
+            PREFETCHED_BATCHES + self._ahead + 2,
+            pinned=on_cuda,
+        )
+        self._feeder = Feeder(lane_of(device), renderer, dtype, resident, self._ahead)
+
+    def first_step(self, epoch: int) -> int:
+        """Return the number of the first step of an epoch."""
+        return self.host.first_step(epoch)
+
+    def steps(self, epoch: int) -> int:
+        """Count the batches of an epoch."""
+        return self.host.steps(epoch)
+
+    def stats(self) -> dict[str, float]:
+        """Return the loader's sums since the start, by name; `render_s` counts the seconds of packing."""
+        return self.host.stats()
+
+    def epoch(self, epoch: int, *, mosaic: bool, start_step: int | None = None) -> Generator[Batch, None, None]:
+        """Batches of an epoch, in order, from `start_step` (a number of the whole run) where it is given.
+
+        Raises UserError when more than 1 % of the images have become unreadable.
+        """
+        loader = self.host
+        images = self._images if self._upload else loader.images.decoded_set()
+        steps = loader.span(epoch, start_step)
+        schedule = Schedule(loader, steps, mosaic=mosaic)
+        works = (PackedWork(loader, schedule, step, self._buffers, images, on_device=self._upload) for step in steps)
+        with closing(loader.stream(works)) as packed:
+            yield from self._feeder.feed(packed, loader.ready)

@@ -1,0 +1,104 @@
+"""Work: one batch that is packed for the device instead of being drawn on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from paceline.data import paste
+from paceline.data.device.pack import Sources, packed
+from paceline.data.device.resident import in_memory, resident
+from paceline.data.work import PlannedBatch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from paceline.data.augment import Transforms
+    from paceline.data.device.buffers import PackBuffers
+    from paceline.data.device.pack import PackedBatch, Resident
+    from paceline.data.device.resident import FlatImages
+    from paceline.data.loader import TrainLoader
+    from paceline.data.work import Schedule
+
+
+class PackedWork:
+    """One training batch on its way to the device.
+
+    `images` are all decoded images as they lie in memory, where they do; with `on_device` they have been uploaded, and
+    only numbers are packed. Pictures whose images are not all among them are fetched one by one.
+    """
+
+    def __init__(
+        self,
+        loader: TrainLoader,
+        schedule: Schedule,
+        step: int,
+        buffers: PackBuffers,
+        images: FlatImages | None,
+        *,
+        on_device: bool,
+    ) -> None:
+        self._loader = loader
+        self._schedule = schedule
+        self._step = step
+        self._buffers = buffers
+        self._flat = images
+        self._on_device = on_device
+
+    def begin(self) -> int:
+        """Draw the transforms, and see whether the images have to be fetched."""
+        self._planned = PlannedBatch(self._loader, self._schedule, self._step)
+        count = len(self._planned)
+        sources = self._planned.transforms.sources[self._planned.row(0) : self._planned.row(0) + count]
+        flat = self._flat
+        self._is_flat = flat is not None and bool((flat.heights[sources[sources >= 0]] > 0).all())
+        if self._is_flat:
+            return 1
+        assert not self._on_device, "what is broken was found when the images were uploaded"
+        self._fetched: list[list[NDArray[np.uint8] | None]] = [[] for _ in range(count)]
+        self._num_parts = self._loader.num_parts
+        return self._num_parts
+
+    def make(self, part: int) -> None:
+        """Fetch the images of some of the pictures."""
+        if self._is_flat:
+            return
+        num_images = 0
+        for place in range(part, len(self._fetched), self._num_parts):
+            self._fetched[place] = self._planned.fetch(place)
+            num_images += len(self._fetched[place])
+        self._loader.counters.add(images=num_images)
+
+    def finish(self) -> PackedBatch:
+        """Pack images, table and targets."""
+        start = time.perf_counter()
+        transforms = _rows(self._planned.transforms, self._planned.row(0), len(self._planned))
+        where: Sources | Resident
+        if not self._is_flat:
+            where = Sources.of(self._fetched)
+        elif self._on_device:
+            assert self._flat is not None
+            where = resident(self._flat, transforms.sources)
+        else:
+            assert self._flat is not None
+            where = in_memory(self._flat, transforms.sources)
+        index = self._loader.index
+        masks = {
+            (int(row), tile): mask
+            for row in np.flatnonzero(transforms.masked.any(axis=1))
+            for tile, mask in paste.masks(index, transforms, int(row)).items()
+        }
+        batch = packed(transforms, where, self._planned.targets(), self._buffers.take, masks)
+        self._loader.counters.add(render_s=time.perf_counter() - start, images=transforms.sources.size * self._is_flat)
+        return batch
+
+
+def _rows(transforms: Transforms, first: int, count: int) -> Transforms:
+    """Return a part of the pictures, as views."""
+    parts: dict[str, Any] = {
+        name: value[first : first + count] for name, value in vars(transforms).items() if isinstance(value, np.ndarray)
+    }
+    return dataclasses.replace(transforms, **parts)
