@@ -33,6 +33,7 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
     unknown.write_text("epochs: {low: 1, high: 3}")
     assert "needs an end" in refused(**project)
     assert "objective" in refused(**project, trials=1, objective="loss")
+    assert "device=0,1" in refused(**project, trials=1, devices=2)
     assert "val=False" in refused(**project, trials=1, val=False)
     assert "at most that many" in refused(**project, trials=1, cores_per_trial=1000)
     assert "names nothing" in refused(**project, trials=1, space=empty)

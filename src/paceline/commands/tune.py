@@ -118,6 +118,8 @@ class _Tuning:
             raise UserError("A search needs an end: pass trials=50, or time=2h, or both.")
         if not options.loop.val:
             raise UserError("A search measures by the evaluations of its trials; leave val=False out.")
+        if options.ranks.devices > 1:
+            raise UserError("A trial has one device; name the devices that run trials side by side: device=0,1.")
         self._limit_s = parse_duration(options.loop.time) if options.loop.time else None
         self._objective = Objective.parse(config.objective)
         self._slots = _slots(options)
@@ -203,7 +205,8 @@ class _Tuning:
 
     def _base_of_trials(self) -> dict[str, Any]:
         limit = "" if self._objective.within_s is None else f"{self._objective.within_s:g}s"
-        return self._base | {"plots": False, "save_period": -1, "time": limit, "resume": ""}
+        shared = {"cache": "disk"} if self._base["cache"] == "auto" else {}  # one decoded set for all trials
+        return self._base | {"plots": False, "save_period": -1, "time": limit, "resume": ""} | shared
 
     def _confirm(self, search: Search, study: Study, folder: Path, until: float | None) -> list[Confirmed]:
         """Train the best few, and the defaults, with other seeds."""
