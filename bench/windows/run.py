@@ -1,0 +1,86 @@
+"""AP with mosaic partners from a window of each stripe against partners from the whole set; the last line is JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "bench" / "bccd"))
+from machine import machine  # noqa: E402
+
+KINDS = ("all", "window")
+
+
+def train(data: Path, kind: str, seed: int, core: int, out: Path, options: argparse.Namespace) -> dict[str, float]:
+    """Train on one core; returns the best AP and how many images were decoded for each that was delivered."""
+    command = [
+        sys.executable, "-m", "paceline", "train", f"data={data}", "model=yolo11n", f"imgsz={options.imgsz}",
+        "batch=16", f"epochs={options.epochs}", f"seed={seed}", f"partners={kind}", "plots=False", "close_mosaic=2",
+        "device=cpu", f"project={out}", f"name={kind}{seed}", "nbs=16",
+        # With windows the set is treated as a large one: nothing is kept but what the windows need.
+        f"cache={'none' if kind == 'window' else 'ram'}",
+    ]  # fmt: skip
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
+    lines = [json.loads(line) for line in (out / f"{kind}{seed}" / "metrics.jsonl").read_text().splitlines()]
+    epochs = [line for line in lines if line["kind"] == "epoch"]
+    return {
+        "ap": max(line["evaluation"]["ap"] for line in epochs),
+        "decodes_per_image": sum(line["background_s"]["decodes"] for line in epochs)
+        / sum(line["images"] for line in epochs),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "deeppcb_yolo")
+    parser.add_argument("--imgsz", type=int, default=224)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    if not options.data.is_dir():
+        sys.exit(f"{options.data} does not exist; name the folder of DeepPCB with --data.")
+    cores = sorted(os.sched_getaffinity(0))
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(options.seeds):  # both kinds beside each other, so that both see the same load
+            with ThreadPoolExecutor(2) as pool:
+                runs = [
+                    pool.submit(train, options.data, kind, seed, cores[place % len(cores)], Path(folder), options)
+                    for place, kind in enumerate(KINDS)
+                ]
+                for kind, run in zip(KINDS, runs, strict=True):
+                    results[kind].append(run.result())
+                    print(f"{kind:7} seed {seed}: AP {results[kind][-1]['ap']:.4f}", flush=True)
+    aps = {kind: [round(run["ap"], 4) for run in runs] for kind, runs in results.items()}
+    means = {kind: statistics.fmean(values) for kind, values in aps.items()}
+    spread = statistics.fmean(statistics.stdev(values) for values in aps.values()) if options.seeds > 1 else 0.0
+    result = {
+        "ap_window_minus_all": round(means["window"] - means["all"], 4),
+        "ap_all": round(means["all"], 4),
+        "ap_window": round(means["window"], 4),
+        "ap_spread_of_seeds": round(spread, 4),
+        "decodes_per_image_window": round(statistics.fmean(r["decodes_per_image"] for r in results["window"]), 4),
+    }
+    settings = {"imgsz": options.imgsz, "epochs": options.epochs, "seeds": options.seeds, "images": 1000}
+    file = REPOSITORY / "bench" / "results" / "windows.json"
+    file.write_text(json.dumps(result | {"aps": aps, "settings": settings, "machine": machine()}, indent=1) + "\n")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
