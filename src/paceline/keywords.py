@@ -68,6 +68,7 @@ class TrainKeywords(TypedDict, total=False):
     pretrained: bool
     freeze: int | None
     val: bool
+    val_interval: int
     save_period: int
     plots: bool
     deterministic: bool

@@ -99,6 +99,7 @@ BOUNDS = MappingProxyType(
         "patience": _NOT_NEGATIVE,
         "seed": Bounds(least=0, most=2**32 - 1),
         "freeze": _NOT_NEGATIVE,
+        "val_interval": _POSITIVE,
         "save_period": Bounds(least=-1),
         "stages": _NOT_NEGATIVE,
         "microbatches": _NOT_NEGATIVE,

@@ -215,6 +215,26 @@ def test_without_evaluation_the_last_epoch_is_evaluated_all_the_same(squares: Pa
     assert (result.folder.weights / "epoch2.safetensors").is_file()
 
 
+def test_evaluations_keep_their_interval_and_the_last_epoch_has_one(squares: Path, tmp_path: Path) -> None:
+    result = train(options(squares, tmp_path, epochs=5, val_interval=2))
+    evaluated = [line["evaluation"] is not None for line in result.folder.records("epoch")]
+    assert evaluated == [False, True, False, True, True]
+    assert result.end.best_epoch in {2, 4, 5}
+
+
+def test_patience_waits_for_an_evaluation(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first: list[object] = []
+
+    def evaluate_once(*arguments: object, **keywords: object) -> object:
+        if not first:
+            first.append(evaluate_network(*arguments, **keywords))  # type: ignore[arg-type]
+        return first[0]
+
+    monkeypatch.setattr("paceline.commands.train.evaluate_network", evaluate_once)
+    result = train(options(squares, tmp_path, epochs=20, patience=1, val_interval=3))
+    assert (result.end.epochs, result.end.best_epoch) == (6, 3)
+
+
 def test_a_batch_larger_than_the_set_is_lowered(
     squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

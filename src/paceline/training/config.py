@@ -57,7 +57,9 @@ class LoopConfig:
     freeze: int = 0
     """Do not train the first this many nodes of the network."""
     val: bool = True
-    """Evaluate after every epoch; the last one is always evaluated."""
+    """Evaluate while training; the last epoch is always evaluated."""
+    val_interval: int = 1
+    """Evaluate after every so many epochs."""
     save_period: int = -1
     """Keep the weights of every this many epochs as well; -1 keeps last and best only."""
     plots: bool = True

@@ -144,7 +144,8 @@ class Loop:
         with self._ledger.span("device_wait"):
             loss = self._meter.close()
         self._engine.parts.settle(self._engine.network, self._ema.network)
-        evaluation = self._evaluate_average() if self._config.val else None
+        is_due = self._config.val and state.epoch % self._config.val_interval == 0
+        evaluation = self._evaluate_average() if is_due else None
         state.epochs = self._budget.epochs(state, spent_s=self._seconds_since_start())
         if evaluation is None and state.epoch >= state.epochs:
             evaluation = self._evaluate_average()
@@ -271,5 +272,7 @@ class Loop:
         patience, state = self._config.patience, self._state
         if patience <= 0 or not self._config.val or state.epoch - state.best_epoch < patience:
             return False
+        if state.epoch % self._config.val_interval:
+            return False  # the next evaluation may be better
         log.info("No better AP for %d epochs; the best was epoch %d.", patience, state.best_epoch)
         return True
