@@ -1,4 +1,4 @@
-"""Drawing on a GPU: is it right, how fast is the kernel, how fast are images ready on the device.
+"""Drawing on a GPU: is it right, how fast is the kernel, how fast are images ready on the device, who decodes faster.
 
     python bench/render/gpu.py [--seconds 12] [--batch 64] [--imgsz 640]
 
@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,10 +27,13 @@ import torch
 from paceline.data import augment
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.dataset import open_data_set
+from paceline.data.device.codec import NvImageCodec
+from paceline.data.device.decode import BatchDecoder, batches
 from paceline.data.device.loader import DeviceLoader
 from paceline.data.device.pack import Sources, packed
 from paceline.data.device.reference import render_reference
 from paceline.data.loader import TrainLoader
+from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from paceline.data.device.feeder import Renderer
@@ -69,6 +73,7 @@ def main() -> int:
             rate, host_s = ready_rate(data, cache, options, render_by_kernel, device)
             figures[f"{cache}_ready_images_per_s"] = rate
             figures[f"{cache}_pack_s_per_1000"] = host_s
+        figures |= fill_rates(data, options, render_by_kernel, device)
     for name, figure in figures.items():
         print(f"{name:36} {figure:>14,.6g}" if isinstance(figure, float) else f"{name:36} {figure:>14}")
     print(json.dumps(figures))
@@ -167,6 +172,68 @@ def ready_rate(
         torch.cuda.synchronize()
         elapsed = time.perf_counter() - start
         return count / elapsed, (loader.stats()["render_s"] - packing_s) / count * 1000
+
+
+def fill_rates(
+    data: Path, options: argparse.Namespace, kernel: Renderer, device: torch.device
+) -> dict[str, float | str]:
+    """Images per second at which cache=device is filled from files, by each decoder, up to its first batch.
+
+    Each is done twice, and the second time counts: files are in the system's cache then, libraries are loaded.
+    """
+    config = DataConfig(
+        data=str(data),
+        imgsz=options.imgsz,
+        batch=options.batch,
+        workers=len(os.sched_getaffinity(0)),
+        cache="device",
+    )
+    index = open_data_set(config, seed=0, splits=("train",)).train
+    figures: dict[str, float | str] = {}
+    for decoder in ("host", "device"):
+        for _ in range(2):
+            with TrainLoader(index, config, AugmentConfig(), seed=0, on_device=True) as loader:
+                try:
+                    codec = NvImageCodec(device, loader.num_threads) if decoder == "device" else None
+                except UserError as error:
+                    print(error, file=sys.stderr)
+                    return figures
+                torch.cuda.synchronize()
+                start = time.perf_counter()
+                drawn = DeviceLoader(loader, device, torch.bfloat16, kernel, upload=True, codec=codec)
+                with closing(drawn.epoch(0, mosaic=True)) as drawing:
+                    next(drawing)
+                torch.cuda.synchronize()
+                figures[f"{decoder}_decodes_and_fills_images_per_s"] = len(index) / (time.perf_counter() - start)
+                if codec is not None:
+                    figures |= codec_rates(loader, codec, device)
+    return figures
+
+
+def codec_rates(loader: TrainLoader, codec: NvImageCodec, device: torch.device) -> dict[str, float | str]:
+    """Images per second of both decoders, from bytes in memory to pixels on the device, each over the whole set."""
+    files = {number: loader.images.encoded(number) for number in range(len(loader.index))}
+    parts = batches(np.arange(len(files)), loader.index.sizes)
+    figures: dict[str, float | str] = {}
+    with ThreadPoolExecutor(loader.num_threads) as pool:
+        decoder = BatchDecoder(loader, codec, device, pool)
+
+        def by_device(part: list[int]) -> None:
+            decoder.decode(part, [files[number] for number in part])
+
+        def by_host(part: list[int]) -> None:
+            for pixels in pool.map(lambda number: loader.images.decoded(number, files[number]), part):
+                torch.from_numpy(pixels).to(device)
+
+        for name, work in (("host", by_host), ("device", by_device)):
+            work(parts[0])
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for part in parts:
+                work(part)
+            torch.cuda.synchronize()
+            figures[f"{name}_decode_images_per_s"] = len(files) / (time.perf_counter() - start)
+    return figures
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ class TrainKeywords(TypedDict, total=False):
     cache: bool | Literal["auto", "none", "ram", "disk", "device"]
     rect: bool
     render: Literal["auto", "host", "device"]
+    decode: Literal["auto", "host", "device"]
     fraction: float
     single_cls: bool
     classes: Sequence[int] | None

@@ -229,6 +229,8 @@ class _Training:
                 self._device,
                 self._precision.amp_dtype or torch.float32,
                 upload=options.data.cache == "device",
+                decode=options.data.decode,
+                sharing=self._group.rank.local_world,
                 agree=from_first,
             )
             loop = Loop(

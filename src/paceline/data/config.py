@@ -24,6 +24,8 @@ class DataConfig:
     """Evaluate in rectangles that hold the images with little grey, instead of squares; training stays square."""
     render: Literal["auto", "host", "device"] = "auto"
     """Who draws the training pictures; `auto` times both on a GPU and says so, and is the host on a CPU."""
+    decode: Literal["auto", "host", "device"] = "auto"
+    """Who decodes the set that `cache=device` keeps; `auto` times both on a GPU with the extra `gpu-decode`."""
     fraction: float = 1.0
     """Share of the training images to use."""
     single_cls: bool = False

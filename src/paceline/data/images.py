@@ -123,6 +123,20 @@ class Images:
         except BadImage as error:
             raise BrokenImage(number, str(error)) from error
 
+    def encoded(self, number: int) -> bytes:
+        """Bytes of an image as they are stored, for a decoder other than ours."""
+        try:
+            return self._read(number)
+        except BadImage as error:
+            raise BrokenImage(number, str(error)) from error
+
+    def decoded(self, number: int, encoded: bytes) -> NDArray[np.uint8]:
+        """Pixels of an image whose bytes are at hand, as `get` gives them, but kept nowhere."""
+        try:
+            return self._decode(number, encoded)
+        except BadImage as error:
+            raise BrokenImage(number, str(error)) from error
+
     def decoded_set(self) -> DecodedSet | None:
         """Return all images as they lie in memory; None where they are not kept there. The caller has got each once."""
         if not isinstance(self._cache, SlabCache) or self._cache.slab.full:
@@ -142,6 +156,10 @@ class Images:
         self.shelf.close()
 
     def _make(self, number: int) -> NDArray[np.uint8]:
+        return self._decode(number, self._read(number))
+
+    def _read(self, number: int) -> bytes:
+        """Read; whatever goes wrong is the fault of this image."""
         start = time.perf_counter()
         try:
             encoded = self.shelf.store.read(number)
@@ -152,9 +170,8 @@ class Images:
         read_s = time.perf_counter() - start
         if read_s > _SLOW_READ_S:
             self._name_slow(number, read_s)
-        pixels = self._decode(number, encoded)
         self._counters.add(decode_s=read_s)
-        return pixels
+        return encoded
 
     def _decode(self, number: int, encoded: bytes) -> NDArray[np.uint8]:
         """Decode; whatever goes wrong is the fault of this image."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from paceline.data.device.decoding import choose_codec
 from paceline.data.device.loader import DeviceLoader
 from paceline.data.device.reference import render_reference
 from paceline.errors import UserError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from paceline.batch import Batch
+    from paceline.data.device.decoding import Decode
     from paceline.data.device.feeder import Renderer
     from paceline.data.loader import TrainLoader
 
@@ -47,13 +49,19 @@ def choose_training_data(
     dtype: torch.dtype,
     *,
     upload: bool,
+    decode: Decode = "auto",
+    sharing: int = 1,
     agree: Callable[[bool], bool] = bool,
 ) -> TrainLoader | DeviceLoader:
     """Return the loader itself, or one that draws its pictures on `device`; says in the log which, and why.
 
-    `upload` keeps the decoded set on the device, which then has to draw. `agree` gives all ranks the verdict of one,
-    whose measurement counts.
+    `upload` keeps the decoded set on the device, which then has to draw, and may decode it: see `choose_codec` for
+    `decode` and `sharing`. `agree` gives all ranks the verdict of one, whose measurement counts.
     """
+    if decode == "device" and not upload:
+        raise UserError(
+            "decode=device is for the set that cache=device keeps: add cache=device, or choose decode=host."
+        )
     if loader.transform and (render == "device" or upload):
         raise UserError("transform= is a function of yours that runs on the host: choose render=host or cache=auto.")
     if loader.transform:
@@ -66,8 +74,11 @@ def choose_training_data(
         if render == "auto":
             return loader
         log.warning("render=device on a CPU draws by the slow reference, which is meant for tests; take render=host.")
-    if render == "device" or upload:
-        return DeviceLoader(loader, device, dtype, renderer_of(device), upload=upload)
+    if upload:
+        codec = choose_codec(loader, decode, device, sharing=sharing, agree=agree)
+        return DeviceLoader(loader, device, dtype, renderer_of(device), upload=True, codec=codec)
+    if render == "device":
+        return DeviceLoader(loader, device, dtype, renderer_of(device))
     try:
         renderer = renderer_of(device)
     except UserError as error:

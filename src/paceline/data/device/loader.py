@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from paceline.data.device.buffers import PackBuffers, usual_bytes
 from paceline.data.device.feeder import AHEAD, Feeder
 from paceline.data.device.lanes import lane_of
-from paceline.data.device.resident import uploaded
+from paceline.data.device.resident import DeviceImages, decoded
 from paceline.data.device.work import PackedWork
 from paceline.data.loader import PREFETCHED_BATCHES
 from paceline.data.work import Schedule
@@ -18,11 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
     import torch
-    from torch import Tensor
 
     from paceline.batch import Batch
+    from paceline.data.device.codec import Codec
     from paceline.data.device.feeder import Renderer
-    from paceline.data.device.resident import FlatImages
     from paceline.data.loader import TrainLoader
 
 log = logging.getLogger("paceline")
@@ -33,22 +32,31 @@ _TILES = 4
 class DeviceLoader:
     """The batches of `loader`, whose images arrive on `device`, in [0, 1] and of type `dtype`.
 
-    With `upload` all decoded images go to the device first. The loader stays the caller's to close, and can deliver its
-    own batches as well, though not at the same time. Raises UserError where `upload` asks for more than fits.
+    With `upload` all decoded images go to the device first, decoded there where there is a `codec`. The loader stays
+    the caller's to close, and can deliver its own batches as well, though not at the same time. Raises UserError where
+    `upload` asks for more than fits.
     """
 
     def __init__(
-        self, loader: TrainLoader, device: torch.device, dtype: torch.dtype, renderer: Renderer, *, upload: bool = False
+        self,
+        loader: TrainLoader,
+        device: torch.device,
+        dtype: torch.dtype,
+        renderer: Renderer,
+        *,
+        upload: bool = False,
+        codec: Codec | None = None,
     ) -> None:
+        assert upload or codec is None
         on_cuda = device.type == "cuda"
         self.host = loader
         self.batch_size = loader.batch_size
-        self._upload = upload
-        self._images: FlatImages | None = loader.decoded_set() if upload else None
-        resident: Tensor | None = None
-        if self._images is not None:
-            resident = uploaded(self._images, device)
-            log.info("cache=device: %.2f GB of decoded images are on %s.", resident.nbytes / 1e9, device)
+        self._resident: DeviceImages | None = None
+        if upload:
+            self._resident = (
+                DeviceImages.of(loader.decoded_set(), device) if codec is None else decoded(loader, codec, device)
+            )
+            log.info("cache=device: %.2f GB of decoded images are on %s.", self._resident.pixels.nbytes / 1e9, device)
         extents = -(-loader.index.sizes.astype("int64") // loader.images.reductions[:, None])
         largest = 0 if upload else 3 * int(extents.prod(axis=1).max())
         self._ahead = AHEAD if on_cuda else 0
@@ -57,7 +65,8 @@ class DeviceLoader:
             PREFETCHED_BATCHES + self._ahead + 2,
             pinned=on_cuda,
         )
-        self._feeder = Feeder(lane_of(device), renderer, dtype, resident, self._ahead)
+        pixels = None if self._resident is None else self._resident.pixels
+        self._feeder = Feeder(lane_of(device), renderer, dtype, pixels, self._ahead)
 
     def first_step(self, epoch: int) -> int:
         """Return the number of the first step of an epoch."""
@@ -77,9 +86,11 @@ class DeviceLoader:
         Raises UserError when more than 1 % of the images have become unreadable.
         """
         loader = self.host
-        images = self._images if self._upload else loader.images.decoded_set()
+        images = loader.images.decoded_set() if self._resident is None else None
         steps = loader.span(epoch, start_step)
         schedule = Schedule(loader, steps, mosaic=mosaic)
-        works = (PackedWork(loader, schedule, step, self._buffers, images, on_device=self._upload) for step in steps)
+        works = (
+            PackedWork(loader, schedule, step, self._buffers, images=images, on_device=self._resident) for step in steps
+        )
         with closing(loader.stream(works)) as packed:
             yield from self._feeder.feed(packed, loader.ready)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from paceline.data.augment import Transforms
     from paceline.data.device.buffers import PackBuffers
     from paceline.data.device.pack import PackedBatch, Resident
-    from paceline.data.device.resident import FlatImages
+    from paceline.data.device.resident import FlatImages, ImageTable
     from paceline.data.loader import TrainLoader
     from paceline.data.work import Schedule
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class PackedWork:
     """One training batch on its way to the device.
 
-    `images` are all decoded images as they lie in memory, where they do; with `on_device` they have been uploaded, and
-    only numbers are packed. Pictures whose images are not all among them are fetched one by one.
+    `images` are all decoded images as they lie in memory, where they do; pictures whose images are not all among them
+    are fetched one by one. With `on_device`, all of them on the device, only numbers are packed.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class PackedWork:
         schedule: Schedule,
         step: int,
         buffers: PackBuffers,
-        images: FlatImages | None,
         *,
-        on_device: bool,
+        images: FlatImages | None,
+        on_device: ImageTable | None,
     ) -> None:
         self._loader = loader
         self._schedule = schedule
@@ -53,11 +53,11 @@ class PackedWork:
         self._planned = PlannedBatch(self._loader, self._schedule, self._step)
         count = len(self._planned)
         sources = self._planned.transforms.sources[self._planned.row(0) : self._planned.row(0) + count]
-        flat = self._flat
-        self._is_flat = flat is not None and bool((flat.heights[sources[sources >= 0]] > 0).all())
+        table = self._flat if self._on_device is None else self._on_device
+        self._is_flat = table is not None and bool((table.heights[sources[sources >= 0]] > 0).all())
         if self._is_flat:
             return 1
-        assert not self._on_device, "what is broken was found when the images were uploaded"
+        assert self._on_device is None, "what is broken was found when the images were uploaded"
         self._fetched: list[list[NDArray[np.uint8] | None]] = [[] for _ in range(count)]
         self._num_parts = self._loader.num_parts
         return self._num_parts
@@ -79,9 +79,8 @@ class PackedWork:
         where: Sources | Resident
         if not self._is_flat:
             where = Sources.of(self._fetched)
-        elif self._on_device:
-            assert self._flat is not None
-            where = resident(self._flat, transforms.sources)
+        elif self._on_device is not None:
+            where = resident(self._on_device, transforms.sources)
         else:
             assert self._flat is not None
             where = in_memory(self._flat, transforms.sources)

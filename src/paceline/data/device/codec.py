@@ -1,0 +1,74 @@
+"""Codec: JPEG files to pixels on a CUDA device, by nvImageCodec, which the extra `gpu-decode` brings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch.utils.dlpack import from_dlpack
+
+from paceline.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+
+class Codec(Protocol):
+    """Decodes batches of JPEG files on a device."""
+
+    def decode(self, encoded: Sequence[bytes], planes: int) -> list[Tensor | None]:
+        """Return pixels of each file, in order: uint8 HW3, or with one plane HW, unreduced and as they lie in the file.
+
+        None where this codec refuses a file. The pixels are ready in the device's current stream.
+        """
+
+
+class NvImageCodec:
+    """Decodes on a CUDA device in the current stream, with `num_threads` threads of its own for the entropy code.
+
+    Only decoders that use the GPU are let in: what they refuse is better decoded by the loader's threads. Raises
+    UserError where the package is missing or does not work here.
+    """
+
+    def __init__(self, device: torch.device, num_threads: int) -> None:
+        try:
+            from nvidia import nvimgcodec
+        except ImportError as error:
+            raise UserError(
+                f"decode=device needs nvImageCodec, which cannot be imported ({error}); install it with "
+                "`pip install 'paceline[gpu-decode]'`, or choose decode=host."
+            ) from error
+        kinds = nvimgcodec.BackendKind
+        number = torch.cuda.current_device() if device.index is None else device.index
+        try:
+            self._decoder = nvimgcodec.Decoder(
+                device_id=number,
+                max_num_cpu_threads=num_threads,
+                backends=[
+                    nvimgcodec.Backend(kind) for kind in (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
+                ],
+                options=":fancy_upsampling=1",  # colours between samples as the host's decoder makes them
+            )
+        except RuntimeError as error:
+            raise UserError(
+                f"decode=device is not possible, for nvImageCodec does not work with {device} ({error}); update the "
+                "driver, or choose decode=host."
+            ) from error
+        self._device = torch.device(device.type, number)
+        self._params = {
+            planes: nvimgcodec.DecodeParams(apply_exif_orientation=False, color_spec=colours)
+            for planes, colours in ((3, nvimgcodec.ColorSpec.SRGB), (1, nvimgcodec.ColorSpec.GRAY))
+        }
+
+    def decode(self, encoded: Sequence[bytes], planes: int) -> list[Tensor | None]:
+        """Decode files; raises RuntimeError where none of them can be."""
+        with torch.cuda.device(self._device):
+            stream = torch.cuda.current_stream().cuda_stream
+            images = self._decoder.decode(list(encoded), params=self._params[planes], cuda_stream=stream)
+            out: list[Tensor | None] = []
+            for image in images:
+                pixels = None if image is None else from_dlpack(image)
+                out.append(pixels[..., 0] if pixels is not None and planes == 1 else pixels)
+        return out
