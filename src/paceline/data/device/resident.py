@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,7 +117,8 @@ def decoded(loader: TrainLoader, codec: Codec, device: torch.device) -> DeviceIm
             pixels[used : used + image.numel()].view(image.shape).copy_(image)
             used += image.numel()
     if used < _WELL_USED * bound:
-        pixels = pixels[:used].clone()
+        with contextlib.suppress(torch.OutOfMemoryError):  # then it keeps the room that it has
+            pixels = pixels[:used].clone()
     if device.type == "cuda":
         torch.cuda.synchronize(device)  # batches are drawn in a stream of their own
     level = logging.INFO if decoder.num_on_device else logging.WARNING
