@@ -13,6 +13,7 @@ from paceline.data.augment import Transforms, map_boxes
 from paceline.data.config import AugmentConfig
 from paceline.data.render import FILL, Workspace, letterbox, render
 from paceline.letterbox import Letterbox
+from paceline.native.library import library
 
 Pixels = NDArray[np.uint8]
 SIZE = 160
@@ -182,6 +183,8 @@ def test_colour_jitter_is_hsv_of_the_plain_picture(
     channels: int, kernels: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against the definition of hue, saturation and value, pixel by pixel."""
+    if kernels and library() is None:  # test_library fails where a compiler is there and they were not built
+        pytest.skip("the kernels were not built")
     if not kernels:
         monkeypatch.setattr("paceline.native.jitter.library", lambda: None)
     sources = smooth_images(channels)
