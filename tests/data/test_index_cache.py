@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from paceline.data import index as index_module
 from paceline.data import index_cache
 from paceline.data.index import Index
 from paceline.data.index_cache import scan_or_load
@@ -134,6 +135,25 @@ def test_torn_file_is_noticed_and_replaced(
     file.write_bytes(damage(file.read_bytes()))
     assert count_scans(root) == 1
     assert "damaged" in caplog.text
+    assert count_scans(root) == 0
+
+
+def test_file_of_another_version_is_replaced_without_a_word(
+    make_yolo: Callable[..., Path],
+    count_scans: Callable[[Path], int],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also where that version stored other arrays; an update is no damage."""
+    root = make_yolo({"train": [GOOD]})
+    with monkeypatch.context() as patch:
+        patch.setattr("paceline.data.index._VERSION", "1")
+        fewer = {name: dtype for name, dtype in index_module._ARRAYS.items() if name != "origins"}
+        patch.setattr("paceline.data.index._ARRAYS", fewer)
+        count_scans(root)
+    caplog.clear()
+    assert count_scans(root) == 1
+    assert not caplog.records
     assert count_scans(root) == 0
 
 

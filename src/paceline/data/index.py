@@ -60,6 +60,10 @@ class TornIndexError(ValueError):
     """A stored index that is cut off, damaged or of another version; it has to be built again."""
 
 
+class OtherVersionError(TornIndexError):
+    """A stored index whose texts name another version of the format: an update of Paceline, not damage."""
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Strings:
     """N texts in one byte array: text i is `blob[offsets[i]:offsets[i + 1]]`, encoded as file names are."""
@@ -240,7 +244,8 @@ class Index:
     def load(cls, file: Path, root: Path) -> tuple[Index, dict[str, str]]:
         """Map a file that `save` wrote; return it with its notes.
 
-        Raises TornIndexError where the file is damaged, FileNotFoundError where there is none.
+        Raises OtherVersionError where another version wrote it, TornIndexError where the file is damaged,
+        FileNotFoundError where there is none.
         """
         with file.open("rb", buffering=0) as stream:
             arrays, places, metadata = _map_arrays(file, stream)
@@ -327,6 +332,9 @@ def _map_arrays(
             arrays[name] = data[first:last].view(_STORED_AS[entry["dtype"]]).reshape(entry["shape"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise TornIndexError(f"{file}: {error}") from error
+    version = metadata.get("version", _VERSION) if isinstance(metadata, dict) else _VERSION
+    if version != _VERSION:  # before the names of its arrays, which may be others
+        raise OtherVersionError(f"{file}: is of version {version}, not {_VERSION}")
     if set(arrays) != set(_ARRAYS):
         raise TornIndexError(f"{file}: holds other arrays")
     return arrays, places, metadata

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from paceline.data import cache_folder as package_cache
 from paceline.data.findings import Finding, ScanReport
-from paceline.data.index import Index, TornIndexError
+from paceline.data.index import Index, OtherVersionError, TornIndexError
 from paceline.data.pack.source import PackSource
 from paceline.data.scan import Scan
 from paceline.data.stamps import fingerprint
@@ -71,13 +71,13 @@ def _places(source: Source, split: str, cache_folder: Path | None) -> tuple[Path
 
 
 def _load(place: Path, root: Path, state: str) -> Scan | None:
-    """Read a stored scan; None where there is none, it is damaged, or files have changed."""
+    """Read a stored scan; None where there is none, it is damaged or of another version, or files have changed."""
     try:
         index, notes = Index.load(place, root)
         if notes.get("fingerprint") != state:
             return None
         return Scan(index=index, report=_report_of(json.loads(notes["report"])))
-    except FileNotFoundError:
+    except (FileNotFoundError, OtherVersionError):
         return None
     except (TornIndexError, OSError, KeyError, ValueError, TypeError) as error:
         _log.warning("The stored index %s is damaged (%s); it is built again.", place, error)
