@@ -30,7 +30,7 @@ def on_host(transforms, sources):
 @pytest.mark.parametrize("mosaic", [True, False])
 @pytest.mark.parametrize("grey", [True, False])
 def test_the_reference_is_the_hosts_picture(kind: str, mosaic: bool, grey: bool) -> None:
-    """Within a mean of 2/255, and that of the whole set within 1/255 (1.5 where OpenCV jitters colours for want of C)."""
+    """Within a mean of 2/255, and that of the whole set within 1/255 (1.5 where OpenCV jitters colours)."""
     means = []
     for seed in range(3):
         transforms, sources = make_transforms(KINDS[kind], 12, SIZE, mosaic=mosaic, seed=seed), make_sources(grey=grey)
