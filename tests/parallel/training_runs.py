@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from paceline.losses.detection import DetectionLoss
 from paceline.models.heads import DetectionHead
 from paceline.models.registry import build_model
 from paceline.parallel.data import DataEngine, Replicas, Shards
+from paceline.parallel.gather import wire_of
 from paceline.parallel.layout import Layout
 from paceline.parallel.mesh import Mesh
 from paceline.parallel.norms import BatchStatistics
@@ -31,6 +33,7 @@ from paceline.training.optim import build_optimizer, plan_optimizer, update
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.batch import Batch
     from paceline.models.graph import DetectionModel
     from paceline.parallel.engine import Engine
 
@@ -58,6 +61,9 @@ class Run:
     stages: int = 1
     shift: int = 0
     """Nodes by which the cuts lie further back than at equal numbers of nodes."""
+    device: str = "cpu"
+    staged: bool = False
+    """Copy what crosses boundaries even where the group could send it as it is."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
 
 
@@ -67,7 +73,7 @@ class Trainer:
     def __init__(self, run: Run) -> None:
         torch.manual_seed(0)
         self.run = run
-        network = small_boxes(build_model(run.model, NUM_CLASSES)).to(run.dtype).train()
+        network = small_boxes(build_model(run.model, NUM_CLASSES)).to(run.device, run.dtype).train()
         self.frozen = freeze_nodes(network, run.freeze)
         self.engine = build(run, network)
         config = OptimConfig(optimizer=run.optimizer, lr0=0.0005)  # where a warm-up is after some steps
@@ -79,11 +85,19 @@ class Trainer:
     def accumulate(self, number: int, *, completes: bool = True) -> Tensor:
         """Take batch `number`; returns its losses over all ranks."""
         batch = make_batch(self.run.images, seed=number, empty=self.run.empty)
+        return self.run_parts(self.parts_of(batch), completes=completes)
+
+    def parts_of(self, batch: Batch) -> list[tuple[Batch, bool]]:
+        """This rank's parts of a batch on its device, and whether they are the last."""
+        return [(rows(batch, mine).to(self.run.device), last) for mine, last in shares(self.run)]
+
+    def run_parts(self, parts: list[tuple[Batch, bool]], *, completes: bool = True) -> Tensor:
+        """Run what `parts_of` gave; returns the losses over all ranks."""
         for module in self.frozen:
             module.eval()
-        losses = torch.zeros(4, dtype=self.run.dtype)
-        for mine, last in shares(self.run):
-            sums = self.engine.accumulate(rows(batch, mine), completes=last and completes)
+        losses = torch.zeros(4, dtype=self.run.dtype, device=self.run.device)
+        for part, last in parts:
+            sums = self.engine.accumulate(part, completes=last and completes)
             losses += torch.stack([sums.box, sums.cls, sums.dfl, sums.normaliser])
         return losses
 
@@ -124,7 +138,7 @@ def train(run: Run) -> dict[int, dict[str, Any]]:
         losses.append(trainer.accumulate(number))
         not_finite = trainer.update()
         if number in {1, run.updates}:
-            figures = {"losses": torch.stack(losses), "not_finite": not_finite}
+            figures = copied({"losses": torch.stack(losses), "not_finite": not_finite})
             states[number] = trainer.state() | {"losses": figures, "norm": trainer.norm}
     return states
 
@@ -152,8 +166,8 @@ def go_on(first: Run, second: Run | None) -> dict[str, dict[str, Tensor]]:
 
 
 def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies, which later updates do not change."""
-    return {key: value.clone() for key, value in tensors.items()}
+    """Copies on the host, which later updates do not change."""
+    return {key: value.to("cpu", copy=True) for key, value in tensors.items()}
 
 
 def gradient_norm(engine: Engine) -> float:
@@ -180,12 +194,16 @@ def build(run: Run, network: DetectionModel) -> Engine:
     if run.engine == "single":
         return SingleEngine(network, criterion, **common)
     layout = layout_of(run)
-    mesh = Mesh.of(layout, "cpu")
+    mesh = Mesh.of(
+        layout, "cuda" if "nccl" in dist.get_backend_config() else "cpu"
+    )  # gloo takes tensors of GPUs in both
     if run.stages > 1:
         nodes = len(network.nodes)
         cuts = tuple(nodes * stage // run.stages + run.shift for stage in range(1, run.stages))
         batch = run.images // layout.replicas
-        return PipelineEngine(network, criterion, mesh, cuts=cuts, batch=batch, size_hw=(64, 64), **common)
+        where = torch.device("cpu") if run.staged else wire_of(torch.device(run.device), mesh.stages)
+        with mock.patch("paceline.parallel.pipeline.wire_of", return_value=where):
+            return PipelineEngine(network, criterion, mesh, cuts=cuts, batch=batch, size_hw=(64, 64), **common)
     statistics = BatchStatistics(network, group=mesh.norms)
     exchange = (
         Shards(network, mesh.devices["replica"])

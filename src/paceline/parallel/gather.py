@@ -66,6 +66,15 @@ def device_of(group: ProcessGroup) -> torch.device:
     return torch.device("cpu") if "gloo" in backends or "mpi" in backends else torch.device("cuda")
 
 
+def wire_of(device: torch.device, group: ProcessGroup) -> torch.device | None:
+    """Say where tensors of a device have to be copied to be sent from rank to rank; None if they go as they are.
+
+    gloo's collectives take tensors of a GPU, its sends and receives do not.
+    """
+    backends = dict(entry.split(":") for entry in dist.get_backend_config(group).split(","))
+    return torch.device("cpu") if device.type != "cpu" and backends.get(device.type) == "gloo" else None
+
+
 def _device_of_objects() -> torch.device:
     assert dist.group.WORLD is not None
     return device_of(dist.group.WORLD)

@@ -22,6 +22,7 @@ from paceline.batch import Batch
 from paceline.errors import UserError
 from paceline.losses.detection import LossSums
 from paceline.parallel.compat import pipeline_schedule, pipeline_stage, run_schedule
+from paceline.parallel.gather import wire_of
 from paceline.parallel.global_sums import GlobalSums
 from paceline.parallel.gradient import GradientSum
 from paceline.parallel.loss_scale import LossScale
@@ -92,7 +93,10 @@ class PipelineEngine:
             if not edges[mesh.stage] <= number < edges[mesh.stage + 1]:
                 node.module.to("meta")  # other stages' nodes take no memory here
         self.parts: Parts = StageParts(self.network, skeleton, mesh, cuts=cuts, evaluates_whole=evaluates_whole)
-        stage = Stage(self.network, self._statistics, dtype=self._dtype, amp_dtype=amp_dtype)
+        wire = wire_of(self._device, mesh.stages)
+        stage = Stage(
+            self.network, self._statistics, device=self._device, dtype=self._dtype, amp_dtype=amp_dtype, wire=wire
+        )
         edge_tensors = boundaries(
             skeleton, cuts, images=batch // layout.microbatches, size_hw=size_hw, dtype=stage.boundary_dtype
         )
@@ -102,7 +106,7 @@ class PipelineEngine:
                 stage,
                 index=mesh.stage,
                 stages=layout.pipeline,
-                device=self._device,
+                device=self._device if wire is None else wire,
                 takes=edge_tensors[mesh.stage],
                 gives=edge_tensors[mesh.stage + 1],
                 group=mesh.stages,

@@ -8,6 +8,7 @@ stage 0                          stage 1
 nodes | BCHW -> BHWC, copied --> | BHWC -> BCHW | nodes        forward
       | BHWC <-- contiguous ---- | gradient     |              backward
 ```
+Where the group cannot send what lies on the device (gloo with a GPU), both sides copy it through the host's memory.
 """
 
 from __future__ import annotations
@@ -27,11 +28,24 @@ class Stage(nn.Module):
     """What the pipeline calls: takes images (first stage) or boundary tensors, gives boundary tensors or outputs."""
 
     def __init__(
-        self, segment: Segment, statistics: BatchStatistics, *, dtype: torch.dtype, amp_dtype: torch.dtype | None
+        self,
+        segment: Segment,
+        statistics: BatchStatistics,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        amp_dtype: torch.dtype | None,
+        wire: torch.device | None = None,
     ) -> None:
+        """Take the nodes of a stage, which lie on `device`.
+
+        wire: device from which boundary tensors are sent and on which they arrive; None for that of the nodes.
+        """
         super().__init__()
         self.segment = segment
         self._statistics = statistics
+        self._device = device
+        self._wire = wire
         self._dtype = dtype
         self._amp_dtype = amp_dtype
         self._is_first = segment.first == 0
@@ -50,18 +64,24 @@ class Stage(nn.Module):
             (images,) = arrived
             live: tuple[Tensor, ...] = (images.float().div_(255.0).to(self._dtype),)
         else:
-            live = tuple(enter(value) for value in arrived)
-        with torch.autocast(live[0].device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
+            live = tuple(enter(value if self._wire is None else staged(value, self._device)) for value in arrived)
+        with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
             values = self.segment(*live)
         if self._is_last:
             return tuple(value.to(self.boundary_dtype) for value in values)
-        return tuple(leave(value.to(self.boundary_dtype)) for value in values)
+        leaving = (leave(value.to(self.boundary_dtype)) for value in values)
+        return tuple(value if self._wire is None else staged(value, self._wire) for value in leaving)
 
 
 def leave(value: Tensor) -> Tensor:
     """Turn BCHW into what crosses a boundary: BHWC, contiguous, no view."""
     moved = value.permute(0, 2, 3, 1).contiguous()
     return moved.clone() if moved._is_view() else moved
+
+
+def staged(value: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device, also where it lies there already; the gradient comes back by the same way."""
+    return value.to(device, copy=True)
 
 
 def enter(value: Tensor) -> Tensor:

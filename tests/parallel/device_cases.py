@@ -1,0 +1,53 @@
+"""What runs on any device: engines over ranks against the single one, and steps that never wait for the device."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from batches import make_batch
+from comparison import assert_same_run, single_of
+from torch.utils._python_dispatch import TorchDispatchMode
+from training_runs import Run, Trainer, train
+
+from paceline.training.optim import update
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+
+def as_one_process(run: Run) -> dict[str, Any]:
+    """Train under a layout, compare with one process on the same device; returns what shows that it was done."""
+    found = train(run)
+    if dist.get_rank() == 0:
+        assert_same_run(found, train(single_of(run)), run)
+    return {"updates": sorted(found), "backend": dist.get_backend_config(), "device": run.device}
+
+
+def steps_under(guard: AbstractContextManager[Any], run: Run) -> tuple[float, float]:
+    """Two updates, the second under a guard; returns the sum of its losses, and whether it was not finite."""
+    trainer = Trainer(run)
+    batches = [trainer.parts_of(make_batch(run.images, seed=number)) for number in (1, 2)]
+    trainer.run_parts(batches[0])  # libraries choose their kernels, and buffers are made
+    trainer.update()
+    with guard:
+        losses = trainer.run_parts(batches[1])
+        not_finite = trainer.engine.gradient()
+        update(trainer.optimizer, not_finite)
+    return float(losses.sum()), float(not_finite)
+
+
+class NeverWaits(TorchDispatchMode):
+    """Refuses operations for which the host would have to wait for a device, on whatever device they are."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        indices = args[1] if name in ("index", "index_put", "index_put_") else ()
+        by_mask = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in indices)
+        repeats = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
+        if name in self.WAITING or by_mask or repeats:
+            raise RuntimeError(f"{name} waits for the device")
+        return func(*args, **(kwargs or {}))
