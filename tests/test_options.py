@@ -208,3 +208,8 @@ def test_options_never_import_torch() -> None:
     code = "import sys, paceline.options, paceline.cli.main, paceline.cli.data, paceline.cli.runs; "
     done = subprocess.run([sys.executable, "-c", code + "sys.exit('torch' in sys.modules or 'tyro' in sys.modules)"])
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(("spelled", "value"), [(True, 0.5), ("true", 0.5), (False, 0.0), ("0.25", 0.25), (0, 0.0)])
+def test_multi_scale_is_a_share_or_yes_or_no(spelled: object, value: float) -> None:
+    assert TrainOptions.from_flat({"multi_scale": spelled}).augment.multi_scale == value

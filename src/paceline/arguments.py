@@ -72,7 +72,7 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("rect", "train", note="For the evaluation after each epoch; training pictures stay square."),
     *_accepted("rect", "val", note="Off unless asked for; at most six shapes."),
     *_only("rect", (False,), "images are letterboxed to a square to predict; leave rect out", "predict"),
-    *_accepted("multi_scale", "train", note="A share of imgsz; at most five sizes."),
+    *_accepted("multi_scale", "train", note="A share of imgsz (true is 0.5); at most five sizes."),
     # length and place of a run
     *_accepted("epochs", "train"),
     *_accepted("time", "train", note="Hours, and also `30m`, `2h` or `90s`; the schedule fits the epochs into it."),

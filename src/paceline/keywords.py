@@ -44,7 +44,7 @@ class TrainKeywords(TypedDict, total=False):
     copy_paste: float
     greyscale: float
     bgr: float
-    multi_scale: float
+    multi_scale: float | bool
     box: float
     cls: float
     dfl: float

@@ -282,6 +282,11 @@ def _spell_device(value: object) -> str:
     )
 
 
+def _spell_multi_scale(value: object) -> object:
+    simple = plain(value)
+    return (0.5 if simple else 0.0) if isinstance(simple, bool) else simple
+
+
 def _spell_amp(value: object) -> object:
     simple = plain(value)
     if isinstance(simple, bool | int):
@@ -340,6 +345,7 @@ _SPELLINGS: MappingProxyType[str, Callable[[object], object]] = MappingProxyType
         "batch": _spell_batch,
         "device": _spell_device,
         "amp": _spell_amp,
+        "multi_scale": _spell_multi_scale,
         "cache": _spell_cache,
         "optimizer": _spell_optimizer,
         "resume": _spell_resume,
