@@ -10,6 +10,7 @@ there are no crops: the table's starts then count from the beginning of that set
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -105,7 +106,7 @@ class PackedBatch:
         """Table and targets as views of the copy `on_device` (at least `used` bytes, uint8, flat) of the buffer."""
         views = {}
         for name, (start, dtype, shape) in self.arrays.items():
-            count = int(np.prod(shape)) * dtype.itemsize
+            count = math.prod(shape) * dtype.itemsize
             views[name] = on_device[start : start + count].view(_TORCH[dtype.str[1:]]).view(shape)
         table = DeviceTable(**{name: views[name] for name in _TABLE})
         return table, {name: views[name] for name in TARGETS}
@@ -154,8 +155,7 @@ def packed(
     if isinstance(sources, Sources):
         table.starts[geometry.present] += first_crop
     for name, array in head.items():
-        start = arrays[name][0]
-        out[start : start + array.nbytes].view(array.dtype).reshape(array.shape)[...] = array
+        np.ndarray(array.shape, array.dtype, out.data, arrays[name][0])[...] = array
     for place, mask in (masks or {}).items():
         if mask_starts[place] >= 0:
             top, left = int(crops.top[place]), int(crops.left[place])
