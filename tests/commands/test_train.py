@@ -255,6 +255,8 @@ def test_a_batch_larger_than_the_set_is_lowered(
         ({"freeze": 99}, "freeze=99"),
         ({"resume": "nowhere"}, "nowhere"),
         ({"amp": "fp16"}, "needs a GPU"),
+        ({"batch": 1, "imgsz": 32}, "no variance"),
+        ({"batch": 1, "imgsz": 64, "multi_scale": True}, "no variance"),
     ],
 )
 def test_mistakes_get_one_sentence_and_nothing_is_written(

@@ -18,11 +18,13 @@ from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
 from paceline.data.device.choice import choose_training_data
 from paceline.data.loader import EvalLoader, TrainLoader, num_threads
+from paceline.data.sizes import sizes_of
 from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
+from paceline.option_values import STRIDE
 from paceline.options import LAYOUT_OPTIONS, TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.config import LimitsConfig
@@ -161,6 +163,7 @@ class _Training:
         layout = Layout.of(
             options.parallel, devices=num_ranks(), batch=self._batch, nodes=len(self._loaded.network.nodes)
         )
+        _require_statistics(options, self._batch // (layout.replicas * layout.microbatches) * layout.norm_ranks)
         self._ranks = Ranks(layout, self._device)
         precision = choose_precision(
             options.loop.amp,
@@ -411,6 +414,16 @@ class _Evaluations:
         record = from_first(None if evaluation is None else evaluation.record)
         assert record is not None, "the first rank scores"
         return record
+
+
+def _require_statistics(options: TrainOptions, images: int) -> None:
+    """Raise UserError where a batch norm would see a single value per channel, which has no variance."""
+    least_px = sizes_of(options.data.imgsz, options.augment.multi_scale)[0]
+    if images == 1 and least_px == STRIDE:
+        raise UserError(
+            f"One picture of {least_px} px at a time leaves batch norms a single value, which has no variance; take "
+            f"batch=2 or more, or pictures of {2 * STRIDE} px or more."
+        )
 
 
 def _splits(data_set: DataSet) -> tuple[Index, Index]:
