@@ -117,20 +117,28 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=REPOSITORY.parent / "shared" / "data" / "bccd_voc")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--trials", type=int, default=14)
+    parser.add_argument("--part", choices=("both", "side_by_side", "ruinous"), default="both")
     options = parser.parse_args()
     if not options.data.is_dir():
         sys.exit(f"{options.data} does not exist; name the folder of BCCD with --data.")
+    file = REPOSITORY / "bench" / "results" / "tune.json"
+    result: dict[str, object] = {}
+    if options.part != "both" and file.exists():  # the other part stays
+        result = json.loads(file.read_text())
     with tempfile.TemporaryDirectory() as folder:
-        result = side_by_side(options.data, Path(folder), options.rounds) | ruinous(Path(folder), options.trials)
-    for row in result["ruinous_table"]:  # type: ignore[attr-defined]
+        if options.part != "ruinous":
+            result |= side_by_side(options.data, Path(folder), options.rounds)
+        if options.part != "side_by_side":
+            result |= ruinous(Path(folder), options.trials)
+    for row in result.get("ruinous_table", ()):  # type: ignore[attr-defined]
         reached = "" if row["ap"] is None else f"{row['ap']:.4f}"
         print(f"{row['trial']:3d}  lr0 {row['lr0']:9.5f}  {row['ending']:10} {reached:>7} {row['seconds']:6.1f} s")
-    for kind, times in result["seconds"].items():  # type: ignore[attr-defined]
+    for kind, times in result.get("seconds", {}).items():  # type: ignore[attr-defined]
         print(f"{kind:24} {times}")
-    results = REPOSITORY / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "tune.json").write_text(json.dumps(result | {"machine": machine()}, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in result.items() if key not in {"ruinous_table", "seconds"}}))
+    result["machine"] = machine()
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({key: result[key] for key in result if key not in {"ruinous_table", "seconds", "machine"}}))
 
 
 if __name__ == "__main__":
