@@ -145,7 +145,7 @@ def test_the_sky_task_runs_what_it_says(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert words[5:8] == ["-m", "paceline", "train"]
     options = TrainOptions.from_flat(sort_words(TrainOptions, words[8:]).options)
-    assert options.data.data == "/work/coco/data.yaml"
+    assert options.data.data == "/workspace/coco/data.yaml"
     assert options.loop.resume == "auto"
 
 
