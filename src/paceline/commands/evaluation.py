@@ -10,7 +10,7 @@ from paceline.commands.device import place
 from paceline.evaluation.evaluator import Evaluator, evaluate
 from paceline.evaluation.ground_truth import GroundTruth
 from paceline.models.fusion import fuse
-from paceline.parallel.gather import gather_detections
+from paceline.parallel.gather import from_first, gather_detections
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from paceline.data.index import Index
     from paceline.evaluation.config import PostprocessConfig
     from paceline.evaluation.evaluator import Evaluation
+    from paceline.records import EvaluationRecord
 
 
 def ground_truth_of(index: Index) -> GroundTruth:
@@ -64,3 +65,35 @@ def evaluate_network(
             evaluator.add(moved, predictions)
     detections = gather_detections(evaluator.detections)
     return None if detections is None else evaluate(ground_truth, detections, index.names)
+
+
+class Evaluations:
+    """Evaluates the averaged network after an epoch, and keeps the best evaluation whole for the pictures."""
+
+    def __init__(
+        self,
+        batches: Iterable[Batch],
+        index: Index,
+        config: PostprocessConfig,
+        *,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+    ) -> None:
+        """Take what `evaluate_network` takes, but for the network."""
+        self._batches = batches
+        self._index = index
+        self._config = config
+        self._device = device
+        self._amp_dtype = amp_dtype
+        self.best: Evaluation | None = None
+
+    def __call__(self, network: nn.Module) -> EvaluationRecord:
+        """Evaluate; returns the figures, on every rank those of all."""
+        evaluation = evaluate_network(
+            network, self._batches, self._index, self._config, device=self._device, amp_dtype=self._amp_dtype
+        )
+        if evaluation is not None and (self.best is None or evaluation.record.ap > self.best.record.ap):
+            self.best = evaluation
+        record = from_first(None if evaluation is None else evaluation.record)
+        assert record is not None, "the first rank scores"
+        return record

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from paceline.commands.device import backend_of, count_devices, describe_device, place, resolve_device
-from paceline.commands.evaluation import evaluate_network
+from paceline.commands.evaluation import Evaluations
 from paceline.commands.pictures import RunPictures
+from paceline.commands.resume import resumed_folder
+from paceline.commands.run_data import RunData, splits
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
-from paceline.data.device.choice import choose_training_data
-from paceline.data.loader import EvalLoader, TrainLoader, num_threads
 from paceline.data.sizes import sizes_of
 from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
@@ -25,9 +25,8 @@ from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
 from paceline.option_values import STRIDE
-from paceline.options import LAYOUT_OPTIONS, TrainOptions
+from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
-from paceline.parallel.config import LimitsConfig
 from paceline.parallel.fingerprint import digest_of, digest_of_package
 from paceline.parallel.gather import from_first
 from paceline.parallel.layout import Layout
@@ -49,12 +48,8 @@ if TYPE_CHECKING:
 
     from paceline.callbacks import Callback
     from paceline.commands.weights import LoadedNetwork
-    from paceline.data.dataset import DataSet
-    from paceline.data.index import Index
-    from paceline.evaluation.evaluator import Evaluation
     from paceline.parallel.engine import Engine
     from paceline.parallel.process_group import ProcessGroup
-    from paceline.training.precision import Precision
 
 log = logging.getLogger("paceline")
 
@@ -93,7 +88,7 @@ def train(
     device = options.loop.device
     with joined(backend=backend_of(device), limits=options.limits, devices=options.ranks.devices) as group:
         check_layout(options, group.rank.world)
-        resumed = _resumed_folder(options)
+        resumed = resumed_folder(options)
         if resumed is not None:
             stored = TrainOptions.read(resumed.config)
             options = dataclasses.replace(
@@ -137,7 +132,6 @@ class _Training:
         group: ProcessGroup,
         transform: UserTransform | None = None,
     ) -> None:
-        self._transform = transform
         self._options = options
         self._group = group
         self._callbacks = tuple(callbacks)
@@ -156,7 +150,7 @@ class _Training:
         with group.first_on_node("index"):
             self._data_set = open_data_set(options.data, seed=options.loop.seed)
         group.report(0, "start")
-        self._train_index, self._val_index = _splits(self._data_set)
+        self._train_index, self._val_index = splits(self._data_set)
         group.agree("data", {"data": f"{self._train_index.digest()} {self._val_index.digest()}"})
         self._loaded = self._network()
         self._batch = self._fitting_batch()
@@ -173,6 +167,16 @@ class _Training:
             batch=self._batch // layout.replicas,
         )
         self._precision = from_first(precision)
+        self._data = RunData(
+            options,
+            self._train_index,
+            self._val_index,
+            batch=self._batch,
+            ranks=self._ranks,
+            device=self._device,
+            local_world=rank.local_world,
+            transform=transform,
+        )
         self._budget = Budget(limit_s=limit_s)
         clock = CudaClock(self._device) if self._device.type == "cuda" else None
         self._ledger = Ledger(device_clock=clock)
@@ -212,36 +216,32 @@ class _Training:
             options.write(folder.config)
             folder.mark("")
         with ExitStack() as stack:
-            loader = stack.enter_context(self._train_loader())
-            evaluation_loader = stack.enter_context(self._eval_loader())
+            loader = stack.enter_context(self._data.train_loader())
+            evaluation_loader = stack.enter_context(self._data.eval_loader())
             pictures = (
                 RunPictures(run=folder, names=self._data_set.names)
                 if options.loop.plots and self._group.rank.is_main
                 else None
             )
-            evaluations = _Evaluations(self, evaluation_loader)
+            evaluations = Evaluations(
+                evaluation_loader,
+                self._val_index,
+                options.postprocess,
+                device=self._device,
+                amp_dtype=self._precision.amp_dtype,
+            )
             self._start(folder, str(recipe.plan), state)
             if pictures and not self._resumed:
                 with self._ledger.span("pictures"):
                     pictures.training_batches(
                         loader.epoch(0, mosaic=options.loop.epochs > options.augment.close_mosaic)
                     )
-            training_data = choose_training_data(
-                loader,
-                options.data.render,
-                self._device,
-                self._precision.amp_dtype or torch.float32,
-                upload=options.data.cache == "device",
-                decode=options.data.decode,
-                sharing=self._group.rank.local_world,
-                agree=from_first,
-            )
             loop = Loop(
                 engine=engine,
                 optimizer=optimizer,
                 schedule=recipe.schedule,
                 ema=ema,
-                data=self._ranks.feed(training_data),
+                data=self._ranks.feed(self._data.on_device(loader, self._precision)),
                 evaluate=evaluations,
                 keeper=keeper,
                 state=state,
@@ -320,37 +320,6 @@ class _Training:
             loss_scale=self._precision.loss_scale,
         )
 
-    def _train_loader(self) -> TrainLoader:
-        data = dataclasses.replace(self._options.data, batch=self._batch, workers=self._num_workers())
-        on_device = data.render == "device" or (data.render == "auto" and self._device.type == "cuda")
-        return TrainLoader(
-            self._train_index,
-            data,
-            self._options.augment,
-            seed=self._options.loop.seed,
-            rank=self._ranks.replica,
-            world=self._ranks.layout.replicas,
-            on_device=on_device,
-            transform=self._transform,
-        )
-
-    def _num_workers(self) -> int:
-        return num_threads(self._options.data.workers, self._group.rank.local_world)
-
-    def _eval_loader(self) -> EvalLoader:
-        data = self._options.data
-        rank, world = self._ranks.evaluation_share
-        return EvalLoader(
-            self._val_index,
-            data.imgsz,
-            batch=self._batch,
-            workers=self._num_workers(),
-            cache=data.cache,
-            rank=rank,
-            world=world,
-            rect=data.rect,
-        )
-
     def _start(self, folder: RunFolder, optimizer: str, state: TrainingState) -> None:
         record = RunRecord(
             folder=folder.path,
@@ -370,51 +339,6 @@ class _Training:
         for callback in self._callbacks:
             callback.on_start(record)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the network lives."""
-        return self._device
-
-    @property
-    def precision(self) -> Precision:
-        """How it computes."""
-        return self._precision
-
-    @property
-    def val_index(self) -> Index:
-        """What it is evaluated on."""
-        return self._val_index
-
-    @property
-    def options(self) -> TrainOptions:
-        """What the user asked for."""
-        return self._options
-
-
-class _Evaluations:
-    """Evaluates the averaged network after an epoch, and keeps the best evaluation whole for the pictures."""
-
-    def __init__(self, training: _Training, batches: EvalLoader) -> None:
-        self._training = training
-        self._batches = batches
-        self.best: Evaluation | None = None
-
-    def __call__(self, network: torch.nn.Module) -> EvaluationRecord:
-        training = self._training
-        evaluation = evaluate_network(
-            network,
-            self._batches,
-            training.val_index,
-            training.options.postprocess,
-            device=training.device,
-            amp_dtype=training.precision.amp_dtype,
-        )
-        if evaluation is not None and (self.best is None or evaluation.record.ap > self.best.record.ap):
-            self.best = evaluation
-        record = from_first(None if evaluation is None else evaluation.record)
-        assert record is not None, "the first rank scores"
-        return record
-
 
 def _require_statistics(options: TrainOptions, images: int) -> None:
     """Raise UserError where a batch norm would see a single value per channel, which has no variance."""
@@ -424,51 +348,3 @@ def _require_statistics(options: TrainOptions, images: int) -> None:
             f"One picture of {least_px} px at a time leaves batch norms a single value, which has no variance; take "
             f"batch=2 or more, or pictures of {2 * STRIDE} px or more."
         )
-
-
-def _splits(data_set: DataSet) -> tuple[Index, Index]:
-    if data_set.train is None or len(data_set.train) == 0:
-        raise UserError(f"{data_set.source} has no training images; add a `train` entry to it.")
-    assert data_set.val is not None, "a set without a val split is split when it is opened"
-    return data_set.train, data_set.val
-
-
-def _resumed_folder(options: TrainOptions) -> RunFolder | None:
-    """Find the run that `resume` names: a folder, a file in its weights, `true` for the newest run, or `auto`."""
-    resume = options.loop.resume
-    if resume == "auto":
-        return _begun_folder(options)
-    if not resume or resume.lower() in {"false", "no", "0"}:
-        return None
-    if resume.lower() in {"true", "yes", "1"}:
-        project = options.run.project
-        found = sorted(project.glob("*/weights/resume.safetensors"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"There is no run to resume in {project}; name one: resume=runs/train.")
-        return RunFolder(path=found[-1].parents[1])
-    path = Path(resume)
-    folder = path.parents[1] if path.suffix == ".safetensors" and len(path.parts) > 2 else path
-    if not (folder / "weights" / "resume.safetensors").is_file():
-        raise UserError(f"{folder} holds no weights/resume.safetensors, so it cannot be resumed; check the path.")
-    return RunFolder(path=folder)
-
-
-def _begun_folder(options: TrainOptions) -> RunFolder | None:
-    """Find the named run if it has anything to go on from; None where it has to be started."""
-    if not options.run.name:
-        raise UserError("resume=auto needs the name of the run that it starts or goes on with; add name=...")
-    folder = RunFolder(path=options.run.project / options.run.name)
-    if folder.is_done:
-        raise UserError(f"The run {folder.path} is done; choose another name for a new one.")
-    if not (folder.weights / "resume.safetensors").is_file():
-        return None
-    before, now = TrainOptions.read(folder.config).to_flat(), options.to_flat()
-    free = {"resume", "device", "exist_ok"} | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
-    changed = [name for name in now if name not in free and now[name] != before[name]]
-    if changed:
-        log.warning(
-            "The run %s goes on with the options that it was started with, not with the new %s.",
-            folder.path,
-            ", ".join(changed),
-        )
-    return folder
