@@ -194,7 +194,7 @@ def test_patience_stops_a_run_that_does_not_get_better(
             first.append(evaluate_network(*arguments, **keywords))  # type: ignore[arg-type]
         return first[0]
 
-    monkeypatch.setattr("paceline.commands.train.evaluate_network", evaluate_once)
+    monkeypatch.setattr("paceline.commands.evaluation.evaluate_network", evaluate_once)
     result = train(options(squares, tmp_path, epochs=9, patience=2))
     assert result.end.reason == "stopped early"
     assert result.end.epochs == 3
@@ -230,7 +230,7 @@ def test_patience_waits_for_an_evaluation(squares: Path, tmp_path: Path, monkeyp
             first.append(evaluate_network(*arguments, **keywords))  # type: ignore[arg-type]
         return first[0]
 
-    monkeypatch.setattr("paceline.commands.train.evaluate_network", evaluate_once)
+    monkeypatch.setattr("paceline.commands.evaluation.evaluate_network", evaluate_once)
     result = train(options(squares, tmp_path, epochs=20, patience=1, val_interval=3))
     assert (result.end.epochs, result.end.best_epoch) == (6, 3)
 
