@@ -44,7 +44,7 @@ bench-%: .venv/.test
 venv: .venv/.made
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info src/paceline/native/_pixels*
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache build dist src/*.egg-info src/paceline/native/*.so
 
 .venv/.made:
 	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit('Paceline needs Python 3.11 to 3.13, and this is %d.%d: name another one by make PYTHON=...' % v)"

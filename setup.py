@@ -24,12 +24,16 @@ def extension(name: str, source: str, flags: str) -> Extension:
 # Nothing is infinite or NaN there, which the compiler must know to use the units' minimum and maximum.
 PIXELS = "-O3 -ffp-contract=off -ffinite-math-only -fno-signed-zeros -fno-trapping-math -fno-math-errno"
 
+# Every box is decided as PyTorch decides it.
+SUPPRESS = "-O3 -ffp-contract=off -fno-trapping-math"
+
 # Numbers in label files are rounded as Python's float() rounds them: no shortcuts.
 SCAN = "-O2 -ffp-contract=off"
 
 setup(
     ext_modules=[
         extension("_pixels", "src/paceline/native/pixels.c", PIXELS),
+        extension("_suppress", "src/paceline/native/suppress.c", SUPPRESS),
         extension("_scan", "src/paceline/native/scan.c", SCAN),
     ]
 )

@@ -7,6 +7,7 @@ from torch import Tensor
 from paceline.boxes import pairwise_iou
 from paceline.evaluation import nms
 from paceline.evaluation.nms import batched_nms
+from paceline.native.suppression import SUPPRESSION
 
 
 def greedy_reference(
@@ -37,6 +38,15 @@ def random_candidates(
     labels = torch.randint(0, classes, (images, number), generator=random)
     valid = torch.rand((images, number), generator=random) < 0.9
     return boxes, scores, labels, valid
+
+
+@pytest.fixture(params=["compiled", "by torch"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test both ways."""
+    if request.param == "by torch":
+        monkeypatch.setattr(SUPPRESSION, "get", lambda: None)
+    elif SUPPRESSION.get() is None:
+        pytest.skip("the kernel was not built")
 
 
 @pytest.fixture(params=["one image at a time", "all images at once"])
@@ -126,6 +136,16 @@ def test_nothing_gives_nothing(shape: tuple[int, int]) -> None:
     kept = batched_nms(torch.zeros((*shape, 4)), nothing.float(), nothing, nothing.bool(), iou=0.5, max_det=7)
     assert kept.indices.shape == (shape[0], 7)
     assert kept.count.tolist() == [0] * shape[0]
+
+
+def test_both_ways_keep_the_same_of_an_untrained_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of boxes with scores that differ little, in sides that are no round numbers."""
+    candidates = random_candidates(8, images=3, number=7000, classes=2, crowded=320.0)
+    compiled = batched_nms(*candidates, iou=0.7, max_det=300)
+    monkeypatch.setattr(SUPPRESSION, "get", lambda: None)
+    by_torch = batched_nms(*candidates, iou=0.7, max_det=300)
+    assert torch.equal(compiled.indices, by_torch.indices)
+    assert torch.equal(compiled.count, by_torch.count)
 
 
 @pytest.mark.gpu

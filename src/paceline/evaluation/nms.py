@@ -10,7 +10,8 @@ a window            |head|----- rest ----|                            what earli
                     its kept boxes against the rest, which moves up: its first boxes are the next head
 ```
 
-So a box meets kept boxes only until one suppresses it, and memory is bounded by a window times a head.
+So a box meets kept boxes only until one suppresses it, and memory is bounded by a window times a head. On a CPU the
+same rule is compiled (`paceline.native.suppression`), which decides alike and takes a tenth of the time.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from paceline.boxes import EPS
+from paceline.native.suppression import SUPPRESSION, suppress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,23 +76,33 @@ def batched_nms(
     A box goes when its IoU with a better one that stays is above `iou` (when equal, it stays). Boxes of different
     classes never suppress each other, unless `agnostic`. Boxes without area are never suppressed.
     """
-    num_images = scores_BM.shape[0]
+    num_images = len(scores_BM)
     ranked = scores_BM.masked_fill(~valid_BM, -torch.inf)
     order = ranked.sort(dim=1, descending=True, stable=True).indices
     classes = torch.zeros_like(labels_BM) if agnostic else labels_BM
     planes = _planes(boxes_BM4, classes, order)
     num_valid = valid_BM.sum(dim=1)
-    step = IMAGES_AT_ONCE.get(boxes_BM4.device.type, IMAGES_ON_ACCELERATOR)
-    ranks = torch.zeros((num_images, max_det), dtype=torch.int64, device=scores_BM.device)
-    count = torch.zeros(num_images, dtype=torch.int64, device=scores_BM.device)
     if not scores_BM.numel():
-        return Kept(indices=ranks, count=count)
-    for first in range(0, num_images, step):
-        part = slice(first, first + step)
-        kept = _greedy(planes[part], num_valid[part], iou, max_det)
-        ranks[part], count[part] = kept.indices, kept.count
-    filled = torch.arange(max_det, device=count.device) < count[:, None]
-    return Kept(indices=order.gather(1, ranks).masked_fill_(~filled, 0), count=count)
+        nothing = torch.zeros((num_images, max_det), dtype=torch.int64, device=scores_BM.device)
+        return Kept(indices=nothing, count=nothing.new_zeros(num_images))
+    kernel = SUPPRESSION.get() if planes.device.type == "cpu" and planes.dtype == torch.float32 else None
+    if kernel is None:
+        kept = _by_torch(planes, num_valid, iou, max_det)
+    else:
+        found = suppress(kernel, planes.numpy(), num_valid.numpy(), iou=iou, eps=EPS, max_det=max_det)
+        kept = Kept(indices=torch.from_numpy(found[0]), count=torch.from_numpy(found[1]))
+    filled = torch.arange(max_det, device=order.device) < kept.count[:, None]
+    return Kept(indices=order.gather(1, kept.indices).masked_fill_(~filled, 0), count=kept.count)
+
+
+def _by_torch(planes: Tensor, num_valid: Tensor, iou: float, max_det: int) -> Kept:
+    """Apply the greedy rule to sorted boxes B6M, a few images at a time; the indices that are kept are ranks."""
+    step = IMAGES_AT_ONCE.get(planes.device.type, IMAGES_ON_ACCELERATOR)
+    parts = [
+        _greedy(planes[first : first + step], num_valid[first : first + step], iou, max_det)
+        for first in range(0, len(planes), step)
+    ]
+    return Kept(indices=torch.cat([part.indices for part in parts]), count=torch.cat([part.count for part in parts]))
 
 
 def _planes(boxes_BM4: Tensor, labels_BM: Tensor, order_BM: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ enum { HEAD = 4096, TAIL = 64, LABEL_BYTES = 1 << 16, LONGEST_NUMBER = 64, ORIEN
 
 #define EXPORT __attribute__((visibility("default")))
 
-EXPORT uint32_t paceline_scan_source_crc(void) { return PACELINE_SOURCE_CRC; }
+EXPORT uint32_t paceline_source_crc(void) { return PACELINE_SOURCE_CRC; }
 
 /* -- heads ------------------------------------------------------------------------------------------------------- */
 
