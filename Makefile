@@ -7,7 +7,7 @@ BIN := .venv/bin
 BUILD := pyproject.toml constraints.txt setup.py $(wildcard src/paceline/native/*.c)
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help venv demo test test-all lint format clean
+.PHONY: help venv demo test test-all lint format clean bench-peers bench-peers-ap
 .DELETE_ON_ERROR:
 
 help:
@@ -36,6 +36,13 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Beside the reference trainer, in an environment of its own.
+bench-peers: .venv/.test
+	$(BIN)/python bench/vs_peers/run.py
+
+bench-peers-ap: .venv/.test
+	$(BIN)/python bench/vs_peers/ap.py
 
 bench-%: .venv/.test
 	@test -n "$(wildcard bench/$*/run.py bench/$*/bench.py)" || { echo "There is no bench/$*; take one of: $(notdir $(patsubst %/,%,$(wildcard bench/*/)))"; exit 2; }

@@ -1,0 +1,160 @@
+"""Both trainers as processes of their own: how they are started, what they tell, how they take turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+PEER_VERSION = "8.4.190"
+
+
+def peer_python(folder: Path) -> Path:
+    """Return the interpreter of the reference's environment, which is made where it is not there."""
+    python = folder / "bin" / "python"
+    script = REPOSITORY / "bench" / "peer" / "peer_env.sh"
+    if not python.exists():
+        subprocess.run(["bash", str(script), str(folder), PEER_VERSION], check=True)
+    return python
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What both train: the same data, network, size, batch and number of epochs."""
+
+    data: Path
+    """As ours reads it."""
+    data_yaml: Path
+    """The same set as the reference reads it."""
+    images: int
+    model: str = "yolo11n"
+    imgsz: int = 320
+    batch: int = 16
+    epochs: int = 3
+    seed: int = 0
+
+    def ours(self, out: Path, *words: str) -> list[str]:
+        """Command of our run; events go to `out`."""
+        options = {"model": self.model, "imgsz": self.imgsz, "batch": self.batch, "epochs": self.epochs,
+                   "seed": self.seed, "plots": False, "patience": 0, "device": "cpu"}  # fmt: skip
+        words = (*(f"{name}={value}" for name, value in options.items()), *words)
+        return [sys.executable, str(HERE / "ours_train.py"), str(self.data), str(out), *words]
+
+    def theirs(self, python: Path, out: Path, *words: str) -> list[str]:
+        """Command of the reference's run, with the set in memory and a loader on every core."""
+        script = REPOSITORY / "bench" / "peer" / "peer_train.py"
+        fixed = [str(self.data_yaml), self.model, str(self.imgsz), str(self.epochs), str(self.batch), str(out)]
+        best = ("cache=ram", f"workers={os.cpu_count()}", f"seed={self.seed}")
+        return [str(python), str(script), *fixed, *best, *words]
+
+
+@dataclass
+class Contender:
+    """A training that can be held and let go on; its clock stands still while it is held."""
+
+    command: list[str]
+    out: Path
+    active_s: float = 0.0
+    peak_bytes: int = 0
+    events: list[dict[str, float]] = field(default_factory=list)
+    """What it told, `time` being seconds of its own clock since it was started."""
+    _process: psutil.Popen | None = None
+    _read: int = 0
+    _spans: list[tuple[float, float]] = field(default_factory=list)
+    """Begin and end of the times in which it ran, by the wall clock."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it has ended."""
+        return self._process is not None and self._process.poll() is not None
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that it has told of."""
+        return sum(event["kind"] == "epoch" for event in self.events)
+
+    def go_on(self, epochs: int | None = None) -> None:
+        """Let it run until it has told of so many further epochs, or to its end; then hold it."""
+        begin = time.time()
+        goal = None if epochs is None else self.epochs + epochs
+        if self._process is None:
+            self.out.mkdir(parents=True, exist_ok=True)
+            log = (self.out / "log.txt").open("wb")
+            self._process = psutil.Popen(self.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        else:
+            self._send(signal.SIGCONT)
+        watch = threading.Event()
+        watcher = threading.Thread(target=self._watch_memory, args=(watch,))
+        watcher.start()
+        self._spans.append((begin, float("inf")))
+        while not self.is_done and (goal is None or self.epochs < goal):
+            time.sleep(0.02)
+            self._take_events()
+        if not self.is_done:
+            self._send(signal.SIGSTOP)
+        self._spans[-1] = (begin, time.time())
+        self.active_s += self._spans[-1][1] - begin
+        watch.set()
+        watcher.join()
+        self._take_events()
+        if self.is_done and self._process.returncode:
+            sys.exit(f"{' '.join(self.command)}\nended with status {self._process.returncode}; see {self.out}/log.txt")
+
+    def stop(self) -> None:
+        """End it, if it has not ended yet."""
+        if self._process is not None and not self.is_done:
+            self._send(signal.SIGKILL)
+            self._process.wait()
+
+    def _send(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        for process in [self._process, *self._process.children(recursive=True)]:
+            process.send_signal(number)
+
+    def _own_clock(self, moment: float) -> float:
+        """Turn a time of the wall clock into seconds of activity."""
+        return sum(min(moment, end) - begin for begin, end in self._spans if begin <= moment)
+
+    def _take_events(self) -> None:
+        file = self.out / "events.jsonl"
+        if not file.exists():
+            return
+        whole = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        for line in whole[self._read :]:
+            event = json.loads(line)
+            self.events.append(event | {"time": self._own_clock(event["time"])})
+        self._read = len(whole)
+
+    def _watch_memory(self, stop: threading.Event) -> None:
+        assert self._process is not None
+        while not stop.wait(0.25):
+            total = 0
+            try:
+                for process in [self._process, *self._process.children(recursive=True)]:
+                    total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+            self.peak_bytes = max(self.peak_bytes, total)
+
+
+def step_times(events: list[dict[str, float]]) -> list[float]:
+    """Seconds between steps that follow each other within an epoch, those of the first epoch left out."""
+    times, last, epochs = [], None, 0
+    for event in events:
+        if event["kind"] == "step":
+            if last is not None and epochs:
+                times.append(event["time"] - last)
+            last = event["time"]
+        else:
+            last, epochs = None, epochs + 1
+    return times
