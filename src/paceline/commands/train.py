@@ -42,6 +42,7 @@ from paceline.training.optim import build_optimizer
 from paceline.training.precision import choose_precision
 from paceline.training.recipe import Recipe
 from paceline.training.state import TrainingState
+from paceline.training.step import EagerStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -238,7 +239,7 @@ class _Training:
                     )
             loop = Loop(
                 engine=engine,
-                optimizer=optimizer,
+                step=EagerStep(engine, optimizer, ema, self._ledger),
                 schedule=recipe.schedule,
                 ema=ema,
                 data=self._ranks.feed(self._data.on_device(loader, self._precision)),

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Protocol
 from paceline.errors import UserError
 from paceline.records import EndRecord, EpochRecord, StepRecord
 from paceline.training.meter import LossMeter
-from paceline.training.optim import update
-from paceline.training.schedule import apply_rates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +28,7 @@ if TYPE_CHECKING:
     from paceline.training.ema import Ema
     from paceline.training.schedule import Rates, Schedule
     from paceline.training.state import TrainingState
+    from paceline.training.step import Step
 
 log = logging.getLogger("paceline")
 
@@ -76,7 +75,7 @@ class Loop:
         self,
         *,
         engine: Engine,
-        optimizer: torch.optim.Optimizer,
+        step: Step,
         schedule: Schedule,
         ema: Ema,
         data: TrainingData,
@@ -94,7 +93,7 @@ class Loop:
         stops: Callable[[int], bool] = lambda step: False,
     ) -> None:
         self._engine = engine
-        self._optimizer = optimizer
+        self._step = step
         self._schedule = schedule
         self._ema = ema
         self._data = data
@@ -197,12 +196,11 @@ class Loop:
             rates = self._schedule.rates(place, state.epochs)
             is_end = number == steps and state.epoch + 1 >= state.epochs
             completes = state.steps_since_update + 1 >= self._schedule.accumulation(place) or is_end
-            self._meter.add(self._engine.accumulate(batch, completes=completes))
-            state.steps_since_update += 1
-            if completes:
-                not_finite = self._update(rates)
-                skipped = not_finite if skipped is None else skipped + not_finite
-            state.step += 1
+            outcome = self._step(batch, rates, completes=completes)
+            self._meter.add(outcome.sums)
+            if outcome.not_finite is not None:  # the next step writes over it
+                skipped = outcome.not_finite.clone() if skipped is None else skipped + outcome.not_finite
+            self._count_step(completes=completes)
             images += self._data.batch_size
             self._report_step(number, steps, self._data.batch_size, step_start)
             if self._stops(state.step):
@@ -211,15 +209,11 @@ class Loop:
             self._count_skipped(skipped)
         return images, time.perf_counter() - start, rates
 
-    def _update(self, rates: Rates) -> Tensor:
-        with self._ledger.span("optimiser", on_device=True):
-            apply_rates(self._optimizer, rates)
-            not_finite = self._engine.gradient()
-            update(self._optimizer, not_finite)
-            self._ema.update()
-        self._state.updates += 1
-        self._state.steps_since_update = 0
-        return not_finite
+    def _count_step(self, *, completes: bool) -> None:
+        state = self._state
+        state.step += 1
+        state.steps_since_update = 0 if completes else state.steps_since_update + 1
+        state.updates += completes
 
     def _report_step(self, number: int, steps: int, images: int, start: float) -> None:
         if not self._callbacks:
