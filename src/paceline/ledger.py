@@ -101,6 +101,7 @@ class Ledger:
         self._clock = clock
         self._device_clock = device_clock
         self._names: list[str] = [OTHER]
+        self._closed = 0
         self._spans_s: dict[str, float] = defaultdict(float)
         self._mark = self._lap_start = clock()
 
@@ -114,6 +115,9 @@ class Ledger:
     @contextmanager
     def span(self, name: str, *, on_device: bool = False) -> Iterator[None]:
         """Book what happens inside on `name`; with `on_device` its time on the device is sampled as well."""
+        if self._closed:
+            yield
+            return
         self._settle()
         self._names.append(name)
         mark = self._device_clock.start(name) if on_device and self._device_clock else None
@@ -124,6 +128,19 @@ class Ledger:
                 self._device_clock.stop(mark)
             self._settle()
             self._names.pop()
+
+    @contextmanager
+    def closed_span(self, name: str) -> Iterator[None]:
+        """Book all that happens inside on `name`, whatever spans are opened there; nothing is marked on the device.
+
+        A step that is being captured must not leave marks of the device's clock in its graph.
+        """
+        with self.span(name):
+            self._closed += 1
+            try:
+                yield
+            finally:
+                self._closed -= 1
 
     def each(self, name: str, items: Iterable[T]) -> Iterator[T]:
         """Iterate, booking the time spent in getting each item on `name`."""

@@ -42,8 +42,8 @@ def synchronised(images: tuple[int, ...], *, channels_last: bool = False) -> lis
         if channels_last:
             values = values.contiguous(memory_format=torch.channels_last)
         values = values.clone().requires_grad_(True)
-        statistics.begin()
-        output = network(values)
+        with statistics.part():
+            output = network(values)
         output.backward(gradient)
         assert values.grad is not None
         found |= {f"output{part}": output.detach(), f"gradient{part}": values.grad}

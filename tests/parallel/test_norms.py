@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,8 +24,8 @@ def test_with_one_part_per_update_it_is_the_plain_norm() -> None:
         for network in (plain, ours):
             values, gradient = maps(4, seed=number)
             values.requires_grad_(True)
-            statistics.begin() if network is ours else None
-            network(values).backward(gradient)
+            with statistics.part() if network is ours else nullcontext():
+                network(values).backward(gradient)
             results.append(values.grad)
         statistics.commit()
         torch.testing.assert_close(results[1], results[0])
@@ -53,8 +54,8 @@ def expected_statistics(
 def run(network: nn.Module, statistics: BatchStatistics, parts: list[list[torch.Tensor]]) -> None:
     for update in parts:
         for part in update:
-            statistics.begin()
-            network(part)
+            with statistics.part():
+                network(part)
         statistics.commit()
 
 
@@ -90,8 +91,8 @@ def test_parts_can_be_saved_and_put_back() -> None:
     first, second = norm(), norm()
     statistics = BatchStatistics(first)
     for part in parts[:2]:
-        statistics.begin()
-        first(part)
+        with statistics.part():
+            first(part)
     saved = {key: value.clone() for key, value in statistics.pending().items()}
     resumed = BatchStatistics(second)
     resumed.load_pending(saved)
@@ -104,8 +105,8 @@ def test_parts_can_be_saved_and_put_back() -> None:
 def test_a_part_that_is_not_finite_is_forgotten_with_its_update() -> None:
     network = norm()
     statistics = BatchStatistics(network)
-    statistics.begin()
-    network(torch.full((2, CHANNELS, 3, 3), float("nan"), dtype=torch.float64))
+    with statistics.part():
+        network(torch.full((2, CHANNELS, 3, 3), float("nan"), dtype=torch.float64))
     statistics.commit()
     network.load_state_dict(norm().state_dict())
     run(network, statistics, [[maps(2, seed=1)[0]]])
@@ -146,8 +147,8 @@ def test_ranks_that_normalise_together_are_one_batch(
     for part in range(2):
         values, gradient = maps(sum(images), seed=part)
         values.requires_grad_(True)
-        statistics.begin()
-        output = network(values)
+        with statistics.part():
+            output = network(values)
         output.backward(gradient)
         torch.testing.assert_close(torch.cat([rank[f"output{part}"] for rank in ranks]), output.detach())
         torch.testing.assert_close(torch.cat([rank[f"gradient{part}"] for rank in ranks]), values.grad)

@@ -9,7 +9,7 @@
 
 The table of all pairs, B x G x A, is never built at once: both searches below walk over it in pieces and keep, for
 each point, its first and last claimant and its best overlap so far. Which search is used depends on the machine alone,
-and the outcome does not depend on which:
+and the outcome does not depend on which; a caller may ask for fixed shapes everywhere:
 
 - `search_all_pairs` looks at every pair. Its shapes follow from B, G and A, it never waits for the device, and it can
   be compiled and captured in a graph.
@@ -118,14 +118,20 @@ class TaskAlignedAssigner:
     """Shorter sides are widened to this for the choice of candidates."""
     max_pairs: int = 2**23
     """Pairs that are looked at together, at most: it bounds the memory, at about 50 bytes each."""
+    fixed_shapes: bool = False
+    """Whether no shape may follow from the data on a CPU either, as a compiler or a graph needs it."""
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Assignment:
         """Assign the points of all images at once; at least one padded ground truth is needed."""
-        listed = scene.boxes.device.type == "cpu" and not torch.compiler.is_compiling()
+        listed = self.may_ask(scene.boxes)
         claims = self.search_inside_pairs(scene) if listed else self.search_all_pairs(scene)
         owner, claimed = claims.settle()
         return Assignment(ground_truth=owner, target_score=_target_scores(scene, owner, claimed))
+
+    def may_ask(self, data: Tensor) -> bool:
+        """Whether shapes may follow from such data: where host and device are the same, asking costs nothing."""
+        return data.device.type == "cpu" and not self.fixed_shapes and not torch.compiler.is_compiling()
 
     def search_all_pairs(self, scene: Scene) -> Claims:
         """Find the claims by looking at every pair, some ground truths of all images at a time."""

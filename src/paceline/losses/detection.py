@@ -96,7 +96,7 @@ class DetectionLoss:
 
         # A CPU leaves out the points that learn nothing; another device would have to be asked how many they are.
         boxes = scene.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-        if raw.device.type == "cpu" and not torch.compiler.is_compiling():
+        if self.assigner.may_ask(weight):
             cell = weight.flatten().nonzero()[:, 0]
             point = cell % len(points)
             raw, boxes, weight = (t.flatten(0, 1).index_select(0, cell) for t in (raw, boxes, weight.unsqueeze(-1)))

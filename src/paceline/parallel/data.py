@@ -52,6 +52,8 @@ class Exchange(Protocol):
     """What the gradients are, afterwards, of the sum over all ranks."""
     group: ProcessGroup
     parts: Parts
+    is_capturable: bool
+    """See `Engine`."""
 
     def scope(self, *, completes: bool) -> AbstractContextManager[None]:
         """Surround forward and backward of one batch."""
@@ -81,6 +83,7 @@ class Replicas:
         self.share = 1.0 / dist.get_world_size(group)
         self.parts: Parts = ReplicaParts(network, group)
         self.group = group
+        self.is_capturable = "nccl" in dist.get_backend_config(group)  # others have the host take part
         self._wrapped = distributed_data_parallel(network, group, gradient_as_bucket_view=True, static_graph=True)
         self.module: nn.Module = self._wrapped
         self._is_first = True
@@ -116,6 +119,8 @@ class Shards:
 
     Gradients travel with every batch, since those that wait would be whole.
     """
+
+    is_capturable = False  # gradients change hands in `deliver`, and memory is freed and taken again by node
 
     def __init__(self, network: DetectionModel, mesh: DeviceMesh) -> None:
         """Shard the network over a mesh of one dimension, in place; rank 0's values are taken by all."""
@@ -174,6 +179,7 @@ class DataEngine:
         """
         self.network = network
         self.parts = exchange.parts
+        self.is_capturable = exchange.is_capturable
         self._exchange = exchange
         self._criterion = criterion
         self._amp_dtype = amp_dtype
@@ -187,9 +193,8 @@ class DataEngine:
 
     def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
         """Run this rank's batch forward and backward; returns the detached sums of all ranks, on the device."""
-        self._statistics.begin()
         with self._exchange.scope(completes=completes):
-            with self._ledger.span("forward", on_device=True):
+            with self._ledger.span("forward", on_device=True), self._statistics.part():
                 images = batch.network_input().to(self._dtype)
                 with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                     predictions = self._exchange.module(images)
@@ -209,6 +214,10 @@ class DataEngine:
         not_finite = self._sum.finish(share=self._exchange.share, add_up=self._exchange.add_up)
         self._exchange.deliver()
         return not_finite
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that these two change in place, beside the network's own and the gradients."""
+        return self._sum.state() + self._statistics.state()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""

@@ -34,6 +34,9 @@ class Engine(Protocol):
 
     parts: Parts
     """What of the network lies on this rank."""
+    is_capturable: bool
+    """Whether batches of one shape are the same work for the device each time, and none for the host: only then can
+    it be captured in a graph."""
 
     @property
     def network(self) -> nn.Module:
@@ -49,6 +52,12 @@ class Engine(Protocol):
         """Finish the gradients in place; returns a 0-dim float tensor: 1.0 if they are not finite, else 0.0.
 
         The running statistics of batch norms take in the batches since the last update.
+        """
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that these two change in place, beside the network's own and the gradients.
+
+        None of them ever moves in memory; copying them is all it takes to go back to an earlier moment.
         """
 
     def pending(self) -> dict[str, Tensor]:

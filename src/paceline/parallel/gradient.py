@@ -35,21 +35,17 @@ class GradientSum:
         self.parameters = dict(parameters)
         self.loss_scale = loss_scale
         self._clip = clip
-        self._batches = 0
-        self._device = device
-        self._images: Tensor | int = 0
-        self._normaliser = torch.zeros((), device=device)
+        dtype = torch.promote_types(next(iter(self.parameters.values())).dtype, torch.float32)
+        self._images, self._normaliser = torch.zeros(2, device=device, dtype=dtype).unbind()
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether nothing was added since the last update."""
-        return self._batches == 0
+    def state(self) -> list[Tensor]:
+        """Return every tensor that changes in place beside the gradients."""
+        return [self._images, self._normaliser, *self.loss_scale.state()]
 
     def add(self, sums: LossSums, images: int | Tensor) -> None:
         """Count a batch of all ranks: its detached sums, and how many images it had."""
-        self._batches += 1
-        self._images = self._images + images
-        self._normaliser = self._normaliser + sums.normaliser
+        self._images += images
+        self._normaliser += sums.normaliser
 
     def gradients(self) -> list[Tensor]:
         """Return this rank's gradients, of sharded parameters its shards, to be changed in place."""
@@ -71,35 +67,33 @@ class GradientSum:
         if self._clip > 0:
             factor = factor * (self._clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)
-        self._batches = 0
-        self._images = 0
-        self._normaliser = torch.zeros_like(self._normaliser)
+        self._images.zero_()
+        self._normaliser.zero_()
         not_finite = (~torch.isfinite(norm)).to(norm.dtype)
         self.loss_scale.update(not_finite)
         return not_finite
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was added up since the last update; of the gradients, this rank's."""
-        scale = {"loss_scale": self.loss_scale.value} if self.loss_scale.adaptive else {}
-        if self.is_empty:
+        scale = {"loss_scale": self.loss_scale.value.clone()} if self.loss_scale.adaptive else {}
+        if int(self._images) == 0:
             return scale
         gradients = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
         return (
             with_prefix("gradient", gradients)
             | scale
-            | {"normaliser": self._normaliser, "images": torch.as_tensor(self._images).long()}
+            | {"normaliser": self._normaliser.clone(), "images": self._images.long()}
         )
 
     @torch.no_grad()
     def load_pending(self, tensors: Mapping[str, Tensor], *, share: float = 1.0) -> None:
         """Put back the whole of what `pending` gave, the gradients times `share`."""
         if self.loss_scale.adaptive and "loss_scale" in tensors:
-            self.loss_scale.value = tensors["loss_scale"].to(self._device)
+            self.loss_scale.value.copy_(tensors["loss_scale"])
         if "images" not in tensors:
             return
-        self._batches = 1
-        self._images = int(tensors["images"])
-        self._normaliser = tensors["normaliser"].to(self._device)
+        self._images.copy_(tensors["images"])
+        self._normaliser.copy_(tensors["normaliser"])
         gradients = without_prefix("gradient", tensors)
         for name, parameter in self.parameters.items():
             if name in gradients:

@@ -12,7 +12,8 @@ class LossScale:
     """A factor on the losses before backward, taken out of the gradients afterwards.
 
     An update whose gradient is not finite halves it, `growth_updates` finite ones in a row double it
-    (arXiv 1710.03740, section 3.2); a scale that is not adaptive stays as it is. All on the device.
+    (arXiv 1710.03740, section 3.2); a scale that is not adaptive stays as it is. All on the device, always in the same
+    places in memory.
     """
 
     def __init__(
@@ -30,5 +31,9 @@ class LossScale:
         failed = not_finite > 0
         run = torch.where(failed, torch.zeros_like(self._finite_updates), self._finite_updates + 1)
         grown = run >= self._growth_updates
-        self.value = torch.where(failed, self.value / 2, torch.where(grown, self.value * 2, self.value))
-        self._finite_updates = torch.where(grown, torch.zeros_like(run), run)
+        self.value.copy_(torch.where(failed, self.value / 2, torch.where(grown, self.value * 2, self.value)))
+        self._finite_updates.copy_(torch.where(grown, torch.zeros_like(run), run))
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that changes in place."""
+        return [self.value, self._finite_updates]

@@ -5,8 +5,9 @@ let s_pr be (mean, unbiased variance) of part p on rank r. Then, once per update
 
     running = (1 - m) running + m x mean over all p and r of s_pr
 
-- Over the parts: part p is given to the kernel with momentum 1/p and a buffer of its own, which then holds the mean of
-  s_1 ... s_p; the update moves the running statistics by m towards it. No pass over the activations is added.
+- Over the parts: part p is given to the kernel with momentum 1 and a buffer of its own, which then holds s_p; it is
+  added to a sum, and the update moves the running statistics by m towards the sum over the number of parts. No pass
+  over the activations is added, and every number that changes lies on the device: a step can be captured in a graph.
 - Over the ranks: the line above is linear in s, and so is the moving average of it. So every rank goes on alone, and
   they are averaged before anyone looks at the statistics: before an evaluation or a checkpoint.
 
@@ -16,8 +17,9 @@ What a part is normalised by is another question: its own statistics, or those o
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.distributed as dist
@@ -25,25 +27,10 @@ from torch import nn
 from torch.nn import functional as F
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor
     from torch.distributed import ProcessGroup
-
-
-@dataclass(kw_only=True)
-class _Part:
-    """Which part of the optimiser's batch is on its way; shared by all norms of a network."""
-
-    number: float = 0.0
-    """Parts so far, this one included; a fraction where a run goes on with parts that other ranks began."""
-    group: _Ranks | None = None
-    """Ranks that normalise together."""
-
-    @property
-    def share(self) -> float:
-        """What this part weighs in the mean of the parts so far."""
-        return 1.0 / max(self.number, 1.0)
 
 
 @dataclass(frozen=True)
@@ -59,8 +46,8 @@ class _Ranks:
 class BatchNorm(nn.BatchNorm2d):
     """`nn.BatchNorm2d` under the same keys, whose running statistics `BatchStatistics` moves."""
 
-    def __init__(self, norm: nn.BatchNorm2d, part: _Part) -> None:
-        """Take the place of `norm`, with its parameters and buffers."""
+    def __init__(self, norm: nn.BatchNorm2d, ranks: _Ranks | None) -> None:
+        """Take the place of `norm`, with its parameters and buffers; `ranks` normalise together."""
         assert norm.momentum is not None
         assert norm.affine
         assert norm.track_running_stats
@@ -68,8 +55,11 @@ class BatchNorm(nn.BatchNorm2d):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
-        self.part = part
-        self.mean, self.variance = (torch.zeros_like(value) for value in self.running())
+        self._ranks = ranks
+        self.latest = tuple(torch.zeros_like(value) for value in self.running())
+        """Mean and unbiased variance of the part that was normalised last."""
+        self.sums = tuple(torch.zeros_like(value) for value in self.running())
+        """Of the parts since the last update."""
         self.train(norm.training)
 
     def running(self) -> tuple[Tensor, Tensor]:
@@ -82,19 +72,19 @@ class BatchNorm(nn.BatchNorm2d):
         """Normalise BCHW by the statistics of the batch in training, by the running ones in evaluation."""
         if not self.training:
             return F.batch_norm(x, *self.running(), self.weight, self.bias, eps=self.eps)
-        share, ranks = self.part.share, self.part.group
-        if ranks is None:
-            return F.batch_norm(x, self.mean, self.variance, self.weight, self.bias, True, share, self.eps)
-        normalised, mean, variance = _Synchronised.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, self.eps, ranks.group
+        mean, variance = self.latest
+        if self._ranks is None:
+            return F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
+        normalised, mean_of_ranks, variance_of_ranks = _Synchronised.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.bias, self.eps, self._ranks.group
         )
-        self.mean.lerp_(mean, share)
-        self.variance.lerp_(variance, share)
+        mean.copy_(mean_of_ranks)
+        variance.copy_(variance_of_ranks)
         return normalised  # type: ignore[no-any-return]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.mean, self.variance = fn(self.mean), fn(self.variance)
+        self.latest, self.sums = (tuple(fn(value) for value in values) for values in (self.latest, self.sums))
         return self
 
 
@@ -107,42 +97,62 @@ class BatchStatistics:
         group: ranks that normalise together, on all of which the same parts come in the same order; None for this rank
             alone.
         """
-        self._part = _Part(group=None if group is None or dist.get_world_size(group) == 1 else _Ranks(group))
+        ranks = None if group is None or dist.get_world_size(group) == 1 else _Ranks(group)
         self._norms: dict[str, BatchNorm] = {}
         for name, module in list(network.named_modules()):
             if isinstance(module, nn.BatchNorm2d):
                 parent, _, child = name.rpartition(".")
-                norm = BatchNorm(module, self._part)
+                norm = BatchNorm(module, ranks)
                 setattr(network.get_submodule(parent), child, norm)
                 self._norms[name] = norm
+        first = next(iter(network.parameters()))
+        self._parts = torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
+        """Parts since the last update; a fraction where a run goes on with parts that other ranks began."""
 
-    def begin(self) -> None:
-        """Say that another part of the optimiser's batch comes; to be called before each forward pass."""
-        self._part.number += 1
+    @contextmanager
+    def part(self) -> Iterator[None]:
+        """Surround the forward pass of one part of the optimiser's batch; one that raises does not count."""
+        yield
+        with torch.no_grad():
+            if self._norms:
+                torch._foreach_add_(self._of_all("sums"), self._of_all("latest"))
+            self._parts += 1
 
     @torch.no_grad()
     def commit(self) -> None:
         """Move the running statistics by the mean of the parts since the last time; without parts, do nothing."""
-        if self._part.number == 0:
-            return
-        self._part.number = 0.0
+        are_there = (self._parts > 0).to(self._parts.dtype)
+        each = 1 / self._parts.clamp(min=1e-6)
         norms = [norm for norm in self._norms.values() if norm.training]
         for momentum in {norm.momentum for norm in norms}:
             chosen = [norm for norm in norms if norm.momentum == momentum]
             assert momentum is not None
             running = [value for norm in chosen for value in norm.running()]
-            means = [value for norm in chosen for value in (norm.mean, norm.variance)]
-            torch._foreach_lerp_(running, means, momentum)
-            torch._foreach_zero_(means)  # the next part takes all of the weight, but 0 x NaN would stay NaN
-            torch._foreach_add_([cast("Tensor", norm.num_batches_tracked) for norm in chosen], 1)
+            sums = [value for norm in chosen for value in norm.sums]
+            torch._foreach_mul_(running, 1 - momentum * are_there)
+            torch._foreach_mul_(sums, momentum * each)
+            torch._foreach_add_(running, sums)
+            torch._foreach_add_([cast("Tensor", norm.num_batches_tracked) for norm in chosen], are_there.long())
+        if self._norms:  # the next part takes all of the weight, but 0 x NaN would stay NaN
+            torch._foreach_zero_(self._of_all("sums") + self._of_all("latest"))
+        self._parts.zero_()
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that changes in place beside the network's own."""
+        return [*self._of_all("latest"), *self._of_all("sums"), self._parts]
+
+    def _of_all(self, kind: Literal["latest", "sums"]) -> list[Tensor]:
+        return [value for norm in self._norms.values() for value in (norm.latest if kind == "latest" else norm.sums)]
 
     def pending(self) -> dict[str, Tensor]:
         """Return the mean and number of the parts since the last commit, for a checkpoint; empty if there are none."""
-        if self._part.number == 0:
+        if float(self._parts) == 0:
             return {}
-        means = {f"{name}.mean": norm.mean for name, norm in self._norms.items()}
-        variances = {f"{name}.variance": norm.variance for name, norm in self._norms.items()}
-        return means | variances | {"parts": torch.tensor(self._part.number, dtype=torch.float64)}
+        found: dict[str, Tensor] = {"parts": self._parts.double().cpu()}
+        for name, norm in self._norms.items():
+            mean, variance = norm.sums
+            found |= {f"{name}.mean": mean / self._parts, f"{name}.variance": variance / self._parts}
+        return found
 
     @torch.no_grad()
     def pending_of_all(self, group: ProcessGroup) -> dict[str, Tensor]:
@@ -162,10 +172,10 @@ class BatchStatistics:
         """Put back what `pending` gave, or `pending_of_all`, which `ranks` ranks share from now on."""
         if "parts" not in tensors:
             return
-        self._part.number = float(tensors["parts"]) / ranks
+        self._parts.fill_(float(tensors["parts"]) / ranks)
         for name, norm in self._norms.items():
-            norm.mean.copy_(tensors[f"{name}.mean"])
-            norm.variance.copy_(tensors[f"{name}.variance"])
+            for total, kind in zip(norm.sums, ("mean", "variance"), strict=True):
+                total.copy_(tensors[f"{name}.{kind}"]).mul_(self._parts)
 
 
 class _Synchronised(torch.autograd.Function):

@@ -49,6 +49,8 @@ class PipelineEngine:
     Of it, the first stage looks at the images, the last one at the ground truth, and all at its shape.
     """
 
+    is_capturable = False  # sends and receives of the schedule are started by the host, one by one
+
     def __init__(
         self,
         network: DetectionModel,
@@ -139,6 +141,10 @@ class PipelineEngine:
         with self._ledger.span("exchange", on_device=True):
             self._reduce(self._sum.gradients())
         return self._sum.finish(add_up=self._over_stages)
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that these two change in place, beside the network's own and the gradients."""
+        return self._sum.state() + self._statistics.state()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 class SingleEngine:
     """Runs batches on the device that holds the network, with gradients summed as decision 0002 says."""
 
+    is_capturable = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -58,8 +60,7 @@ class SingleEngine:
 
     def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
         """Run one batch forward and backward; returns its detached sums, on the device."""
-        self._statistics.begin()
-        with self._ledger.span("forward", on_device=True):
+        with self._ledger.span("forward", on_device=True), self._statistics.part():
             images = batch.network_input().to(self._dtype)
             with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                 predictions = self.network(images)
@@ -75,6 +76,10 @@ class SingleEngine:
         """Divide the summed gradients once, clip them, and say whether they are finite (0.0) or not (1.0)."""
         self._statistics.commit()
         return self._sum.finish()
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that these two change in place, beside the network's own and the gradients."""
+        return self._sum.state() + self._statistics.state()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""

@@ -13,6 +13,7 @@ Where the group cannot send what lies on the device (gloo with a GPU), both side
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -58,14 +59,15 @@ class Stage(nn.Module):
 
     def forward(self, *arrived: Tensor) -> tuple[Tensor, ...]:
         """Run the nodes on one micro-batch; each is a part of the optimiser's batch for the batch norms."""
-        if self.training:
-            self._statistics.begin()
         if self._is_first:
             (images,) = arrived
             live: tuple[Tensor, ...] = (images.float().div_(255.0).to(self._dtype),)
         else:
             live = tuple(enter(value if self._wire is None else staged(value, self._device)) for value in arrived)
-        with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
+        with (
+            self._statistics.part() if self.training else nullcontext(),
+            torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None),
+        ):
             values = self.segment(*live)
         if self._is_last:
             return tuple(value.to(self.boundary_dtype) for value in values)

@@ -124,21 +124,13 @@ def load_optimizer_tensors(
     tensors: Mapping[str, Tensor],
     leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter,
 ) -> None:
-    """Put back what `optimizer_tensors` gave; what belongs to parameters that the network does not have is passed over.
-
-    Entries get the memory format of their parameter: fused optimisers walk through both in the order of memory.
-    """
-    leaves = [value for group in optimizer.param_groups for value in group["params"]]
-    numbers = {value: number for number, value in enumerate(leaves)}
+    """Put back what `optimizer_tensors` gave, in place; what belongs to other networks' parameters is passed over."""
     parameters = dict(network.named_parameters())
-    state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         name, entry = key.rsplit(".", 1)
         if name in parameters:
-            parameter = parameters[name].detach()
-            number = numbers[leaf(parameters[name])]
-            state.setdefault(number, {})[entry] = local(laid_out_like(parameter, value))
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            like = parameters[name].detach()
+            optimizer.state[leaf(parameters[name])][entry].copy_(local(laid_out_like(like, value)))
 
 
 def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

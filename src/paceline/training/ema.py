@@ -33,16 +33,41 @@ class Ema:
         self._averages = [average for average, value in pairs if value.is_floating_point()]
         self._values = [value for _, value in pairs if value.is_floating_point()]
         self._counts = [pair for pair in pairs if not pair[1].is_floating_point()]
+        # One operation walks through both in the order of memory.
+        assert all(average.stride() == value.stride() for average, value in pairs)
+        self._share = torch.zeros((), dtype=torch.float32, device=pairs[0][1].device)
+        """What the next update takes of the network's values."""
 
     def decay(self, updates: int) -> float:
         """Weight of the past after this many updates."""
         return self._decay * (1 - math.exp(-updates / self._ramp_updates))
 
-    @torch.no_grad()
     def update(self) -> None:
         """Take in the network's present values."""
+        self.advance()
+        self.take_in()
+
+    def advance(self) -> None:
+        """Count an update, and tell the device what it takes of the values."""
         self.updates += 1
-        torch._foreach_lerp_(self._averages, self._values, 1 - self.decay(self.updates))
+        self._share.fill_(1 - self.decay(self.updates))
+
+    @torch.no_grad()
+    def take_in(self) -> None:
+        """Take in the network's present values, as `advance` has said; the device's part of an update."""
+        # A fused SGD of rate s that walks uphill by `values`, with a weight decay of 1: a - s (1 a - v).
+        torch._fused_sgd_(
+            self._averages,
+            self._values,
+            [],
+            weight_decay=1.0,
+            momentum=0.0,
+            lr=self._share,
+            dampening=0.0,
+            nesterov=False,
+            maximize=True,
+            is_first_step=False,
+        )
         for average, value in self._counts:
             average.copy_(value)
 

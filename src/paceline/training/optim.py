@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+from paceline.training.sgd import Sgd, rates_on_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -88,6 +90,8 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Make the optimiser, fused, with one group per kind of parameter; each group keeps its `name`.
 
+    Its rates are tensors beside the parameters, and its state is there from the start; both are changed in place.
+
     leaf: what the optimiser has to change for a parameter of the network; see `paceline.parallel.parts`.
     """
     groups = [
@@ -100,8 +104,23 @@ def build_optimizer(
         if parameters
     ]
     if plan.name == "SGD":
-        return torch.optim.SGD(groups, lr=plan.lr0, momentum=plan.momentum, nesterov=plan.nesterov, fused=True)
-    return torch.optim.AdamW(groups, lr=plan.lr0, betas=(plan.momentum, 0.999), fused=True)
+        return Sgd(groups, lr=plan.lr0, momentum=plan.momentum, nesterov=plan.nesterov)
+    return _adamw(groups, plan)
+
+
+def _adamw(groups: list[dict[str, Any]], plan: OptimPlan) -> torch.optim.AdamW:
+    """Make torch's AdamW with rates on the device and all of its state there from the start."""
+    on_cuda = groups[0]["params"][0].is_cuda  # elsewhere there are no graphs to capture it in
+    optimizer = torch.optim.AdamW(groups, lr=plan.lr0, betas=(plan.momentum, 0.999), fused=True, capturable=on_cuda)
+    for group in optimizer.param_groups:
+        rates_on_device(group, "lr")
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimizer
 
 
 def update(optimizer: torch.optim.Optimizer, not_finite: Tensor) -> None:

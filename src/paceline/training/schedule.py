@@ -85,10 +85,10 @@ class Schedule:
 
 
 def apply_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
-    """Write the rates into the optimiser's groups."""
+    """Write the rates into the tensors of the optimiser's groups; the momentum of AdamW never changes."""
     for group in optimizer.param_groups:
-        group["lr"] = rates.bias_lr if group["name"] == "bias" else rates.lr
+        group["lr"].fill_(rates.bias_lr if group["name"] == "bias" else rates.lr)
         if "betas" in group:
-            group["betas"] = (rates.momentum, group["betas"][1])
+            assert group["betas"][0] == rates.momentum
         else:
-            group["momentum"] = rates.momentum
+            group["momentum"].fill_(rates.momentum)

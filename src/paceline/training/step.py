@@ -61,6 +61,7 @@ class EagerStep:
     def set_rates(self, rates: Rates) -> None:
         """Tell the device the rates of the update that comes."""
         apply_rates(self.optimizer, rates)
+        self.ema.advance()
 
     def run(self, batch: Batch, *, completes: bool) -> StepOutcome:
         """Do what the device has to do."""
@@ -70,5 +71,12 @@ class EagerStep:
         with self.ledger.span("optimiser", on_device=True):
             not_finite = self.engine.gradient()
             update(self.optimizer, not_finite)
-            self.ema.update()
+            self.ema.take_in()
         return StepOutcome(sums=sums, not_finite=not_finite)
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that `run` changes in place, beside the gradients."""
+        networks = (self.engine.network, self.ema.network)
+        tensors = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+        of_optimizer = [value for entries in self.optimizer.state.values() for value in entries.values()]
+        return tensors + self.engine.state() + of_optimizer
