@@ -132,7 +132,8 @@ class BatchStatistics:
             torch._foreach_mul_(running, 1 - momentum * are_there)
             torch._foreach_mul_(sums, momentum * each)
             torch._foreach_add_(running, sums)
-            torch._foreach_add_([cast("Tensor", norm.num_batches_tracked) for norm in chosen], are_there.long())
+            counts = [cast("Tensor", norm.num_batches_tracked) for norm in chosen]
+            torch._foreach_add_(counts, [are_there.long()] * len(counts))
         if self._norms:  # the next part takes all of the weight, but 0 x NaN would stay NaN
             torch._foreach_zero_(self._of_all("sums") + self._of_all("latest"))
         self._parts.zero_()
