@@ -11,7 +11,6 @@ from batches import NUM_CLASSES, make_batch
 from torch import nn
 
 from paceline.ledger import Ledger
-from paceline.losses.assign import TaskAlignedAssigner
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
 from paceline.parallel.single import SingleEngine
@@ -70,8 +69,7 @@ def make_step(
         torch.manual_seed(0)
         network = SmallDetector()
     network = network.to(device, dtype).train()
-    assigner = TaskAlignedAssigner(fixed_shapes=fixed_shapes)
-    criterion = DetectionLoss(LossConfig(), NUM_CLASSES, assigner=assigner)
+    criterion = DetectionLoss(LossConfig(), NUM_CLASSES, fixed_shapes=fixed_shapes)
     ledger = ledger or Ledger()
     engine = SingleEngine(network, criterion, amp_dtype=amp_dtype, clip=clip, ledger=ledger, loss_scale=loss_scale)
     made = build_optimizer(schedule(optimizer).plan, network)

@@ -124,14 +124,10 @@ class TaskAlignedAssigner:
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Assignment:
         """Assign the points of all images at once; at least one padded ground truth is needed."""
-        listed = self.may_ask(scene.boxes)
+        listed = not self.fixed_shapes and may_ask(scene.boxes)
         claims = self.search_inside_pairs(scene) if listed else self.search_all_pairs(scene)
         owner, claimed = claims.settle()
         return Assignment(ground_truth=owner, target_score=_target_scores(scene, owner, claimed))
-
-    def may_ask(self, data: Tensor) -> bool:
-        """Whether shapes may follow from such data: where host and device are the same, asking costs nothing."""
-        return data.device.type == "cpu" and not self.fixed_shapes and not torch.compiler.is_compiling()
 
     def search_all_pairs(self, scene: Scene) -> Claims:
         """Find the claims by looking at every pair, some ground truths of all images at a time."""
@@ -226,6 +222,11 @@ class TaskAlignedAssigner:
         for further in (x < x2, y > y1, y < y2):
             inside &= further
         return inside
+
+
+def may_ask(data: Tensor) -> bool:
+    """Say whether shapes may follow from such data: where host and device are the same, asking costs nothing."""
+    return data.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _alignment(logits: Tensor, overlaps: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from paceline.boxes import anchor_points, box_distances, decode_boxes, paired_ciou
-from paceline.losses.assign import Scene, TaskAlignedAssigner
+from paceline.losses.assign import Scene, TaskAlignedAssigner, may_ask
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,13 +60,21 @@ class DetectionLoss:
         reg_max: int = 16,
         strides: tuple[int, ...] = (8, 16, 32),
         assigner: TaskAlignedAssigner | None = None,
+        *,
+        fixed_shapes: bool = False,
     ) -> None:
+        """Take the head's properties.
+
+        fixed_shapes: let no shape follow from the data on a CPU either, as a compiler or a graph needs it.
+        """
         assert reg_max > 1, "distances that are not a distribution have no loss here yet"
         self.config = config
         self.num_classes = num_classes
         self.reg_max = reg_max
         self.strides = strides
-        self.assigner = assigner or TaskAlignedAssigner(least_side_px=float(strides[1]))
+        self.fixed_shapes = fixed_shapes
+        self.assigner = assigner or TaskAlignedAssigner(least_side_px=float(strides[1]), fixed_shapes=fixed_shapes)
+        self._made: dict[tuple[tuple[int, int], torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, predictions: tuple[Tensor, ...], batch: Batch) -> LossSums:
         """Return the sums for raw outputs (BA(4R), BAK) and the batch that they were computed from."""
@@ -77,8 +85,17 @@ class DetectionLoss:
             dtype = torch.promote_types(raw.dtype, torch.float32)
             return self._sums(raw.to(dtype), logits.to(dtype), batch)
 
+    def _anchors(self, size_hw: tuple[int, int], raw: Tensor) -> tuple[Tensor, Tensor]:
+        """Return points and strides for images of a size, made once; a compiler puts them into its own code."""
+        if torch.compiler.is_compiling():
+            return anchor_points(size_hw, self.strides, device=raw.device, dtype=raw.dtype)
+        key = (size_hw, raw.device, raw.dtype)
+        if key not in self._made:
+            self._made[key] = anchor_points(size_hw, self.strides, device=raw.device, dtype=raw.dtype)
+        return self._made[key]
+
     def _sums(self, raw: Tensor, logits: Tensor, batch: Batch) -> LossSums:
-        points, strides = anchor_points(batch.size_hw, self.strides, device=raw.device, dtype=raw.dtype)
+        points, strides = self._anchors(batch.size_hw, raw)
         scene = Scene(
             points=points,
             predicted_boxes=decode_boxes(raw.detach(), points, strides),
@@ -96,7 +113,7 @@ class DetectionLoss:
 
         # A CPU leaves out the points that learn nothing; another device would have to be asked how many they are.
         boxes = scene.boxes.gather(1, owner.unsqueeze(-1).expand(-1, -1, 4))
-        if self.assigner.may_ask(weight):
+        if not self.fixed_shapes and may_ask(weight):
             cell = weight.flatten().nonzero()[:, 0]
             point = cell % len(points)
             raw, boxes, weight = (t.flatten(0, 1).index_select(0, cell) for t in (raw, boxes, weight.unsqueeze(-1)))

@@ -32,7 +32,8 @@ class Ema:
         pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
         self._averages = [average for average, value in pairs if value.is_floating_point()]
         self._values = [value for _, value in pairs if value.is_floating_point()]
-        self._counts = [pair for pair in pairs if not pair[1].is_floating_point()]
+        self._average_counts = [average for average, value in pairs if not value.is_floating_point()]
+        self._counts = [value for _, value in pairs if not value.is_floating_point()]
         # One operation walks through both in the order of memory.
         assert all(average.stride() == value.stride() for average, value in pairs)
         self._share = torch.zeros((), dtype=torch.float32, device=pairs[0][1].device)
@@ -68,8 +69,8 @@ class Ema:
             maximize=True,
             is_first_step=False,
         )
-        for average, value in self._counts:
-            average.copy_(value)
+        if self._counts:
+            torch._foreach_copy_(self._average_counts, self._counts)
 
 
 def _tensors(network: Module) -> list[Tensor]:
