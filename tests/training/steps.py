@@ -72,6 +72,7 @@ def make_step(
     criterion = DetectionLoss(LossConfig(), NUM_CLASSES, fixed_shapes=fixed_shapes)
     ledger = ledger or Ledger()
     engine = SingleEngine(network, criterion, amp_dtype=amp_dtype, clip=clip, ledger=ledger, loss_scale=loss_scale)
+    engine.loss_scale.adaptive = loss_scale != 1.0  # float16 alone does so by itself
     made = build_optimizer(schedule(optimizer).plan, network)
     return EagerStep(engine, made, Ema(network, ramp_updates=10), ledger)
 
