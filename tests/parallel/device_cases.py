@@ -8,10 +8,16 @@ import torch
 import torch.distributed as dist
 from batches import make_batch
 from comparison import assert_same_run, single_of
+from steps import run as run_steps
+from steps import works
 from torch.utils._python_dispatch import TorchDispatchMode
 from training_runs import Run, Trainer, train
 
+from paceline.ledger import Ledger
+from paceline.parallel.gather import largest
+from paceline.training.graphed import CudaCapture, GraphedStep
 from paceline.training.optim import update
+from paceline.training.step import EagerStep
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -51,3 +57,21 @@ class NeverWaits(TorchDispatchMode):
         if name in self.WAITING or by_mask or repeats:
             raise RuntimeError(f"{name} waits for the device")
         return func(*args, **(kwargs or {}))
+
+
+def ddp_by_graphs(device: str) -> dict[str, Any]:
+    """Steps of a copy per rank by graphs and eagerly; returns how many graphs, and how far weights are apart."""
+    capture = CudaCapture(torch.device(device))
+    run, asked = Run(engine="data", device=device, parts=1), works(30, device=device)
+    weights: list[list[torch.Tensor]] = []
+    graphs = 0
+    for is_graphed in (False, True):
+        with capture.aside():  # DDP holds on to the stream that it was made on
+            trainer = Trainer(run)
+        eager = EagerStep(trainer.engine, trainer.optimizer, trainer.ema, Ledger())
+        step = GraphedStep(eager, capture, largest=largest) if is_graphed else eager
+        run_steps(step, asked)
+        weights.append([value.detach().clone() for value in trainer.engine.network.parameters()])
+        graphs = sum(graph is not None for graph in step._graphs.values()) if isinstance(step, GraphedStep) else 0
+    differences = [float((one - other).abs().max()) for one, other in zip(*weights, strict=True)]
+    return {"graphs": graphs, "difference": max(differences)}

@@ -27,6 +27,15 @@ def from_first(value: T) -> T:
     return cast("T", box[0])
 
 
+def largest(value: int) -> int:
+    """Return the largest of a number over all ranks, on each of them; waits until all have come here."""
+    if not dist.is_available() or not dist.is_initialized():
+        return value
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return int(max(values))
+
+
 def gather_detections(table: DetectionTable) -> DetectionTable | None:
     """Join the detections of all ranks on rank 0, which saw different images; None on the others."""
     if not dist.is_available() or not dist.is_initialized():

@@ -250,6 +250,18 @@ class GraphedStep:
         )
 
 
+def graphed(
+    step: EagerStep, capture: Capture | None, *, largest: Callable[[int], int] | None = None
+) -> EagerStep | GraphedStep:
+    """Let `capture`, where there is one, record a step; where its engine cannot be, say so and leave it eager."""
+    if capture is None:
+        return step
+    if not step.engine.is_capturable:
+        log.info("No graphs: in this layout the host takes part in every step.")
+        return step
+    return GraphedStep(step, capture, largest=largest)
+
+
 class _Inputs:
     """Where graphs find their batches; shapes that differ in the room for boxes alone share their images."""
 

@@ -1,0 +1,131 @@
+"""Steps as CUDA graphs, against the eager step there; tests/training does it on a recorder, without a GPU."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from steps import everything, make_step, run, works
+from worlds import Case, run_world
+
+from paceline.models.registry import build_model
+from paceline.training.graphed import CudaCapture, GraphedStep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from paceline.training.step import EagerStep
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DEVICE = torch.device("cuda")
+BOUNDS = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+"""Of losses and weights, by type of autocast: sums by atomics differ from run to run, with or without a graph."""
+
+
+def yolo(optimizer: str, amp_dtype: torch.dtype | None) -> EagerStep:
+    torch.manual_seed(0)
+    network = build_model("yolo11n", 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scale = 64.0 if amp_dtype is torch.float16 else 1.0
+    return make_step(
+        optimizer, network=network, dtype=torch.float32, device="cuda", amp_dtype=amp_dtype, loss_scale=scale
+    )
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_a_warm_up_by_graphs_is_the_eager_one(optimizer: str, amp_dtype: torch.dtype | None) -> None:
+    asked = works(30, optimizer, device="cuda")
+    eager, inner = yolo(optimizer, amp_dtype), yolo(optimizer, amp_dtype)
+    said = run(GraphedStep(inner, CudaCapture(DEVICE)), asked)
+    bound = BOUNDS[amp_dtype]
+    torch.testing.assert_close(said, run(eager, asked), rtol=bound, atol=bound)
+    torch.testing.assert_close(everything(inner)["state"], everything(eager)["state"], rtol=bound, atol=bound)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_the_small_detector_in_double_is_the_eager_one_to_the_last_digits(optimizer: str) -> None:
+    asked = works(30, optimizer, device="cuda")
+    eager, inner = make_step(optimizer, device="cuda"), make_step(optimizer, device="cuda")
+    said = run(GraphedStep(inner, CudaCapture(DEVICE)), asked)
+    torch.testing.assert_close(said, run(eager, asked), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(everything(inner)["state"], everything(eager)["state"], rtol=1e-9, atol=1e-9)
+
+
+@contextmanager
+def _errors_where_the_host_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+def test_accumulating_and_completing_never_wait_for_the_gpu(optimizer: str, graphs: bool) -> None:
+    asked = works(30, optimizer, device="cuda", boxes=(4,))
+    inner = yolo(optimizer, torch.bfloat16)
+    step = GraphedStep(inner, CudaCapture(DEVICE)) if graphs else inner
+    run(step, asked[:24])  # all graphs are recorded, libraries have chosen their kernels
+    with _errors_where_the_host_waits():
+        said = run(step, asked[24:])
+    assert {work.completes for work in asked[24:]} == {True, False}
+    assert all(bool(torch.isfinite(values).all()) for values in said)
+
+
+def test_recording_leaves_everything_as_it_was() -> None:
+    step = yolo("SGD", torch.bfloat16)
+    asked = [work for work in works(6, device="cuda", boxes=(4,)) if work.completes]
+    run(step, asked[:2])
+    before = everything(step)
+    graphed = GraphedStep(step, CudaCapture(DEVICE))
+    key = graphed._key(asked[2].batch, completes=True)
+    assert graphed._record(key, asked[2].batch) is not None
+    after = everything(step)
+    torch.testing.assert_close(after["state"], before["state"], rtol=0, atol=0)
+    assert torch.equal(after["random"], before["random"])
+
+
+def test_threads_may_lock_pages_and_query_events_while_a_step_is_recorded() -> None:
+    stop, failures = threading.Event(), []
+
+    def load() -> None:
+        try:
+            while not stop.is_set():
+                pages = torch.empty(1 << 20, dtype=torch.uint8, pin_memory=True)
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                event.query()
+                del pages
+        except RuntimeError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=load)
+    thread.start()
+    try:
+        step = yolo("SGD", None)
+        graphed = GraphedStep(step, CudaCapture(DEVICE))
+        run(graphed, works(6, device="cuda"))
+        assert graphed._graphs
+        assert all(graph is not None for graph in graphed._graphs.values())
+    finally:
+        stop.set()
+        thread.join()
+    assert not failures
+
+
+def test_ddp_over_nccl_by_graphs_is_the_eager_one(tmp_path: Path) -> None:
+    case = Case("device_cases", "ddp_by_graphs", {"device": "cuda"})
+    result = run_world(tmp_path, 1, {"ddp": case}, backend="cpu:gloo,cuda:nccl")["ddp"]
+    assert result["graphs"] >= 2
+    assert result["difference"] < 1e-6
