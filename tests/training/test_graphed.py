@@ -173,7 +173,7 @@ def test_an_update_that_is_not_finite_is_left_out_by_the_graph_too() -> None:
     poisoned = dataclasses.replace(clean, images=clean.images.clone())
     poisoned.images[0, 0, 0, 0] = float("nan")
     floats = [Work(batch, asked.rates, True) for batch in (clean, poisoned, clean)]
-    eager, inner = make_step(), make_step()
+    eager, inner = make_step(loss_scale=8.0), make_step(loss_scale=8.0)
     said = run(GraphedStep(inner, Recorder()), floats)
     assert [float(values[-1]) for values in said] == [0.0, 1.0, 0.0]
     expected = run(eager, floats)
@@ -181,6 +181,7 @@ def test_an_update_that_is_not_finite_is_left_out_by_the_graph_too() -> None:
     for one, other in zip(inner.engine.network.parameters(), eager.engine.network.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
         assert torch.isfinite(one).all()
+    assert inner.engine.loss_scale.value == eager.engine.loss_scale.value == 4.0  # type: ignore[attr-defined]
 
 
 def test_ranks_agree_on_one_room_and_a_batch_that_needs_more_is_taken_eagerly() -> None:
