@@ -45,6 +45,13 @@ def test_adamw_biases_warm_up_from_zero_like_all_others() -> None:
         assert made.rates(epoch, 50).bias_lr == pytest.approx(made.rates(epoch, 50).lr)
 
 
+def test_the_momentum_of_adamw_never_changes() -> None:
+    for config in (OptimConfig(optimizer="AdamW", momentum=0.85), OptimConfig(optimizer="auto")):
+        plan = plan_optimizer(config, num_classes=3, updates=1000, effective_batch=64)
+        made = Schedule.from_config(config, plan, batch=16, steps_per_epoch=100.0)
+        assert {made.rates(epoch, 50).momentum for epoch in (0.0, 0.7, 2.0, 10.0, 50.0)} == {plan.momentum}
+
+
 def test_a_small_set_warms_up_over_at_least_a_hundred_steps() -> None:
     assert schedule(OptimConfig(), steps_per_epoch=10).warmup_epochs == pytest.approx(10)
     assert schedule(OptimConfig(), steps_per_epoch=1000).warmup_epochs == pytest.approx(3)

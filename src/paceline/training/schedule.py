@@ -85,10 +85,11 @@ class Schedule:
 
 
 def apply_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
-    """Write the rates into the tensors of the optimiser's groups; the momentum of AdamW never changes."""
+    """Write the rates into the tensors of the optimiser's groups.
+
+    The momentum of AdamW is not among them: no plan changes it on the way.
+    """
     for group in optimizer.param_groups:
         group["lr"].fill_(rates.bias_lr if group["name"] == "bias" else rates.lr)
-        if "betas" in group:
-            assert group["betas"][0] == rates.momentum
-        else:
+        if "momentum" in group:
             group["momentum"].fill_(rates.momentum)
