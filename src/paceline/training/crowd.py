@@ -6,7 +6,8 @@ beside a training of two threads on two cores makes its steps many times slower,
 little. So the times of the steps are watched, and other numbers of threads are tried when they rise:
 
 ```
-watch    a window of steps much slower than the best window with this number of threads, or a while since the last try
+watch    the first steps of a run; a window much slower than the best with this number of threads; a while since the last
+         try, where there are cores to spare
 try      one step up and one down the ladder (all cores, all but one, halves), a few steps each
 settle   the quickest; a try that changes nothing doubles the time until the next
 ```
@@ -33,6 +34,8 @@ log = logging.getLogger("paceline")
 
 WINDOW = 8
 """Steps whose median is looked at."""
+FIRST_WINDOW = 3
+"""The same at the start of a run, when nobody knows yet what a step should take."""
 SLOWER = 1.5
 """How much slower than the best window so far a window is when something is wrong."""
 GAIN = 0.9
@@ -76,7 +79,7 @@ class CrowdAwareStep:
         self._ladder = sorted({*ladder(max(most, self._count)), self._count})
         self._window: deque[float] = deque(maxlen=WINDOW)
         self._best: float | None = None
-        self._is_first = True
+        self._is_first = self._is_untried = True
         self._interval_s = FIRST_S
         self._next_try = clock() + FIRST_S
         self._try: _Try | None = None
@@ -108,12 +111,14 @@ class CrowdAwareStep:
                 self._set_count(self._try.advance())
             return
         self._window.append(per_pixel)
-        if len(self._window) < WINDOW or seconds < LEAST_STEP_S or len(self._ladder) == 1:
+        enough = FIRST_WINDOW if self._is_untried else WINDOW
+        if len(self._window) < enough or seconds < LEAST_STEP_S or len(self._ladder) == 1:
             return
         median = statistics.median(self._window)
         self._best = median if self._best is None else min(self._best, median)
         could_be_more = self._count < self._ladder[-1] and self._clock() >= self._next_try
-        if median > SLOWER * self._best or could_be_more:
+        if self._is_untried or median > SLOWER * self._best or could_be_more:
+            self._is_untried = False
             place = self._ladder.index(self._count)
             others = [self._ladder[other] for other in (place - 1, place + 1) if 0 <= other < len(self._ladder)]
             self._try = _Try(self._count, median, others)
