@@ -77,3 +77,10 @@ def test_every_decision_is_listed() -> None:
     pages = [path.name for path in (ROOT / "docs/decisions").glob("0*.md")]
     assert pages
     assert [name for name in pages if f"({name})" not in index] == []
+
+
+def test_the_table_of_the_readme_is_that_of_the_results() -> None:
+    """Nobody writes a figure by hand."""
+    script = ROOT / "bench" / "readme_table.py"
+    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

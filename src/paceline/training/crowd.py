@@ -6,8 +6,8 @@ beside a training of two threads on two cores makes its steps many times slower,
 little. So the times of the steps are watched, and other numbers of threads are tried when they rise:
 
 ```
-watch    the first steps of a run; a window much slower than the best with this number of threads; a while since the last
-         try, where there are cores to spare
+watch    the first steps of a run; a window much slower than the best with this number of threads; a while since the
+         last try, where there are cores to spare
 try      one step up and one down the ladder (all cores, all but one, halves), a few steps each
 settle   the quickest; a try that changes nothing doubles the time until the next
 ```
