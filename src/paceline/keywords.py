@@ -70,6 +70,7 @@ class TrainKeywords(TypedDict, total=False):
     freeze: int | None
     val: bool
     val_interval: int
+    val_async: bool
     save_period: int
     plots: bool
     deterministic: bool

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import tempfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 FORMAT_VERSION = 1
 
@@ -129,11 +130,27 @@ class EpochRecord:
     learning_rate: float
     loss: LossRecord
     evaluation: EvaluationRecord | None
+    """None where the epoch was not evaluated, or its figures come later, in a `LateEvaluationRecord`."""
     best_ap: float
+    """Of what is known so far."""
     spans_s: dict[str, float] = field(default_factory=dict)
     device_ms: dict[str, float] = field(default_factory=dict)
     background_s: dict[str, float] = field(default_factory=dict)
     counters: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateEvaluationRecord:
+    """One line of `metrics.jsonl`, of kind `evaluation`: figures that came after the line of their epoch."""
+
+    epoch: int
+    """Whose weights were evaluated."""
+    evaluation: EvaluationRecord
+    best_ap: float
+    elapsed_s: float
+    """Of training, when the figures were there."""
+    seconds: float
+    """That the evaluation took, beside the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,18 +186,29 @@ def write_atomically(path: Path, content: bytes) -> None:
 
     Raises UserError when the disk is full or the folder cannot be written.
     """
+    with replaced_atomically(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replaced_atomically(path: Path) -> Iterator[Path]:
+    """Give a temporary file for the body to write; after the body it reaches the disk and takes the place of `path`.
+
+    Raises UserError when the disk is full or the folder cannot be written; `path` is then as it was.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(descriptor)
+        temporary = Path(name)
         try:
-            with os.fdopen(descriptor, "wb") as stream:
-                stream.write(content)
-                stream.flush()
+            yield temporary
+            with temporary.open("rb") as stream:  # only now: the body may have put another file in its place
                 os.fsync(stream.fileno())
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise UserError(
@@ -282,8 +310,8 @@ class RunFolder:
                 f"Cannot write {self.metrics}: {error.strerror or error}; free some space and resume the run."
             ) from error
 
-    def records(self, kind: str) -> Iterator[Mapping[str, Any]]:
-        """Read the lines of one kind; a last line that was cut off by a crash is passed over."""
+    def records(self, *kinds: str) -> Iterator[Mapping[str, Any]]:
+        """Read the lines of some kinds; a last line that was cut off by a crash is passed over."""
         if not self.metrics.exists():
             return
         for line in self.metrics.read_text(encoding="utf-8").splitlines():
@@ -291,5 +319,32 @@ class RunFolder:
                 entry = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if entry.get("kind") == kind:
+            if entry.get("kind") in kinds:
                 yield entry
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Read the epochs with their figures, wherever these stand; see `joined_epochs`."""
+        return joined_epochs(self.records("epoch", "evaluation"))
+
+
+def joined_epochs(lines: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Join lines of kind `epoch` and `evaluation`: one entry per epoch, in order, with the fields of its line.
+
+    `evaluation` holds the epoch's figures even where they came in a line of their own, and `evaluated_s` the seconds
+    of training when they were there. Of lines of the same epoch (a resumed run) the last counts.
+    """
+    epochs: dict[int, dict[str, Any]] = {}
+    late: dict[int, Mapping[str, Any]] = {}
+    for line in lines:
+        number = int(line["epoch"])
+        if line["kind"] == "evaluation":
+            late[number] = line
+            continue
+        epochs[number] = {**line}
+        if line.get("evaluation"):
+            epochs[number]["evaluated_s"] = line["elapsed_s"]
+            late.pop(number, None)
+    for number, line in late.items():
+        if number in epochs:
+            epochs[number] |= {"evaluation": line["evaluation"], "evaluated_s": line["elapsed_s"]}
+    return [epochs[number] for number in sorted(epochs)]

@@ -180,7 +180,7 @@ def test_a_trial_that_had_ended_before_the_kill_is_not_run_again(tmp_path: Path)
     folder = tmp_path / folder_of(asked.number)
     folder.mkdir()
     (folder / "ending.json").write_text(json.dumps({"ending": "complete", "reason": ""}))
-    line = {"kind": "epoch", "elapsed_s": 1.0, "evaluation": {"ap": 0.25}}
+    line = {"kind": "epoch", "epoch": 1, "elapsed_s": 1.0, "evaluation": {"ap": 0.25}}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     # As if the process that owns the trial had died: its start does not fit any that lives.
     study.optuna._storage.set_trial_user_attr(

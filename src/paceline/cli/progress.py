@@ -93,6 +93,7 @@ class ProgressCallback(Callback):
         self._loss: LossRecord | None = None
         self._doing = "starting"
         self._best_ap: float | None = None
+        self._evaluated: dict[int, EvaluationRecord] = {}
         self._rows = 0
         self._redraw_at = 0.0
         self._line_at = 0.0
@@ -150,7 +151,8 @@ class ProgressCallback(Callback):
             self._print(Text(self._step_line(now)))
 
     def on_evaluation(self, epoch: int, record: EvaluationRecord) -> None:
-        """Say that the epoch is being finished; its figures come with the epoch's own record."""
+        """Say that the epoch is being finished; its figures are shown with the next record of an epoch."""
+        self._evaluated[epoch] = record
         if self._live is not None:
             self._doing = "saving"
             self._redraw()
@@ -159,6 +161,8 @@ class ProgressCallback(Callback):
         """Print the epoch's results: a row of the table, or a line."""
         self._pace.epochs, self._pace.epoch = record.epochs, record.epoch
         self._pace.recent_s.append(record.wall_s)
+        self._evaluated.pop(record.epoch, None)
+        self._show_late(-1.0 if record.evaluation is not None else record.best_ap)
         evaluation = record.evaluation
         is_best = evaluation is not None and evaluation.ap >= record.best_ap
         is_best = is_best and (self._best_ap is None or record.best_ap > self._best_ap)
@@ -176,6 +180,7 @@ class ProgressCallback(Callback):
 
     def on_end(self, record: EndRecord) -> None:
         """Print how the run ended, the best figures per class, and where to look."""
+        self._show_late(-1.0)
         self.close()
         best = f", the best was epoch {record.best_epoch}" if record.best_epoch else ""
         ended = f"{record.reason}: {plural(record.epochs, 'epoch')} in {duration(record.wall_s)}{best}"
@@ -192,6 +197,18 @@ class ProgressCallback(Callback):
             self._print(Text.assemble((f"{name:<10}", "bright_black"), str(path)))
         if record.reason == "preempted":
             self._print(Text.assemble((f"{'go on':<10}", "bright_black"), f"paceline train --resume {folder}"))
+
+    def _show_late(self, best_ap: float) -> None:
+        """Print the figures of earlier epochs that were evaluated beside the training; the best has `best_ap`."""
+        for epoch, evaluation in sorted(self._evaluated.items()):
+            is_best = evaluation.ap >= best_ap and (self._best_ap is None or evaluation.ap > self._best_ap)
+            if is_best:
+                self._best_ap = evaluation.ap
+            if self._is_live:
+                self._print_figures(epoch, evaluation, is_best=is_best)
+            else:
+                self._print(Text(f"epoch {epoch} evaluated: {_figures(evaluation)}" + (" (best)" if is_best else "")))
+        self._evaluated.clear()
 
     def _redraw(self) -> None:
         """Draw the bar, and do not draw again before this drawing's cost is 0.2 % of the time."""
@@ -238,9 +255,7 @@ class ProgressCallback(Callback):
         words = [f"epoch {record.epoch}/{record.epochs}: {_losses(record.loss)}"]
         words.append(f"{rate(record.train_images_per_s)} images/s")
         if record.evaluation is not None:
-            e = record.evaluation
-            results = f"P {figure(e.precision)}, R {figure(e.recall)}, AP50 {figure(e.ap50)}, AP {figure(e.ap)}"
-            words.append(results + (" (best)" if is_best else ""))
+            words.append(_figures(record.evaluation) + (" (best)" if is_best else ""))
         left = self._pace.run_left_after_epoch_s()
         words.append(duration(record.wall_s) + (f", run left {duration(left)}" if left else ""))
         return "; ".join(words)
@@ -255,15 +270,24 @@ class ProgressCallback(Callback):
         self._rows += 1
         row = Text(self._place(record.epoch))
         row.append("".join(f"{part:>7.3f}" for part in (record.loss.box, record.loss.cls, record.loss.dfl)))
-        e = record.evaluation
-        if is_wide:
+        self._append_figures(row, record.evaluation, is_best=is_best)
+        row.append(f"{rate(record.train_images_per_s):>10}{duration(record.wall_s):>9}", style="bright_black")
+        self._print(row)
+
+    def _print_figures(self, epoch: int, evaluation: EvaluationRecord, *, is_best: bool) -> None:
+        """Print the figures of an epoch whose own row is further up."""
+        row = Text(self._place(epoch))
+        row.append(f"{'evaluated':>21}", style="bright_black")
+        self._append_figures(row, evaluation, is_best=is_best)
+        self._print(row)
+
+    def _append_figures(self, row: Text, e: EvaluationRecord | None, *, is_best: bool) -> None:
+        if self._console.width >= _WIDE:
             row.append(f"{e.num_images:>8,}{e.num_boxes:>8,}" if e is not None else " " * 16)
         results = (e.precision, e.recall, e.ap50, e.ap) if e is not None else ()
         row.append("".join(f"{figure(value):>7}" for value in results) or " " * 28, style="bold" if is_best else "")
         star = "*" if self._console.options.ascii_only else "★"
         row.append(f" {star if is_best else ' '}", style="yellow")
-        row.append(f"{rate(record.train_images_per_s):>10}{duration(record.wall_s):>9}", style="bright_black")
-        self._print(row)
 
     def _print_results(self, best: EvaluationRecord) -> None:
         """Print the figures over all classes and, up to 40, of each."""
@@ -298,6 +322,10 @@ def _losses(loss: LossRecord | None) -> str:
     if loss is None:
         return "losses not read yet"
     return f"box {loss.box:.3f}, cls {loss.cls:.3f}, dfl {loss.dfl:.3f}"
+
+
+def _figures(e: EvaluationRecord) -> str:
+    return f"P {figure(e.precision)}, R {figure(e.recall)}, AP50 {figure(e.ap50)}, AP {figure(e.ap)}"
 
 
 def _result_row(name: str, record: EvaluationRecord | ClassRecord, width: int) -> str:

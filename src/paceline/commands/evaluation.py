@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +14,10 @@ from paceline.models.fusion import fuse
 from paceline.parallel.gather import from_first, gather_detections
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from torch import nn
+    from torch.distributed import ProcessGroup
 
     from paceline.batch import Batch
     from paceline.data.index import Index
@@ -48,27 +50,32 @@ def evaluate_network(
     *,
     device: torch.device,
     amp_dtype: torch.dtype | None,
+    group: ProcessGroup | None = None,
+    stops: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Run the network, with normalisations folded into its convolutions, over all batches and score it.
 
     With several ranks, `batches` are this rank's share; the first rank scores what all have found, the others get
     None. Images that have become unreadable since they were indexed count as images in which nothing was found.
+
+    group: of all ranks, for the ranks' detections; the world where it is None.
+    stops: asked before each batch; where it says so on any rank, the rest is left out and nothing is scored there.
     """
     folded = place(fuse(network), device)
     ground_truth = ground_truth_of(index)
     evaluator = Evaluator(config, ground_truth, index.names)
-    for batch in batches:
+    for batch in itertools.takewhile(lambda _: not stops(), batches):
         moved = batch.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             predictions = folded(moved.network_input())
         if predictions is not None:  # a stage of a pipeline gives none, where the last one answers
             evaluator.add(moved, predictions)
-    detections = gather_detections(evaluator.detections)
-    return None if detections is None else evaluate(ground_truth, detections, index.names)
+    detections = gather_detections(evaluator.detections, group)  # those who stop come too: others may wait for them
+    return None if detections is None or stops() else evaluate(ground_truth, detections, index.names)
 
 
 class Evaluations:
-    """Evaluates the averaged network after an epoch, and keeps the best evaluation whole for the pictures."""
+    """Evaluates the averaged network, after an epoch or apart, and keeps the best evaluation whole for the pictures."""
 
     def __init__(
         self,
@@ -89,11 +96,41 @@ class Evaluations:
 
     def __call__(self, network: nn.Module) -> EvaluationRecord:
         """Evaluate; returns the figures, on every rank those of all."""
-        evaluation = evaluate_network(
-            network, self._batches, self._index, self._config, device=self._device, amp_dtype=self._amp_dtype
-        )
-        if evaluation is not None and (self.best is None or evaluation.record.ap > self.best.record.ap):
-            self.best = evaluation
-        record = from_first(None if evaluation is None else evaluation.record)
+        record = from_first(self._evaluated(network))
         assert record is not None, "the first rank scores"
         return record
+
+    def apart(self, group: ProcessGroup | None) -> Callable[[nn.Module, Callable[[], bool]], EvaluationRecord | None]:
+        """Return what evaluates on another thread than the one that trains.
+
+        It takes a network, and what says whether to stop, and returns the figures on the first rank, None on the
+        others. group: of all ranks, for nothing else; None where this is the only one.
+        """
+
+        def evaluated(network: nn.Module, stops: Callable[[], bool]) -> EvaluationRecord | None:
+            return self._evaluated(network, group=group, stops=stops)
+
+        return evaluated
+
+    def _evaluated(
+        self,
+        network: nn.Module,
+        *,
+        group: ProcessGroup | None = None,
+        stops: Callable[[], bool] = lambda: False,
+    ) -> EvaluationRecord | None:
+        evaluation = evaluate_network(
+            network,
+            self._batches,
+            self._index,
+            self._config,
+            device=self._device,
+            amp_dtype=self._amp_dtype,
+            group=group,
+            stops=stops,
+        )
+        if evaluation is None:
+            return None
+        if self.best is None or evaluation.record.ap > self.best.record.ap:
+            self.best = evaluation
+        return evaluation.record

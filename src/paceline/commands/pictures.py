@@ -59,7 +59,7 @@ class RunPictures:
 
     def curves(self) -> None:
         """Draw losses, AP, pace and seconds from the metrics file."""
-        run_curves(self.run.pictures / "run.png", list(self.run.records("epoch")), self.run.path.name)
+        run_curves(self.run.pictures / "run.png", self.run.epochs(), self.run.path.name)
 
     def _predictions(self, evaluation: Evaluation, batches: Iterable[Batch], index: Index) -> None:
         for number, batch in enumerate(itertools.islice(batches, 2), start=1):

@@ -77,14 +77,17 @@ class RunData:
         )
 
     def eval_loader(self) -> EvalLoader:
-        """Open the loader of this rank's share of the evaluation."""
-        data = self.options.data
+        """Open the loader of this rank's share of the evaluation.
+
+        Beside a training that goes on it takes half the threads, so that the training's batches come first.
+        """
+        data, workers = self.options.data, self._num_workers
         rank, world = self.ranks.evaluation_share
         return EvalLoader(
             self.val_index,
             data.imgsz,
             batch=self.batch,
-            workers=self._num_workers,
+            workers=max(workers // 2, 1) if self.options.loop.val_async else workers,
             cache=data.cache,
             rank=rank,
             world=world,

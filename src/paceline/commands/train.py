@@ -28,11 +28,12 @@ from paceline.option_values import STRIDE
 from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.fingerprint import digest_of, digest_of_package
-from paceline.parallel.gather import from_first
+from paceline.parallel.gather import from_first, group_apart
 from paceline.parallel.layout import Layout
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import rank_of_environment
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
+from paceline.training.apart import Apart
 from paceline.training.budget import Budget, parse_duration
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
@@ -58,7 +59,13 @@ ANY_NUMBER = 10**9
 """Of nodes, while the network is not there yet."""
 MAY_DIFFER = frozenset({"model", "data", "project", "name", "exist_ok", "resume", "device", "workers", "cache"})
 """Options that may differ between ranks: places, and how a host does its part. Data are compared by what they hold."""
-_PHASES = {"evaluation": "evaluation", "checkpoint": "checkpoint", "pictures": "checkpoint"}
+_PHASES = {
+    "evaluation": "evaluation",
+    "evaluation_wait": "evaluation",
+    "checkpoint": "checkpoint",
+    "checkpoint_wait": "checkpoint",
+    "pictures": "checkpoint",
+}
 """Span of the ledger -> phase of the heartbeat; everything else is part of a step."""
 
 
@@ -212,7 +219,7 @@ class _Training:
         if self._resumed:
             state = keeper.restore()
             self._budget.spent_before_s = state.elapsed_s
-            best = keeper.best_evaluation()
+            best = keeper.best_evaluation(state)
         if self._group.rank.is_main:
             options.write(folder.config)
             folder.mark("")
@@ -255,6 +262,8 @@ class _Training:
                 frozen=frozen,
                 best=best,
                 stops=self._group.preemption.agreed,
+                apart=self._apart(evaluations),
+                awaited=keeper.awaited,
             )
             first_step = state.step
 
@@ -275,6 +284,15 @@ class _Training:
         for callback in self._callbacks:
             callback.on_end(end)
         return TrainResult(folder=folder, end=end, evaluation=end.best)
+
+    def _apart(self, evaluations: Evaluations) -> Apart | None:
+        """Prepare to evaluate beside the training, where that was asked for and can be."""
+        if not self._options.loop.val_async:
+            return None
+        if not self._ranks.evaluates_whole:
+            log.warning("val_async: evaluation goes through the stages that train, so the training waits for it.")
+            return None
+        return Apart(evaluations.apart(group_apart()), device=self._device, alone=num_ranks() == 1)
 
     def _folder(self) -> RunFolder:
         """Take the folder of the run that goes on, or let rank 0 make a new one."""

@@ -28,14 +28,18 @@ if TYPE_CHECKING:
 
 _MOST_BARS = 60
 _SPAN_ORDER = (
-    "data", "transfer", "forward", "loss", "backward", "optimiser", "device_wait", "evaluation", "checkpoint",
-    "pictures", "callbacks",
+    "data", "transfer", "forward", "loss", "backward", "optimiser", "device_wait", "evaluation", "evaluation_wait",
+    "checkpoint", "checkpoint_wait", "pictures", "callbacks",
 )  # fmt: skip
-_SPAN_NAMES = {"device_wait": "waiting for the device"}
+_SPAN_NAMES = {
+    "device_wait": "waiting for the device",
+    "evaluation_wait": "waiting for an evaluation",
+    "checkpoint_wait": "waiting for a checkpoint",
+}
 
 
 def run_curves(path: Path, records: Sequence[Mapping[str, Any]], title: str = "") -> None:
-    """Draw a run from its epoch records, as `RunFolder.records("epoch")` reads them: losses, AP, pace, seconds.
+    """Draw a run from its epoch records, as `RunFolder.epochs` reads them: losses, AP, pace, seconds.
 
     Of records with the same epoch (a resumed run) the last counts; values that are missing leave gaps.
     """

@@ -63,6 +63,11 @@ class Ranks:
             return 0, 1
         return (dist.get_rank(), self.layout.devices) if self._whole else (self._mesh.replica, self.layout.replicas)
 
+    @property
+    def evaluates_whole(self) -> bool:
+        """Whether each rank evaluates with the whole network, and not as a stage; known with the engine."""
+        return self._whole
+
     def engine(
         self,
         network: DetectionModel,

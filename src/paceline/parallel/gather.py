@@ -36,12 +36,26 @@ def largest(value: int) -> int:
     return int(max(values))
 
 
-def gather_detections(table: DetectionTable) -> DetectionTable | None:
-    """Join the detections of all ranks on rank 0, which saw different images; None on the others."""
+def group_apart() -> ProcessGroup | None:
+    """Make a group of all ranks for a second thread, whose collectives never get between those of the first.
+
+    It knows the hosts' network alone, so nothing of it stands in the devices' queues. Every rank has to come here, at
+    the same place. None where there is one process.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        return None
+    return cast("ProcessGroup", dist.new_group(backend="gloo"))
+
+
+def gather_detections(table: DetectionTable, group: ProcessGroup | None = None) -> DetectionTable | None:
+    """Join the detections of all ranks on rank 0, which saw different images; None on the others.
+
+    group: of all ranks; the world where it is None.
+    """
     if not dist.is_available() or not dist.is_initialized():
         return table
     tables: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(table, tables)
+    dist.gather_object(table, tables, dst=0, group=group)
     return None if tables is None else type(table).concatenate(tables)
 
 

@@ -49,12 +49,14 @@ class Budget:
         """Seconds of training, earlier parts of a resumed run included."""
         return self.spent_before_s + self.clock() - self._start
 
-    def epochs(self, state: TrainingState, *, spent_s: float) -> int:
+    def epochs(self, state: TrainingState, *, spent_s: float, reserve_s: float = 0.0) -> int:
         """Epochs that fit: those that are done and as many more, at their mean length, as the rest of the time holds.
+
+        reserve_s: seconds that are needed at the end, for an evaluation that the epochs' length does not include.
 
         The learning rate follows the answer, so that it has decayed when the time is up.
         """
         if self.limit_s is None:
             return state.epochs
         mean_s = spent_s / max(state.epoch, 1)
-        return state.epoch + max(int((self.limit_s - spent_s) / mean_s), 0)
+        return state.epoch + max(int((self.limit_s - spent_s - reserve_s) / mean_s), 0)

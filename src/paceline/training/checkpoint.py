@@ -11,7 +11,10 @@ weights/
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ import torch
 
 from paceline.errors import UserError
 from paceline.parallel.shards import laid_out_like, local, sharded_like
-from paceline.records import to_jsonable, write_atomically
+from paceline.records import replaced_atomically, to_jsonable, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,13 +52,19 @@ class WeightsHeader:
 
 def save_weights(path: Path, tensors: Mapping[str, Tensor], header: WeightsHeader) -> None:
     """Write `path` (.safetensors) and the header as JSON beside it, each whole or not at all."""
-    write_atomically(path, safetensors.torch.save(_on_host(tensors), metadata={"format": "pt"}))
+    _write(path, tensors, {"format": "pt"})
     values = {"format": WEIGHTS_FORMAT, "version": VERSION} | to_jsonable(header)
     write_atomically(path.with_suffix(".json"), (json.dumps(values, indent=1) + "\n").encode())
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
     """Read what `save_weights` wrote. Raises UserError for files that are torn or of another kind."""
+    header = load_header(path)
+    return _read(path)[0], header
+
+
+def load_header(path: Path) -> WeightsHeader:
+    """Read what lies beside weights, without them."""
     header_path = path.with_suffix(".json")
     try:
         values = json.loads(header_path.read_text(encoding="utf-8"))
@@ -67,14 +76,13 @@ def load_weights(path: Path) -> tuple[dict[str, Tensor], WeightsHeader]:
         raise UserError(f"{header_path} does not describe Paceline weights; name a file that a run has written.")
     if values.get("version") != VERSION:
         raise UserError(f"{header_path} is of version {values.get('version')}; this Paceline reads version {VERSION}.")
-    header = WeightsHeader(
+    return WeightsHeader(
         model=values["model"],
         names=tuple(values["names"]),
         imgsz=values["imgsz"],
         epoch=values["epoch"],
         metrics=values["metrics"],
     )
-    return _read(path)[0], header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,7 @@ class ResumePoint:
 def save_resume_point(path: Path, point: ResumePoint) -> None:
     """Write the file whole or not at all."""
     header = {"format": RESUME_FORMAT, "version": RESUME_VERSION} | point.values
-    write_atomically(path, safetensors.torch.save(_on_host(point.tensors), metadata={"paceline": json.dumps(header)}))
+    _write(path, point.tensors, {"paceline": json.dumps(header)})
 
 
 def load_resume_point(path: Path) -> ResumePoint:
@@ -133,8 +141,20 @@ def load_optimizer_tensors(
             optimizer.state[leaf(parameters[name])][entry].copy_(local(laid_out_like(like, value)))
 
 
-def _on_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write from where the tensors lie; made into bytes first, they would need the memory twice, and the GIL."""
+    on_host = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    with replaced_atomically(path) as temporary:
+        try:
+            safetensors.torch.save_file(on_host, temporary, metadata=metadata)
+        except safetensors.SafetensorError as error:
+            raise _system_error(error) from error
+
+
+def _system_error(error: safetensors.SafetensorError) -> OSError:
+    """Say it as the system did: its number is at the end of the library's text."""
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else OSError(errno.EIO, str(error))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

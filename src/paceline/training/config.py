@@ -60,6 +60,8 @@ class LoopConfig:
     """Evaluate while training; the last epoch is always evaluated."""
     val_interval: int = 1
     """Evaluate after every so many epochs."""
+    val_async: bool = False
+    """Evaluate a copy of the weights while training goes on; figures arrive an epoch or more later."""
     save_period: int = -1
     """Keep the weights of every this many epochs as well; -1 keeps last and best only."""
     plots: bool = True

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
 from paceline.errors import UserError
-from paceline.records import EndRecord, EpochRecord, StepRecord
+from paceline.records import EndRecord, EpochRecord, LateEvaluationRecord, StepRecord
+from paceline.training.keeper import Best
 from paceline.training.meter import LossMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     import torch
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from paceline.ledger import Ledger
     from paceline.parallel.engine import Engine
     from paceline.records import EvaluationRecord
+    from paceline.training.apart import Apart
     from paceline.training.budget import Budget
     from paceline.training.config import LoopConfig
     from paceline.training.ema import Ema
@@ -57,11 +60,24 @@ class Keeper(Protocol):
     def folder(self) -> Path:
         """The run folder."""
 
-    def save(self, state: TrainingState, evaluation: EvaluationRecord | None, *, is_best: bool) -> None:
-        """Write the checkpoint of a finished epoch."""
+    def save(
+        self,
+        state: TrainingState,
+        evaluation: EvaluationRecord | None,
+        *,
+        best: Best | None = None,
+        awaiting: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """Have the checkpoint of a finished epoch written while training goes on."""
 
-    def record(self, record: EpochRecord) -> None:
-        """Append the epoch to the metrics."""
+    def wait(self) -> None:
+        """Wait for the files of the save before, as has to be done before the next; raises what went wrong."""
+
+    def close(self) -> None:
+        """Wait where the run ends early."""
+
+    def record(self, record: EpochRecord | LateEvaluationRecord) -> None:
+        """Append to the metrics."""
 
 
 class Preempted(Exception):  # noqa: N818 - it is no error
@@ -91,7 +107,15 @@ class Loop:
         frozen: Sequence[Module] = (),
         best: EvaluationRecord | None = None,
         stops: Callable[[int], bool] = lambda step: False,
+        apart: Apart | None = None,
+        awaited: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """Take what the run is made of.
+
+        evaluate: evaluates a network at once.
+        apart: evaluates beside the training instead, all epochs but the last.
+        awaited: of a resumed run, the weights that `state.awaiting` is about, where they are older than the average.
+        """
         self._engine = engine
         self._step = step
         self._schedule = schedule
@@ -110,23 +134,24 @@ class Loop:
         self._frozen = frozen
         self._best = best
         self._stops = stops
+        self._apart = apart
+        self._awaited = awaited
+        self._judged = 0
+        self._longest_evaluation_s = 0.0
         self._background_before: dict[str, float] = {}
 
     def run(self) -> EndRecord:
-        """Train until the epochs, the patience or the time budget are spent, or the run is asked to stop."""
-        reason = "finished"
-        self._ledger.lap()
-        while self._state.epoch < self._state.epochs:
-            try:
-                self._run_epoch()
-            except Preempted:
-                reason = "preempted"
-                break
-            if self._patience_is_spent():
-                reason = "stopped early"
-                break
-        if self._budget.is_set and reason == "finished":
-            reason = "time budget spent"
+        """Train until the epochs, the patience or the time budget are spent, or the run is asked to stop.
+
+        When it returns or raises, checkpoints are written and no thread of it is left.
+        """
+        try:
+            reason = self._run_epochs()
+            self._keeper.wait()
+        finally:
+            if self._apart is not None:
+                self._apart.close()
+            self._keeper.close()
         return EndRecord(
             folder=self._keeper.folder,
             reason=reason,
@@ -136,7 +161,20 @@ class Loop:
             wall_s=self._state.elapsed_s,
         )
 
-    def _run_epoch(self) -> None:
+    def _run_epochs(self) -> str:
+        """Return why it ended."""
+        self._ledger.lap()
+        self._evaluate_what_was_left()
+        while self._state.epoch < self._state.epochs:
+            try:
+                if self._run_epoch():
+                    return "stopped early"
+            except Preempted:
+                return "preempted"
+        return "time budget spent" if self._budget.is_set else "finished"
+
+    def _run_epoch(self) -> bool:
+        """Train, evaluate, save and record one epoch; returns whether patience is spent."""
         state = self._state
         images, train_s, rates = self._train()
         state.epoch += 1
@@ -144,16 +182,21 @@ class Loop:
             loss = self._meter.close()
         self._engine.parts.settle(self._engine.network, self._ema.network)
         is_due = self._config.val and state.epoch % self._config.val_interval == 0
-        evaluation = self._evaluate_average() if is_due else None
-        state.epochs = self._budget.epochs(state, spent_s=self._seconds_since_start())
-        if evaluation is None and state.epoch >= state.epochs:
-            evaluation = self._evaluate_average()
-        is_best = evaluation is not None and (state.best_epoch == 0 or evaluation.ap > state.best_ap)
-        if is_best and evaluation is not None:
-            state.best_ap, state.best_epoch, self._best = evaluation.ap, state.epoch, evaluation
-        with self._ledger.span("checkpoint"):
-            state.elapsed_s = self._seconds_since_start()
-            self._keeper.save(state, evaluation, is_best=is_best)
+        best = self._take_in(waits=is_due)
+        evaluation = self._evaluate_average() if is_due and self._apart is None else None
+        state.epochs = self._budget.epochs(
+            state, spent_s=self._seconds_since_start(), reserve_s=self._longest_evaluation_s
+        )
+        stops = self._patience_is_spent()
+        if stops or state.epoch >= state.epochs:
+            best = self._take_in(waits=True) or best
+            if evaluation is None and (is_due or state.epoch >= state.epochs):
+                evaluation = self._evaluate_average()
+        elif is_due and self._apart is not None:
+            self._evaluate_apart()
+        if evaluation is not None and state.best_epoch == state.epoch:
+            best = Best(epoch=state.epoch, evaluation=evaluation)
+        self._save(evaluation, best, waits=stops or state.epoch >= state.epochs)
         lap = self._ledger.lap()
         record = EpochRecord(
             epoch=state.epoch,
@@ -176,6 +219,7 @@ class Loop:
         with self._ledger.span("callbacks"):
             for callback in self._callbacks:
                 callback.on_epoch(record)
+        return stops
 
     def _train(self) -> tuple[int, float, Rates]:
         """Take every step of one epoch; returns images, seconds and the last rates."""
@@ -230,13 +274,95 @@ class Loop:
             for callback in self._callbacks:
                 callback.on_step(record)
 
+    def _save(self, evaluation: EvaluationRecord | None, best: Best | None, *, waits: bool) -> None:
+        """Have everything written; `waits` for the files as well, where no step comes any more."""
+        state = self._state
+        with self._ledger.span("checkpoint_wait"):
+            self._keeper.wait()
+        with self._ledger.span("checkpoint"):
+            state.elapsed_s = self._seconds_since_start()
+            is_older = self._apart is not None and 0 < state.awaiting < state.epoch
+            awaiting = self._apart.weights() if is_older and self._apart is not None else None
+            self._keeper.save(state, evaluation, best=best, awaiting=awaiting)
+        if waits:
+            with self._ledger.span("checkpoint_wait"):
+                self._keeper.wait()
+
     def _evaluate_average(self) -> EvaluationRecord:
         with self._ledger.span("evaluation"):
             evaluation = self._evaluate(self._engine.parts.assemble(self._ema.network))
+        self._judge(self._state.epoch, evaluation)
+        return evaluation
+
+    def _evaluate_apart(self) -> None:
+        assert self._apart is not None
+        with self._ledger.span("evaluation"):
+            self._apart.start(self._state.epoch, self._engine.parts.assemble(self._ema.network))
+        self._state.awaiting = self._state.epoch
+
+    def _take_in(self, *, waits: bool) -> Best | None:
+        """Judge what was evaluated apart, if it is there on the first rank; returns its weights if they are the best.
+
+        All ranks come here at the ends of epochs, and hear the same.
+        """
+        if self._apart is None or self._apart.epoch == 0:
+            return None
+        if waits:
+            with self._ledger.span("evaluation_wait"):
+                self._apart.wait()
+        answer = self._engine.parts.first(self._apart.answer())
+        if answer is None:
+            return None
+        epoch = self._apart.epoch
+        with self._ledger.span("evaluation_wait"):
+            network = self._apart.take()
+        self._longest_evaluation_s = max(self._longest_evaluation_s, answer.seconds)
+        return self._take_late(epoch, answer.evaluation, answer.seconds, network)
+
+    def _take_late(self, epoch: int, evaluation: EvaluationRecord, seconds: float, network: Module) -> Best | None:
+        """Judge and record an evaluation that was not there with its epoch."""
+        state = self._state
+        state.awaiting = 0
+        self._judge(epoch, evaluation)
+        record = LateEvaluationRecord(
+            epoch=epoch,
+            evaluation=evaluation,
+            best_ap=state.best_ap,
+            elapsed_s=self._seconds_since_start(),
+            seconds=seconds,
+        )
+        self._keeper.record(record)
+        is_best = state.best_epoch == epoch
+        return Best(epoch=epoch, evaluation=evaluation, tensors=network.state_dict()) if is_best else None
+
+    def _evaluate_what_was_left(self) -> None:
+        """Evaluate what a resumed run was about to when it ended: beside the training, if that goes on."""
+        state = self._state
+        if state.awaiting == 0:
+            return
+        network = self._engine.parts.assemble(self._ema.network)
+        if self._awaited:
+            network = copy.deepcopy(network)
+            network.load_state_dict(self._awaited)
+            self._awaited = None
+        if self._apart is not None and state.epoch < state.epochs:
+            self._apart.start(state.awaiting, network)
+            return
+        begin = time.perf_counter()
+        with self._ledger.span("evaluation"):
+            evaluation = self._evaluate(network)
+        best = self._take_late(state.awaiting, evaluation, time.perf_counter() - begin, network)
+        self._save(None, best, waits=True)
+
+    def _judge(self, epoch: int, evaluation: EvaluationRecord) -> None:
+        """See whether the weights of an epoch are the best, and tell the callbacks."""
+        state = self._state
+        self._judged = epoch
+        if state.best_epoch == 0 or evaluation.ap > state.best_ap:
+            state.best_ap, state.best_epoch, self._best = evaluation.ap, epoch, evaluation
         with self._ledger.span("callbacks"):
             for callback in self._callbacks:
-                callback.on_evaluation(self._state.epoch, evaluation)
-        return evaluation
+                callback.on_evaluation(epoch, evaluation)
 
     def _seconds_since_start(self) -> float:
         """Read the clock of the first rank: what hangs on it has to be the same on all."""
@@ -263,10 +389,10 @@ class Loop:
         return since
 
     def _patience_is_spent(self) -> bool:
-        patience, state = self._config.patience, self._state
-        if patience <= 0 or not self._config.val or state.epoch - state.best_epoch < patience:
+        """Ask once after each evaluation: between two of them, the next one may be better."""
+        patience, judged, best_epoch = self._config.patience, self._judged, self._state.best_epoch
+        self._judged = 0
+        if patience <= 0 or not self._config.val or judged == 0 or judged - best_epoch < patience:
             return False
-        if state.epoch % self._config.val_interval:
-            return False  # the next evaluation may be better
-        log.info("No better AP for %d epochs; the best was epoch %d.", patience, state.best_epoch)
+        log.info("No better AP for %d epochs; the best was epoch %d.", patience, best_epoch)
         return True

@@ -26,6 +26,8 @@ class TrainingState:
     """Seconds of training so far, over all parts of a resumed run."""
     skipped_updates: int = 0
     """Updates left out because the gradient was not finite."""
+    awaiting: int = 0
+    """Epoch whose weights were being evaluated when this was saved; 0 for none."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for the checkpoint."""

@@ -48,15 +48,15 @@ class Objective:
         return "ap" if self.within_s is None else f"ap@{self.within_s:g}s"
 
     def value(self, epochs: Iterable[Mapping[str, Any]]) -> float | None:
-        """Value of a run from the epoch lines of its metrics; None where none was evaluated in time."""
+        """Value of a run from its epochs, as `RunFolder.epochs` reads them; None where none was evaluated in time."""
         reached = [ap for seconds, ap in evaluations(epochs) if self.within_s is None or seconds <= self.within_s]
         return max(reached, default=None)
 
 
 def evaluations(epochs: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Seconds of training and AP of every evaluated epoch, in order."""
+    """Seconds of training until the figures were there, and AP, of every evaluated epoch in order."""
     return [
-        (float(line["elapsed_s"]), float(line["evaluation"]["ap"]))
+        (float(line.get("evaluated_s", line["elapsed_s"])), float(line["evaluation"]["ap"]))
         for line in epochs
         if line.get("evaluation") and math.isfinite(line["evaluation"]["ap"])
     ]

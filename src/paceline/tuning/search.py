@@ -191,7 +191,7 @@ class Search:
             return False
         if size == run.size:
             return False
-        run.size, run.lines = size, [*run.folder.records("epoch")]
+        run.size, run.lines = size, [*run.folder.epochs()]
         return True
 
     def _ending(self, run: _Run, status: int) -> Outcome:
@@ -237,7 +237,7 @@ def read_ending(folder: Path, objective: Objective) -> Outcome | None:
         told = json.loads((folder / ENDING_FILE).read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-    value = objective.value(RunFolder(path=folder).records("epoch"))
+    value = objective.value(RunFolder(path=folder).epochs())
     if told["ending"] == "complete" and value is None:
         return Outcome(ending="failed", reason=f"no epoch was evaluated in time for {objective}; give it longer")
     return Outcome(ending=told["ending"], value=value if told["ending"] == "complete" else None, reason=told["reason"])
