@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from paceline.errors import UserError
-from paceline.records import EndRecord, LossRecord, RunFolder, to_jsonable, write_atomically
+from paceline.records import EndRecord, LossRecord, RunFolder, joined_epochs, to_jsonable, write_atomically
 
 
 def test_unnamed_runs_count_up(tmp_path: Path) -> None:
@@ -73,3 +73,42 @@ def test_a_failed_write_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: p
 def test_what_has_to_start_at_once_does_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def line(kind: str, epoch: int, elapsed_s: float, ap: float | None) -> dict[str, object]:
+    evaluation = None if ap is None else {"ap": ap}
+    return {"kind": kind, "epoch": epoch, "elapsed_s": elapsed_s, "evaluation": evaluation}
+
+
+def test_figures_are_found_with_their_epoch_or_in_a_line_of_their_own() -> None:
+    lines = [
+        line("epoch", 1, 10, None),
+        line("evaluation", 1, 14, 0.1),
+        line("epoch", 2, 20, None),
+        line("epoch", 3, 30, 0.3),
+    ]
+    epochs = joined_epochs(lines)
+    assert [(e["epoch"], e["evaluation"], e.get("evaluated_s")) for e in epochs] == [
+        (1, {"ap": 0.1}, 14),
+        (2, None, None),
+        (3, {"ap": 0.3}, 30),
+    ]
+    assert [e["kind"] for e in epochs] == ["epoch"] * 3
+    assert lines[0]["evaluation"] is None, "what was given stays as it is"
+
+
+def test_an_epoch_that_was_done_again_counts_once_and_the_last_time() -> None:
+    lines = [
+        line("epoch", 1, 10, None),
+        line("epoch", 2, 20, None),
+        line("evaluation", 1, 21, 0.1),
+        line("epoch", 2, 25, None),
+        line("evaluation", 1, 26, 0.15),
+        line("evaluation", 2, 31, 0.2),
+    ]
+    for given in (lines, lines[:1] + lines[3:]):
+        assert [(e["epoch"], e["evaluation"], e["evaluated_s"]) for e in joined_epochs(given)] == [
+            (1, {"ap": 0.15}, 26),
+            (2, {"ap": 0.2}, 31),
+        ]
+    assert joined_epochs([line("evaluation", 7, 1, 0.1)]) == [], "of an epoch whose line is missing nothing is known"

@@ -281,3 +281,29 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 
 def _without_codes(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_figures_that_come_late_get_a_line_of_their_own(terminal: bool) -> None:
+    progress, stream, _ = live() if terminal else plain()
+    progress.on_start(start_record())
+    progress.on_epoch(epoch_end(1, None, -1.0))
+    progress.on_evaluation(1, evaluation(0.25))
+    progress.on_epoch(epoch_end(2, None, 0.25))
+    progress.on_evaluation(2, evaluation(0.125))
+    progress.on_evaluation(3, evaluation(0.625))
+    progress.on_epoch(epoch_end(3, 0.625, 0.625))
+    progress.close()
+    lines = [line for line in stream.getvalue().splitlines() if "1.250" in line or "evaluated" in line]
+    assert ["evaluated" in line for line in lines] == [False, True, False, True, False]
+    assert ["0.500" in line for line in lines] == [False, True, False, True, True], "AP50"
+    for number, ap in ((1, "0.250"), (3, "0.125")):
+        assert ap in lines[number]
+    assert [("best" in line or "★" in line) for line in lines] == [False, True, False, False, True]
+
+
+def test_figures_that_nobody_waited_for_are_shown_at_the_end() -> None:
+    progress, stream, _ = plain()
+    progress.on_evaluation(2, evaluation(0.25))
+    progress.on_end(end())
+    assert "epoch 2 evaluated: P 0.750, R 0.625, AP50 0.500, AP 0.250 (best)" in stream.getvalue().splitlines()

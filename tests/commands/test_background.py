@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -91,8 +92,6 @@ class Evaluator:
         self._aps = list(aps)
 
     def __call__(self, network: torch.nn.Module, *arguments: Any, **keywords: Any) -> Any:
-        import dataclasses
-
         self.weights.append({key: value.clone() for key, value in network.state_dict().items()})
         self.threads.append(threading.current_thread().name)
         self.begun.set()
@@ -129,9 +128,7 @@ def test_beside_the_training_or_within_it_gives_the_same_run(squares: Path, tmp_
     assert same(weights(within, "last"), weights(beside, "last"))
     assert same(weights(within, "best"), weights(beside, "best"))
     assert header(within, "best") == header(beside, "best")
-    aps = [[(line["epoch"], (line["evaluation"] or {}).get("ap")) for line in run.folder.epochs()]
-           for run in (within, beside)]  # fmt: skip
-    assert aps[0] == aps[1]
+    assert aps(within) == aps(beside)
     assert within.end.best_epoch == beside.end.best_epoch
     assert within.evaluation == beside.evaluation
 
@@ -204,7 +201,8 @@ def test_patience_counts_when_figures_arrive(squares: Path, tmp_path: Path, monk
     assert result.end.best_epoch == 1
     assert result.end.epochs in (3, 4), "the figures of epoch 3 arrive at its own end or at that of epoch 4"
     assert len(evaluator.weights) == result.end.epochs, "the last weights are evaluated too"
-    assert [line["epoch"] for line in result.folder.epochs() if line["evaluation"]] == [*range(1, result.end.epochs + 1)]
+    evaluated = [line["epoch"] for line in result.folder.epochs() if line["evaluation"]]
+    assert evaluated == [*range(1, result.end.epochs + 1)]
 
 
 @pytest.mark.parametrize("val_async", [True, False])
@@ -256,9 +254,12 @@ def assert_same_story(whole: TrainResult, resumed: TrainResult) -> None:
     assert same(weights(whole, "last"), weights(resumed, "last"))
     assert same(weights(whole, "best"), weights(resumed, "best"))
     assert header(whole, "best") == header(resumed, "best")
-    found, expected = ([(line["epoch"], line["evaluation"] and line["evaluation"]["ap"]) for line in run.folder.epochs()]
-                       for run in (resumed, whole))  # fmt: skip
-    assert found == expected
+    assert aps(resumed) == aps(whole)
+
+
+def aps(result: TrainResult) -> list[tuple[int, float | None]]:
+    """Epochs and their AP."""
+    return [(line["epoch"], (line["evaluation"] or {}).get("ap")) for line in result.folder.epochs()]
 
 
 def test_a_snapshot_older_than_the_resume_point_is_evaluated_after_all(

@@ -16,6 +16,7 @@ from paceline.commands.train import ranks_to_launch, train
 from paceline.data.shapes import ShapesConfig, ensure
 from paceline.errors import UserError
 from paceline.options import TrainOptions, settle_resume
+from paceline.records import RunFolder
 
 
 def options(data: Path, project: Path, **more: Any) -> dict[str, Any]:
@@ -49,6 +50,10 @@ def runs(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     cases = {
         name: Case("run_cases", "run", options(data, project, name=name, **more)) for name, more in LAYOUTS.items()
     }
+    for name, more in LAYOUTS.items():
+        flat = options(data, project, name=f"{name} beside", val_async=True, epochs=3, **more)
+        cases[f"{name} beside"] = Case("run_cases", "run", flat)
+        cases[f"{name} within"] = Case("run_cases", "run", flat | {"name": f"{name} within", "val_async": False})
     for name, more in (("sync", {"parallel": "pipeline", "microbatches": 2}), ("pipeline", {"parallel": "data"})):
         cases[f"{name} goes on"] = Case("run_cases", "go_on", {"folder": str(project / name), **more})
     return run_world(tmp_path_factory.mktemp("two"), 2, cases)
@@ -124,3 +129,21 @@ def test_only_the_layout_may_change_when_a_run_goes_on() -> None:
     assert settle_resume({"resume": "runs/train", "parallel": "pipeline", "stages": 2})["stages"] == 2
     with pytest.raises(UserError, match="leave out bn"):
         settle_resume({"resume": "runs/train", "bn": "sync"})
+
+
+@pytest.mark.parametrize("layout", list(LAYOUTS))
+def test_every_layout_evaluates_beside_the_training(runs: dict[str, Any], layout: str) -> None:
+    within, beside = runs[f"{layout} within"], runs[f"{layout} beside"]
+    assert beside["errors"] == ["", ""]
+    loose = {"rtol": 1e-3, "atol": 1e-4} if layout == "pipeline" else {"rtol": 0.0, "atol": 0.0}  # cuts are measured
+    torch.testing.assert_close(torch.tensor(beside["losses"]), torch.tensor(within["losses"]), **loose)
+    folders = [RunFolder(path=Path(run["folder"])) for run in (within, beside)]
+    for stem in ("last", "best"):
+        expected, found = (load_file(folder.weights / f"{stem}.safetensors") for folder in folders)
+        assert expected.keys() == found.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(found[key].float(), value.float(), msg=key, **loose)
+    assert [line["epoch"] for line in folders[1].records("evaluation")] == [1, 2]
+    expected_aps, aps = ([line["evaluation"]["ap"] for line in folder.epochs()] for folder in folders)
+    assert aps == pytest.approx(expected_aps, abs=1e-3)
+    assert len(aps) == 3

@@ -31,6 +31,12 @@ def test_the_epochs_fill_the_time() -> None:
     assert budget.epochs(TrainingState(epochs=6, epoch=5), spent_s=130.0) == 5
 
 
+def test_what_is_needed_at_the_end_is_kept_back() -> None:
+    budget = Budget(limit_s=100.0)
+    assert budget.epochs(TrainingState(epochs=300, epoch=1), spent_s=10.0, reserve_s=25.0) == 7
+    assert budget.epochs(TrainingState(epochs=9, epoch=8), spent_s=80.0, reserve_s=25.0) == 8
+
+
 def test_without_a_limit_the_epochs_stay() -> None:
     assert Budget(limit_s=None).epochs(TrainingState(epochs=7, epoch=3), spent_s=1e9) == 7
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch import nn
-    from torch.distributed import ProcessGroup
 
     from paceline.batch import Batch
     from paceline.data.index import Index
     from paceline.evaluation.config import PostprocessConfig
     from paceline.evaluation.evaluator import Evaluation
+    from paceline.parallel.gather import RankGroup
     from paceline.records import EvaluationRecord
 
 
@@ -50,7 +50,7 @@ def evaluate_network(
     *,
     device: torch.device,
     amp_dtype: torch.dtype | None,
-    group: ProcessGroup | None = None,
+    group: RankGroup | None = None,
     stops: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Run the network, with normalisations folded into its convolutions, over all batches and score it.
@@ -100,7 +100,7 @@ class Evaluations:
         assert record is not None, "the first rank scores"
         return record
 
-    def apart(self, group: ProcessGroup | None) -> Callable[[nn.Module, Callable[[], bool]], EvaluationRecord | None]:
+    def apart(self, group: RankGroup | None) -> Callable[[nn.Module, Callable[[], bool]], EvaluationRecord | None]:
         """Return what evaluates on another thread than the one that trains.
 
         It takes a network, and what says whether to stop, and returns the figures on the first rank, None on the
@@ -116,7 +116,7 @@ class Evaluations:
         self,
         network: nn.Module,
         *,
-        group: ProcessGroup | None = None,
+        group: RankGroup | None = None,
         stops: Callable[[], bool] = lambda: False,
     ) -> EvaluationRecord | None:
         evaluation = evaluate_network(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from paceline.evaluation.table import DetectionTable
 
 T = TypeVar("T")
+RankGroup: TypeAlias = "ProcessGroup"
+"""Ranks that talk to each other, for rooms that only hand it on."""
 
 
 def from_first(value: T) -> T:

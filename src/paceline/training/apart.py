@@ -63,7 +63,9 @@ class Apart:
         self._stopped = threading.Event()
         self._errand: Errand[Answer | None] | None = None
         self._network: Module | None = None
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # priority 0 is the least there is
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # priority 0, the least there is
         self.epoch = 0
         """Of the weights that are being evaluated; 0 while there is nothing on its way."""
 
