@@ -43,6 +43,10 @@ class Batch:
         """Images B3HW in [0, 1], in the same memory format: float32 from uint8, others as they are."""
         return self.images if self.images.is_floating_point() else self.images.float().div_(255.0)
 
+    def rows(self, start: int, stop: int) -> Self:
+        """Return some of its images as a batch that looks at the same memory."""
+        return type(self)(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return the batch with every tensor on `device`."""
         moved = {field.name: getattr(self, field.name).to(device, non_blocking=non_blocking) for field in fields(self)}

@@ -14,6 +14,7 @@ from paceline.parallel.data import DataEngine, Replicas, Shards
 from paceline.parallel.feed import Feed
 from paceline.parallel.gather import from_first
 from paceline.parallel.mesh import Mesh
+from paceline.parallel.micro import MicroBatches
 from paceline.parallel.norms import BatchStatistics
 from paceline.parallel.partition import measure, solve
 from paceline.parallel.pipeline import PipelineEngine
@@ -86,8 +87,8 @@ class Ranks:
         """
         layout, mesh = self.layout, self._mesh
         if mesh is None:
-            return SingleEngine(
-                network, criterion, amp_dtype=amp_dtype, clip=clip, ledger=ledger, loss_scale=loss_scale
+            return MicroBatches(
+                SingleEngine(network, criterion, amp_dtype=amp_dtype, clip=clip, ledger=ledger, loss_scale=loss_scale)
             )
         if layout.pipeline > 1:
             share = batch // layout.replicas

@@ -145,6 +145,12 @@ class BatchStatistics:
     def _of_all(self, kind: Literal["latest", "sums"]) -> list[Tensor]:
         return [value for norm in self._norms.values() for value in (norm.latest if kind == "latest" else norm.sums)]
 
+    @torch.no_grad()
+    def drop(self) -> None:
+        """Forget the parts since the last commit, one that was given up in the middle among them."""
+        self._part.number = 0.0
+        torch._foreach_zero_([value for norm in self._norms.values() for value in (norm.mean, norm.variance)])
+
     def pending(self) -> dict[str, Tensor]:
         """Return the mean and number of the parts since the last commit, for a checkpoint; empty if there are none."""
         if float(self._parts) == 0:

@@ -72,6 +72,21 @@ class SingleEngine:
         self._sum.add(detached, len(batch))
         return detached
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where it is in accumulating: a number of its own for each update, and how many batches came since."""
+        return self._sum.place
+
+    def drop(self) -> None:
+        """Forget what was accumulated since the last update, a batch that failed in the middle included."""
+        self._sum.reset()
+        self._statistics.drop()
+
     def gradient(self) -> Tensor:
         """Divide the summed gradients once, clip them, and say whether they are finite (0.0) or not (1.0)."""
         self._statistics.commit()
