@@ -98,6 +98,14 @@ def test_overrides_go_before_the_file(tmp_path: Path) -> None:
         ({"resume": True}, "loop", {"resume": "true"}),
         ({"resume": "False"}, "loop", {"resume": ""}),
         ({"resume": Path("runs/train")}, "loop", {"resume": "runs/train"}),
+        ({"batch": "auto"}, "data", {"batch": -1, "memory": 0.8}),
+        ({"batch": "AUTO", "memory": 0.5}, "data", {"batch": -1, "memory": 0.5}),
+        ({"batch": -1}, "data", {"batch": -1, "memory": 0.8}),
+        ({"batch": "-1"}, "data", {"batch": -1, "memory": 0.8}),
+        ({"batch": 0.7}, "data", {"batch": -1, "memory": 0.7}),
+        ({"batch": ".35"}, "data", {"batch": -1, "memory": 0.35}),
+        ({"batch": 16.0}, "data", {"batch": 16, "memory": 0.8}),
+        ({"batch": None}, "data", {"batch": 16}),
         ({"device": 0}, "loop", {"device": "0"}),
         ({"device": "cuda:1"}, "loop", {"device": "1"}),
         ({"device": [1]}, "loop", {"device": "1"}),
@@ -133,8 +141,10 @@ def test_spellings(given: dict[str, object], room: str, expected: dict[str, obje
         ({"epochs": 2.5}, "not a whole number"),
         ({"epochs": True}, "not a whole number"),
         ({"batch": 0}, "at least 1"),
-        ({"batch": -1}, "give the number of images"),
-        ({"batch": 0.7}, "give the number of images"),
+        ({"batch": -2}, "at least 1"),
+        ({"batch": 1.5}, "not a whole number"),
+        ({"batch": 0.7, "memory": 0.5}, "drop one"),
+        ({"memory": 0}, "above 0 and at most 1"),
         ({"fraction": 1.5}, "above 0 and at most 1"),
         ({"fraction": 0}, "above 0 and at most 1"),
         ({"fliplr": -0.1}, "at least 0 and at most 1"),
@@ -213,3 +223,10 @@ def test_options_never_import_torch() -> None:
 @pytest.mark.parametrize(("spelled", "value"), [(True, 0.5), ("true", 0.5), (False, 0.0), ("0.25", 0.25), (0, 0.0)])
 def test_multi_scale_is_a_share_or_yes_or_no(spelled: object, value: float) -> None:
     assert TrainOptions.from_flat({"multi_scale": spelled}).augment.multi_scale == value
+
+
+@pytest.mark.parametrize("batch", ["auto", -1, 0.7])
+@pytest.mark.parametrize("command", [ValOptions, PredictOptions])
+def test_only_training_measures_its_batch(command: type[Options], batch: object) -> None:
+    with pytest.raises(UserError, match=rf"chooses a batch by measuring training; give {command.COMMAND} a number"):
+        command.from_flat({"batch": batch})

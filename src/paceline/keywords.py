@@ -17,7 +17,8 @@ class TrainKeywords(TypedDict, total=False):
     exist_ok: bool
     data: str | Path
     imgsz: int
-    batch: int
+    batch: float | Literal["auto"]
+    memory: float
     workers: int
     cache: bool | Literal["auto", "none", "ram", "disk", "device"]
     rect: bool

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 STRIDE = 32
+AUTO_BATCH = -1
+"""`batch=auto`, as a number."""
 _WORDS: dict[str, bool | None] = {
     "true": True,
     "yes": True,
@@ -62,6 +64,7 @@ _POSITIVE = Bounds(least=1)
 BOUNDS = MappingProxyType(
     {
         "batch": _POSITIVE,
+        "memory": Bounds(above=0, most=1),
         "workers": Bounds(least=-1),
         "fraction": Bounds(above=0, most=1),
         "classes": Bounds(least=0),
@@ -232,6 +235,8 @@ def _check_bounds(name: str, value: object) -> None:
     bounds = BOUNDS.get(name)
     if bounds is None:
         return
+    if name == "batch" and value == AUTO_BATCH:
+        return
     for entry in value if isinstance(value, tuple) else (value,):
         if not bounds.hold(float(entry)):
             raise UserError(f"{name}={entry} is out of range; it must be {bounds}.")
@@ -260,11 +265,13 @@ def _spell_imgsz(value: object) -> object:
 
 def _spell_batch(value: object) -> object:
     simple = plain(value)
-    if isinstance(simple, int | float) and (simple == -1 or 0 < simple < 1):
-        raise UserError(
-            f"batch={value} asks for a batch chosen by memory, which is not there yet; give the number of images."
-        )
-    return simple
+    return AUTO_BATCH if isinstance(simple, str) and simple.strip().lower() == "auto" else simple
+
+
+def memory_of_batch(value: object) -> float | None:
+    """Read the share of memory that a batch such as 0.7 names; None for any other batch."""
+    simple = plain(value)
+    return simple if isinstance(simple, float) and 0 < simple < 1 else None
 
 
 def _spell_device(value: object) -> str:

@@ -17,7 +17,7 @@ from paceline.data.config import AugmentConfig, DataConfig
 from paceline.errors import UserError
 from paceline.evaluation.config import PostprocessConfig
 from paceline.losses.config import LossConfig
-from paceline.option_values import typed
+from paceline.option_values import AUTO_BATCH, memory_of_batch, typed
 from paceline.parallel.config import LimitsConfig, ParallelConfig, RanksConfig
 from paceline.records import RunConfig, to_jsonable, write_atomically
 from paceline.training.config import LoopConfig, OptimConfig
@@ -60,7 +60,7 @@ class Options:
         """
         known = option_fields(cls)
         values: dict[str, dict[str, object]] = {}
-        for name, value in mapping.items():
+        for name, value in _settle_batch(cls, mapping).items():
             key = name.replace("-", "_")
             if key in known:
                 entry = known[key]
@@ -276,6 +276,24 @@ def option_fields(options: type[Options]) -> Mapping[str, OptionField]:
             assert option.name not in table, f"two rooms have an option {option.name}"
             table[option.name] = option
     return table
+
+
+def _settle_batch(options: type[Options], mapping: Mapping[str, object]) -> dict[str, object]:
+    """Write out what a batch that is not a number means: `0.7` is `auto` with this share of the memory.
+
+    Raises UserError for a share that is named twice, and where the batch is not chosen.
+    """
+    settled = dict(mapping)
+    share = memory_of_batch(mapping.get("batch"))
+    if share is None and str(mapping.get("batch", "")).strip().lower() not in {"auto", str(AUTO_BATCH)}:
+        return settled
+    if "memory" not in option_fields(options):
+        raise UserError(f"batch={mapping['batch']} chooses a batch by measuring training; give {options.COMMAND} a number.")
+    if share is not None:
+        if mapping.get("memory") is not None:
+            raise UserError(f"batch={mapping['batch']} is a share of memory, and memory= names one too; drop one.")
+        settled |= {"batch": AUTO_BATCH, "memory": share}
+    return settled
 
 
 def unknown_option(options: type[Options], name: str) -> UserError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
-import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from batches import NUM_CLASSES, make_batch, rows
+from batches import NUM_CLASSES, make_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +25,6 @@ from paceline.parallel.micro import MicroBatches, divide
 from paceline.parallel.single import SingleEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor, nn
 
     from paceline.batch import Batch
@@ -200,7 +198,7 @@ def test_later_batches_start_where_it_fitted(network: nn.Module, caplog: pytest.
             engine.gradient()
     assert memory.failures == 2
     (message,) = (record.getMessage() for record in caplog.records)
-    assert message.startswith("Out of memory with 8 images of 64 px: this step and the next ones go in micro-batches of 2")
+    assert message.startswith("Out of memory with 8 images of 64 px: this step and the next ones go in micro-batches")
     assert "batch=2 (and nbs to 8 or more" in message
 
 
@@ -410,10 +408,8 @@ print(engine._most_px // 320**2, bool(torch.isfinite(sums.total)))
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the limit of the address space is Linux'")
-def test_a_real_limit(tmp_path: object) -> None:
+def test_a_real_limit() -> None:
     """The address space of a process is limited; 16 images of 320 px need about 1.5 GB."""
-    from pathlib import Path
-
     here = str(Path(__file__).parent)
     done = subprocess.run([sys.executable, "-c", REAL], cwd=here, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

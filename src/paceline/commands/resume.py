@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from paceline.errors import UserError
+from paceline.option_values import AUTO_BATCH
 from paceline.options import LAYOUT_OPTIONS, TrainOptions
 from paceline.parallel.config import LimitsConfig
 from paceline.records import RunFolder
@@ -43,7 +44,7 @@ def _begun_folder(options: TrainOptions) -> RunFolder | None:
     if not (folder.weights / "resume.safetensors").is_file():
         return None
     before, now = TrainOptions.read(folder.config).to_flat(), options.to_flat()
-    free = {"resume", "device", "exist_ok"} | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
+    free = {"resume", "device", "exist_ok"} | ({"batch"} if options.data.batch == AUTO_BATCH else set()) | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
     changed = [name for name in now if name not in free and now[name] != before[name]]
     if changed:
         log.warning(

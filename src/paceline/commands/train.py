@@ -13,6 +13,7 @@ import torch
 
 from paceline.commands.device import backend_of, count_devices, describe_device, place, resolve_device
 from paceline.commands.evaluation import Evaluations
+from paceline.commands.memory import Exhaustion, Fitted, FittingBatch, held_bytes
 from paceline.commands.pictures import RunPictures
 from paceline.commands.resume import resumed_folder
 from paceline.commands.run_data import RunData, splits
@@ -24,7 +25,7 @@ from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
-from paceline.option_values import STRIDE
+from paceline.option_values import AUTO_BATCH, STRIDE
 from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.fingerprint import digest_of, digest_of_package
@@ -42,6 +43,7 @@ from paceline.training.loop import Loop
 from paceline.training.optim import build_optimizer
 from paceline.training.precision import choose_precision
 from paceline.training.recipe import Recipe
+from paceline.training.rehearsal import Cast
 from paceline.training.state import TrainingState
 from paceline.training.step import EagerStep
 
@@ -57,6 +59,8 @@ log = logging.getLogger("paceline")
 
 ANY_NUMBER = 10**9
 """Of nodes, while the network is not there yet."""
+ANY_BATCH = 64
+"""Of a device, while nobody has measured how much it takes."""
 MAY_DIFFER = frozenset({"model", "data", "project", "name", "exist_ok", "resume", "device", "workers", "cache"})
 """Options that may differ between ranks: places, and how a host does its part. Data are compared by what they hold."""
 _PHASES = {
@@ -122,7 +126,12 @@ def ranks_to_launch(options: TrainOptions) -> int:
 def check_layout(options: TrainOptions, devices: int) -> None:
     """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
     if options.loop.resume in {"", "auto"}:
-        layout = Layout.of(options.parallel, devices=devices, batch=options.data.batch, nodes=ANY_NUMBER)
+        is_auto, batch = options.data.batch == AUTO_BATCH, options.data.batch
+        if is_auto:
+            batch = devices * max(options.parallel.microbatches, ANY_BATCH)
+        layout = Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
+        if layout.pipeline > 1 and is_auto:
+            raise UserError("batch=auto measures the whole network on one device, which stages are not; give a number.")
         if layout.pipeline > 1 and options.augment.multi_scale > 0:
             raise UserError(
                 "multi_scale changes the image size on the way, which stages cannot; leave one of them out."
@@ -161,6 +170,10 @@ class _Training:
         self._train_index, self._val_index = splits(self._data_set)
         group.agree("data", {"data": f"{self._train_index.digest()} {self._val_index.digest()}"})
         self._loaded = self._network()
+        self._fitted: Fitted | None = None
+        self._amp = options.loop.amp
+        if options.data.batch == AUTO_BATCH:
+            self._options = options = self._measured_batch(options)
         self._batch = self._fitting_batch()
         layout = Layout.of(
             options.parallel, devices=num_ranks(), batch=self._batch, nodes=len(self._loaded.network.nodes)
@@ -168,7 +181,7 @@ class _Training:
         _require_statistics(options, self._batch // (layout.replicas * layout.microbatches) * layout.norm_ranks)
         self._ranks = Ranks(layout, self._device)
         precision = choose_precision(
-            options.loop.amp,
+            self._amp,
             self._loaded.network,
             device=self._device,
             imgsz=options.data.imgsz,
@@ -272,7 +285,17 @@ class _Training:
                 return state.step, _PHASES.get(self._ledger.outermost, usual)
 
             self._group.follow(place_of_main_thread)
-            end = loop.run()
+            layout = self._ranks.layout
+            exhaustion = Exhaustion(
+                batch=self._batch,
+                unit=layout.replicas * layout.microbatches,
+                device=self._device,
+                rank=self._group.rank,
+                fitted=self._fitted,
+            )
+            held = held_bytes(engine.network, self._device, states=1 if recipe.plan.name == "SGD" else 2)
+            with exhaustion.explained(held, lambda: state.step > first_step):
+                end = loop.run()
             self._group.follow(None)
             self._group.report(state.step, "end")
             if pictures and evaluations.best is not None:
@@ -320,17 +343,53 @@ class _Training:
         ranks = num_ranks()
         return asked if asked <= available else max(available // ranks, 1) * ranks
 
-    def _engine(self) -> Engine:
+    def _measured_batch(self, options: TrainOptions) -> TrainOptions:
+        """Put a number in the place of `batch=auto`, which the run keeps; it holds in the precision it is measured in."""
+        network, names = self._loaded.network, self._data_set.names
+        precision = from_first(
+            choose_precision(self._amp, network, device=self._device, imgsz=options.data.imgsz, batch=4)
+        )
+        self._amp = "off" if precision.name == "fp32" else precision.name
+        recipe = Recipe.of(
+            options.optim,
+            num_images=len(self._train_index),
+            num_classes=len(names),
+            batch=options.optim.nbs,
+            epochs=options.loop.epochs,
+        )
+        cast = Cast(
+            network=network,
+            criterion=self._criterion(),
+            optimizer=recipe.plan,
+            precision=precision,
+            freeze=options.loop.freeze,
+            clip=options.optim.clip,
+        )
+        self._fitted = FittingBatch(
+            cast=cast,
+            data=options.data,
+            augment=options.augment,
+            train_index=self._train_index,
+            val_index=self._val_index,
+            device=self._device,
+            rank=self._group.rank,
+            nbs=options.optim.nbs,
+        ).find()
+        return dataclasses.replace(options, data=dataclasses.replace(options.data, batch=self._fitted.batch))
+
+    def _criterion(self) -> DetectionLoss:
         network = self._loaded.network
-        criterion = DetectionLoss(
+        return DetectionLoss(
             self._options.loss,
             num_classes=network.num_classes,
             reg_max=network.reg_max,
             strides=network.strides,
         )
+
+    def _engine(self) -> Engine:
         return self._ranks.engine(
-            network,
-            criterion,
+            self._loaded.network,
+            self._criterion(),
             batch=self._batch,
             imgsz=self._options.data.imgsz,
             amp_dtype=self._precision.amp_dtype,

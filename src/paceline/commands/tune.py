@@ -28,7 +28,7 @@ import yaml
 
 from paceline.data.dataset import open_data_set
 from paceline.errors import UserError
-from paceline.option_values import typed
+from paceline.option_values import AUTO_BATCH, typed
 from paceline.options import TrainOptions, TuneOptions, option_fields
 from paceline.records import RunConfig, RunFolder, write_atomically
 from paceline.training.budget import parse_duration
@@ -118,6 +118,11 @@ class _Tuning:
             raise UserError("A search needs an end: pass trials=50, or time=2h, or both.")
         if not options.loop.val:
             raise UserError("A search measures by the evaluations of its trials; leave val=False out.")
+        if options.data.batch == AUTO_BATCH:
+            raise UserError(
+                "A search compares trials of one batch, which each would measure anew beside the others; run `paceline "
+                "train batch=auto` once, and give the number that it says."
+            )
         if options.ranks.devices > 1:
             raise UserError("A trial has one device; name the devices that run trials side by side: device=0,1.")
         self._limit_s = parse_duration(options.loop.time) if options.loop.time else None

@@ -15,7 +15,9 @@ class DataConfig:
     imgsz: int = 640
     """Side of the network's square input, in pixels; a multiple of 32."""
     batch: int = 16
-    """Images per step over all devices."""
+    """Images per step over all devices; `auto` takes the fastest that fits, by measurement, and says so."""
+    memory: float = 0.8
+    """Share of the free memory that `batch=auto` may take; `batch=0.7` is both in one."""
     workers: int = -1
     """Loader threads; -1 takes one per core, 8 at most."""
     cache: Literal["auto", "none", "ram", "disk", "device"] = "auto"

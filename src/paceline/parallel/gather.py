@@ -29,13 +29,18 @@ def from_first(value: T) -> T:
     return cast("T", box[0])
 
 
-def largest(value: int) -> int:
-    """Return the largest of a number over all ranks, on each of them; waits until all have come here."""
+def of_all(value: T) -> list[T]:
+    """Return what each rank has, in their order, on every rank; any value that can be pickled."""
     if not dist.is_available() or not dist.is_initialized():
-        return value
+        return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
-    return int(max(values))
+    return values
+
+
+def largest(value: int) -> int:
+    """Return the largest of a number over all ranks, on each of them; waits until all have come here."""
+    return max(of_all(value))
 
 
 def group_apart() -> ProcessGroup | None:

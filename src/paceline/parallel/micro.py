@@ -96,15 +96,11 @@ class MicroBatches:
 
     def __init__(self, inner: SingleEngine) -> None:
         self.inner = inner
+        self.parts: Parts = inner.parts
         self._window = _Window()
         self._most_px: int | None = None
         """Pixels of the largest micro-batch that is tried; None while all batches go whole."""
         self._said: set[int] = set()
-
-    @property
-    def parts(self) -> Parts:
-        """What of the network lies on this rank: all."""
-        return self.inner.parts
 
     @property
     def network(self) -> nn.Module:

@@ -1,0 +1,146 @@
+"""A rehearsal: whole steps of training, and the answers of an evaluation, on copies; the run's own state stays."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from paceline.ledger import Ledger
+from paceline.models.fusion import fuse
+from paceline.parallel.exhaustion import is_out_of_memory
+from paceline.parallel.single import SingleEngine
+from paceline.training.auto_batch import Trial
+from paceline.training.ema import Ema
+from paceline.training.freeze import freeze_nodes
+from paceline.training.optim import build_optimizer, update
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paceline.batch import Batch
+    from paceline.models.graph import DetectionModel
+    from paceline.parallel.engine import Criterion
+    from paceline.training.optim import OptimPlan
+    from paceline.training.peak import Peak
+    from paceline.training.precision import Precision
+
+WARM_UP_STEPS = 1
+"""Libraries choose their ways, and the optimiser makes its state, in the first step."""
+_TIMED_S, _TIMED_STEPS = 0.5, 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cast:
+    """What a rehearsal makes its copies of."""
+
+    network: DetectionModel
+    criterion: Criterion
+    optimizer: OptimPlan
+    precision: Precision
+    freeze: int
+    """Nodes that are not trained."""
+    clip: float
+
+
+class Rehearsal:
+    """A copy of a network with an optimiser, an average and an engine of its own, on the network's device."""
+
+    def __init__(self, cast: Cast) -> None:
+        network = copy.deepcopy(cast.network).train()
+        for module in freeze_nodes(network, cast.freeze):
+            module.eval()
+        precision = cast.precision
+        self._amp_dtype = precision.amp_dtype
+        self._device = next(network.parameters()).device
+        self._engine = SingleEngine(
+            network,
+            cast.criterion,
+            amp_dtype=precision.amp_dtype,
+            clip=cast.clip,
+            ledger=Ledger(),
+            loss_scale=precision.loss_scale,
+        )
+        self._optimizer = build_optimizer(cast.optimizer, network)
+        self._ema = Ema(network)
+
+    def step(self, batch: Batch) -> None:
+        """Train on a batch of the device: forward, loss, backward, update, average."""
+        self._engine.accumulate(batch)
+        not_finite = self._engine.gradient()
+        update(self._optimizer, not_finite)
+        self._ema.update()
+
+    def evaluation(self, batch: Batch) -> Callable[[], None]:
+        """Return what answers a batch by the average with its norms folded in, again and again."""
+        folded = fuse(self._ema.network)
+
+        def answer() -> None:
+            with (
+                torch.inference_mode(),
+                torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None),
+            ):
+                folded(batch.network_input())
+
+        return answer
+
+    def seconds_per_step(self, batch: Batch) -> float:
+        """Time steps after those that warm up; the least, since other work can only make one slower."""
+        for _ in range(WARM_UP_STEPS):
+            self.step(batch)
+        times: list[float] = []
+        while len(times) < _TIMED_STEPS and sum(times) < _TIMED_S:
+            self._settle()
+            start = time.perf_counter()
+            self.step(batch)
+            self._settle()
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    def _settle(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RehearsalMeter:
+    """Measures memory and time of whole steps, each number of images with copies of its own."""
+
+    cast: Cast
+    peak: Peak
+    training: Callable[[int], Batch]
+    """Makes the batch of a number of images that needs the most memory."""
+    evaluation: Callable[[int], Batch]
+    """Makes a batch of evaluation."""
+    beside: bool = False
+    """Whether evaluation runs while training goes on, so that both need memory at once."""
+    further_bytes: int = 0
+    """What an image takes besides, such as in the loaders' buffers."""
+
+    def __call__(self, images: int) -> Trial | None:
+        """Take steps of so many images, and evaluate as many; None where memory ran out."""
+        device = next(self.cast.network.parameters()).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            try:
+                return self._tried(images, device)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+        self.peak.held_bytes()  # gives back what the failed try has left
+        return None
+
+    def _tried(self, images: int, device: torch.device) -> Trial:
+        held_bytes = self.peak.held_bytes()
+        rehearsal = Rehearsal(self.cast)
+        batch = self.training(images).to(device)
+        seconds: list[float] = []
+        peak_bytes = self.peak.of(lambda: seconds.append(rehearsal.seconds_per_step(batch)))
+        batch = self.evaluation(images).to(device)
+        evaluation_bytes = self.peak.of(rehearsal.evaluation(batch))
+        if self.beside:
+            peak_bytes += max(evaluation_bytes - held_bytes, 0)
+        most_bytes = max(peak_bytes, evaluation_bytes) + images * self.further_bytes
+        return Trial(images=images, peak_bytes=most_bytes, seconds=seconds[0])
