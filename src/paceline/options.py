@@ -288,7 +288,9 @@ def _settle_batch(options: type[Options], mapping: Mapping[str, object]) -> dict
     if share is None and str(mapping.get("batch", "")).strip().lower() not in {"auto", str(AUTO_BATCH)}:
         return settled
     if "memory" not in option_fields(options):
-        raise UserError(f"batch={mapping['batch']} chooses a batch by measuring training; give {options.COMMAND} a number.")
+        raise UserError(
+            f"batch={mapping['batch']} chooses a batch by measuring training; give {options.COMMAND} a number."
+        )
     if share is not None:
         if mapping.get("memory") is not None:
             raise UserError(f"batch={mapping['batch']} is a share of memory, and memory= names one too; drop one.")

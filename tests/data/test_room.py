@@ -30,6 +30,30 @@ def test_a_container_has_what_its_limit_leaves(tmp_path: Path, version: int, mon
     assert room.free_memory_bytes() == 7_000_000
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_groups_within_groups(tmp_path: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is in all groups from its own to the root; the tightest counts, and none outside of them."""
+    names = ("memory.max", "memory.current") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    root = tmp_path / "groups"
+    limits = {"": "max", "a": 9_000_000, "a/b": 8_000_000, "a/b/c": 1_000_000, "other": 10}
+    for place, limit in limits.items():
+        (root / place).mkdir(parents=True, exist_ok=True)
+        for name, value in zip(names, (limit, 2_000_000 if limit != 1_000_000 else 0), strict=True):
+            (root / place / name).write_text(f"{value}\n")
+        (root / place / "memory.stat").write_text("anon 5\n")
+    (tmp_path / names[0]).write_text("1\n")  # above the root, it is no group
+    (tmp_path / names[1]).write_text("0\n")
+    (tmp_path / "memory.stat").write_text("anon 5\n")
+    own = tmp_path / "own"
+    monkeypatch.setattr(room, "_OWN_GROUPS", own)
+    monkeypatch.setattr(room, "_CGROUP" if version == 2 else "_CGROUP_1", root)
+    monkeypatch.setattr(room, "_CGROUP_1" if version == 2 else "_CGROUP", tmp_path / "none")
+    for place, expected in (("/a/b", 6_000_000), ("/a", 7_000_000), ("/a/b/c", 1_000_000), ("/gone/too", None)):
+        own.write_text(f"9:cpu,cpuacct:/x\n0::{place}\n" if version == 2 else f"9:name=systemd:/\n4:memory:{place}\n")
+        found = room.free_memory_bytes()
+        assert found == expected if expected is not None else found > 2**24
+
+
 def test_no_limit_is_no_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     monkeypatch.setattr(room, "_CGROUP", tmp_path)

@@ -155,7 +155,9 @@ def test_what_always_holds(
             assert by_images[choice.images].images_per_s * SAME_SPEED >= trial.images_per_s
 
 
-@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**11)), min_size=2, max_size=5, unique_by=lambda t: t[0]))
+@given(
+    st.lists(st.tuples(st.integers(1, 64), st.integers(1, 10**11)), min_size=2, max_size=5, unique_by=lambda t: t[0])
+)
 def test_no_try_lies_above_the_line(points: list[tuple[int, int]]) -> None:
     trials = [Trial(images=images, peak_bytes=size, seconds=1) for images, size in points]
     line = Line.through(trials)

@@ -111,13 +111,13 @@ class FittingBatch:
         )
 
     def _room_bytes(self, peak: Peak, free_bytes: int, sharers: int) -> int:
-        """What this process may hold: what it has, and a share of what is free when the images have their place."""
+        """Count what this process may hold: what it does, and a share of what is free once images have their place."""
         needed_bytes = self._cache_bytes(free_bytes)
         free_bytes = max(free_bytes - needed_bytes, 0)
         return peak.held_bytes() + int(self.data.memory * free_bytes / sharers)
 
     def _cache_bytes(self, free_bytes: int) -> int:
-        """What decoded images will take where the network is, at most."""
+        """Count what decoded images will take where the network is, at most."""
         largest = max(sizes_of(self.data.imgsz, self.augment.multi_scale))
         train = room.decoded_bytes(self.train_index.sizes, reductions(self.train_index.sizes, largest))
         if self.device.type != "cpu":
@@ -270,4 +270,3 @@ def fitting_images(images: int, held_bytes: int, peak_bytes: int, available_byte
         return None
     per_image = (max(peak_bytes, available_bytes) - held_bytes) / images
     return max(int((_SAFE_SHARE * available_bytes - held_bytes) / per_image), 0)
-

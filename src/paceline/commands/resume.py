@@ -44,7 +44,9 @@ def _begun_folder(options: TrainOptions) -> RunFolder | None:
     if not (folder.weights / "resume.safetensors").is_file():
         return None
     before, now = TrainOptions.read(folder.config).to_flat(), options.to_flat()
-    free = {"resume", "device", "exist_ok"} | ({"batch"} if options.data.batch == AUTO_BATCH else set()) | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
+    free = {"resume", "device", "exist_ok"} | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
+    if options.data.batch == AUTO_BATCH:  # the folder has the number that was found
+        free |= {"batch"}
     changed = [name for name in now if name not in free and now[name] != before[name]]
     if changed:
         log.warning(

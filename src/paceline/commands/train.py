@@ -344,7 +344,7 @@ class _Training:
         return asked if asked <= available else max(available // ranks, 1) * ranks
 
     def _measured_batch(self, options: TrainOptions) -> TrainOptions:
-        """Put a number in the place of `batch=auto`, which the run keeps; it holds in the precision it is measured in."""
+        """Put a number in the place of `batch=auto`; it holds in the precision that it was measured in."""
         network, names = self._loaded.network, self._data_set.names
         precision = from_first(
             choose_precision(self._amp, network, device=self._device, imgsz=options.data.imgsz, batch=4)

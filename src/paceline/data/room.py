@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 _CGROUP = Path("/sys/fs/cgroup")
 _CGROUP_1 = Path("/sys/fs/cgroup/memory")
+_OWN_GROUPS = Path("/proc/self/cgroup")
 _UNLIMITED = 1 << 60
 _MOUNTS = Path("/proc/self/mounts")
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "ceph", "gluster", "beegfs", "afs", "9p", "orangefs", "fuse")
@@ -26,25 +27,39 @@ def decoded_bytes(sizes: NDArray[np.integer[Any]], reductions: NDArray[np.int64]
 
 
 def free_memory_bytes() -> int:
-    """Memory that this process may still take: of the machine, and of its container."""
+    """Memory that this process may still take: of the machine, and of each control group that it is in."""
     free = int(psutil.virtual_memory().available)
-    for limit, used, stat, inactive in (
-        (_CGROUP / "memory.max", _CGROUP / "memory.current", _CGROUP / "memory.stat", "inactive_file"),
-        (
-            _CGROUP_1 / "memory.limit_in_bytes",
-            _CGROUP_1 / "memory.usage_in_bytes",
-            _CGROUP_1 / "memory.stat",
-            "total_inactive_file",
-        ),
+    own = _own_groups()
+    for root, kind, names, inactive in (
+        (_CGROUP, "", ("memory.max", "memory.current"), "inactive_file"),
+        (_CGROUP_1, "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_inactive_file"),
     ):
-        try:  # without control groups, or without a limit, the machine's figure stands
-            most, taken = int(limit.read_text()), int(used.read_text())
-            entries = dict(line.split() for line in stat.read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        if most < _UNLIMITED:
-            free = min(free, most - taken + int(entries.get(inactive, 0)))
+        group = root / own.get(kind, "").lstrip("/")
+        for folder in (group, *group.parents):
+            if folder != root and root not in folder.parents:
+                break
+            left = _left_bytes(folder, names, inactive)
+            free = free if left is None else min(free, left)
     return max(free, 0)
+
+
+def _own_groups() -> dict[str, str]:
+    """Where this process is in each hierarchy of control groups: controller (empty in version 2) -> path."""
+    try:
+        lines = [line.split(":", 2) for line in _OWN_GROUPS.read_text().splitlines()]
+    except (OSError, UnicodeDecodeError):
+        return {}
+    return {kind: line[2] for line in lines if len(line) == 3 for kind in line[1].split(",")}
+
+
+def _left_bytes(folder: Path, names: tuple[str, str], inactive: str) -> int | None:
+    """Count what the limit of a group leaves, pages of idle files included; None without a limit."""
+    try:
+        most, taken = (int((folder / name).read_text()) for name in names)
+        entries = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # no control groups, or `max`: the machine's figure stands
+        return None
+    return most - taken + int(entries.get(inactive, 0)) if most < _UNLIMITED else None
 
 
 def free_disk_bytes(folder: Path) -> int:

@@ -190,6 +190,6 @@ class _Search:
         return Choice(images=chosen.images, trials=trials, line=self.line, limit=limit)
 
     def _eligible(self, usual: int) -> list[Trial]:
-        """Tries that speed may choose among, in rising order: from the usual size on, or the largest that fits."""
+        """Name the tries that speed may choose among, rising: from the usual size on, or the largest that fits."""
         sizes = sorted(self._trials)
         return [self._trials[images] for images in sizes if images >= min(usual, sizes[-1])]
