@@ -320,19 +320,20 @@ def test_what_came_past_it_is_kept(network: nn.Module) -> None:
     expected = single(copy.deepcopy(network))
     for batch in batches[:2]:
         expected.accumulate(batch)
-    micro_from_the_start(expected, batches[2:], 2)
+    micro_from_the_start(expected, batches[2:], 1)
 
     engine = MicroBatches(single(copy.deepcopy(network)))
     torch.manual_seed(7)
     engine.accumulate(batches[0], completes=False)
-    engine.inner.accumulate(batches[1])
-    fail_in_backward(engine.inner, Memory(room=2), "inner.model.0.conv")
+    with engine.unwatched():
+        engine.inner.accumulate(batches[1])
+    fail_in_backward(engine.inner, Memory(room=1), "inner.model.0.conv")  # fails twice: the copy serves twice
     engine.accumulate(batches[2])
     assert_equal(state(engine), state(expected))
 
 
 def test_an_update_past_it_ends_the_window(network: nn.Module) -> None:
-    """Counts of batches agree by chance: one before the update, one after it that this engine has not seen."""
+    """A window was begun, a graph has finished it and begun the next one."""
     batches = [make_batch(4, seed=seed) for seed in range(4)]
     torch.manual_seed(7)
     expected = single(copy.deepcopy(network))
@@ -346,13 +347,33 @@ def test_an_update_past_it_ends_the_window(network: nn.Module) -> None:
     engine = MicroBatches(single(copy.deepcopy(network)))
     torch.manual_seed(7)
     engine.accumulate(batches[0], completes=False)
-    engine.inner.accumulate(batches[1])
-    engine.inner.gradient()
-    engine.network.zero_grad()
-    engine.inner.accumulate(batches[2])
+    with engine.unwatched():
+        engine.inner.accumulate(batches[1])
+        engine.inner.gradient()
+        engine.network.zero_grad()
+        engine.inner.accumulate(batches[2])
     fail_in_forward(engine.inner, Memory(room=2), "inner.model.0")
     engine.accumulate(batches[3])
     assert_equal(state(engine), state(expected))
+
+
+def test_it_stands_aside_where_nobody_watches(network: nn.Module) -> None:
+    """A recording that fails is its recorder's to mend, also where micro-batches are known to be needed."""
+    engine = MicroBatches(single(copy.deepcopy(network)))
+    memory = Memory(room=2)
+    fail_in_forward(engine.inner, memory, "inner.model.0")
+    with engine.unwatched(), pytest.raises(torch.OutOfMemoryError):
+        engine.accumulate(make_batch(4))
+    engine.inner.drop()
+    assert memory.calls == 1
+    engine.accumulate(make_batch(4))  # whole, which fails, then two by two
+    assert memory.calls == 4
+    with engine.unwatched():
+        engine.accumulate(make_batch(4))
+    assert memory.calls == 6
+    memory.room = 1
+    with engine.unwatched(), pytest.raises(torch.OutOfMemoryError):
+        engine.accumulate(make_batch(4))
 
 
 def test_nothing_is_kept_where_every_batch_completes(network: nn.Module) -> None:

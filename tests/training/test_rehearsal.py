@@ -100,7 +100,7 @@ def test_the_run_stays_as_it_is(network: DetectionModel) -> None:
 
 def test_a_step_moves_everything_that_training_moves(network: DetectionModel) -> None:
     rehearsal = Rehearsal(cast(network, freeze=2))
-    copied, ema = rehearsal._engine.network, rehearsal._ema.network
+    copied, ema = rehearsal.eager.engine.network, rehearsal.eager.ema.network
     before, average = copy.deepcopy(copied.state_dict()), copy.deepcopy(ema.state_dict())
     for _ in range(2):
         rehearsal.step(make_batch(2))
@@ -109,7 +109,7 @@ def test_a_step_moves_everything_that_training_moves(network: DetectionModel) ->
     assert "model.5.bn.running_mean" in moved
     assert not any(name.startswith(("model.0.", "model.1.")) for name in moved)
     assert any(not torch.equal(value, average[name]) for name, value in ema.state_dict().items())
-    assert rehearsal._optimizer.state
+    assert rehearsal.eager.optimizer.state
 
 
 @pytest.mark.parametrize(

@@ -219,6 +219,10 @@ class DataEngine:
         """Return every tensor that these two change in place, beside the network's own and the gradients."""
         return self._sum.state() + self._statistics.state()
 
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Do nothing: what goes wrong in a step is nothing to this engine."""
+        return nullcontext()
+
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
         pending = self._sum.pending()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -59,6 +60,9 @@ class Engine(Protocol):
 
         None of them ever moves in memory; copying them is all it takes to go back to an earlier moment.
         """
+
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Surround steps that are none of the run, as while a graph is recorded, or go past this engine: its replay."""
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing.

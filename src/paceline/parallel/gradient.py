@@ -51,6 +51,13 @@ class GradientSum:
         """Return this rank's gradients, of sharded parameters its shards, to be changed in place."""
         return [local(value.grad) for value in self.parameters.values() if value.grad is not None]
 
+    def drop(self) -> None:
+        """Forget what was added since the last update, gradients that a failed backward pass has left among it."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        self._images.zero_()
+        self._normaliser.zero_()
+
     @torch.no_grad()
     def finish(self, *, share: float = 1.0, add_up: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Divide the gradients once, clip them, and say whether they are finite (0.0) or not (1.0).

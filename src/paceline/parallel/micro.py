@@ -8,13 +8,15 @@ batch 16                       fails somewhere: nothing of it counts
 
 A step that fails in the middle has added a part of its gradients and statistics. So what came before it in the same
 update is run again from nothing: the batches since the last update are kept for that, and of what came past this
-engine (a run that goes on, a graph that was replayed) a copy is made before anything is added to it.
+engine (a run that goes on, a graph that was replayed) a copy is made before anything is added to it. While a graph is
+recorded it stands aside.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,7 +27,7 @@ from paceline.losses.detection import LossSums
 from paceline.parallel.exhaustion import describe_memory, is_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -76,15 +78,28 @@ class _Entry:
     random: _Random
 
 
+class _Copy:
+    """What an engine had accumulated at some moment."""
+
+    def __init__(self, engine: SingleEngine) -> None:
+        self._state = [value.clone() for value in engine.state()]
+        self._gradients = [None if value.grad is None else value.grad.clone() for value in engine.network.parameters()]
+
+    @torch.no_grad()
+    def put_back(self, engine: SingleEngine) -> None:
+        """Go back to that moment; may be done again."""
+        torch._foreach_copy_(engine.state(), self._state)
+        for parameter, gradient in zip(engine.network.parameters(), self._gradients, strict=True):
+            parameter.grad = None if gradient is None else gradient.clone()
+
+
 class _Window:
     """What was accumulated since the last update, so that it can be accumulated again."""
 
     def __init__(self) -> None:
         self.entries: list[_Entry] = []
-        self.before: dict[str, Tensor] = {}
-        """Copy of what was pending when the first entry came."""
-        self.place: tuple[int, int] | None = None
-        """Where the engine was after the last entry; None without one."""
+        self.before: _Copy | None = None
+        """What was there when the first entry came; None for nothing."""
 
 
 class MicroBatches:
@@ -97,10 +112,12 @@ class MicroBatches:
     def __init__(self, inner: SingleEngine) -> None:
         self.inner = inner
         self.parts: Parts = inner.parts
+        self.is_capturable = inner.is_capturable
         self._window = _Window()
         self._most_px: int | None = None
         """Pixels of the largest micro-batch that is tried; None while all batches go whole."""
         self._said: set[int] = set()
+        self._stands_aside = False
 
     @property
     def network(self) -> nn.Module:
@@ -112,9 +129,10 @@ class MicroBatches:
 
         Raises UserError where not even one image fits.
         """
-        if _is_being_captured(self.inner.device):  # a try that is given up there is the capturer's to mend
-            return self.inner.accumulate(batch, completes=completes)
-        self._open_window()
+        if self._stands_aside:
+            return self._in_parts(batch, completes=completes)
+        if not self._window.entries and _gradients_wait(self.inner.network):
+            self._window.before = _Copy(self.inner)
         entry = _Entry(batch=batch, completes=completes, random=_Random.of(self.inner.device))
         entries, tried_px = [*self._window.entries, entry], self._most_px
         sums = self._try([entry])
@@ -127,12 +145,27 @@ class MicroBatches:
             self._window = _Window()
         else:
             self._window.entries.append(entry)
-            self._window.place = self.inner.place
         return sums
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Surround what is no step of the run, and fails as it fails, or what happens past this engine."""
+        self._stands_aside = True
+        try:
+            yield
+        finally:
+            self._stands_aside = False
+            self._window = _Window()
 
     def gradient(self) -> Tensor:
         """Divide the summed gradients once, clip them, and say whether they are finite (0.0) or not (1.0)."""
+        if not self._stands_aside:
+            self._window = _Window()
         return self.inner.gradient()
+
+    def state(self) -> list[Tensor]:
+        """Return every tensor that these two change in place, beside the network's own and the gradients."""
+        return self.inner.state()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""
@@ -143,20 +176,12 @@ class MicroBatches:
         self.inner.load_pending(tensors)
         self._window = _Window()
 
-    def _open_window(self) -> None:
-        """Start a new one after an update, and where something was accumulated that this one does not know."""
-        if self._window.entries and self._window.place == self.inner.place:
-            return
-        self._window = _Window()
-        if self.inner.place[1]:
-            self._window.before = {name: value.detach().clone() for name, value in self.inner.pending().items()}
-
     def _try(self, entries: list[_Entry]) -> LossSums | None:
         """Accumulate these batches; returns the sums of the last one, None where memory ran out."""
         sums: LossSums | None = None
         for entry in entries:
             try:
-                sums = self._in_parts(entry)
+                sums = self._in_parts(entry.batch, completes=entry.completes)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -164,14 +189,14 @@ class MicroBatches:
                 return None
         return sums
 
-    def _in_parts(self, entry: _Entry) -> LossSums:
-        batch, sums, start = entry.batch, None, 0
+    def _in_parts(self, batch: Batch, *, completes: bool) -> LossSums:
+        sums, start = None, 0
         sizes = self._sizes(batch)
         if len(sizes) == 1:
-            return self.inner.accumulate(batch, completes=entry.completes)
+            return self.inner.accumulate(batch, completes=completes)
         for number, size in enumerate(sizes, start=1):
             part = batch.rows(start, start + size)
-            of_part = self.inner.accumulate(part, completes=entry.completes and number == len(sizes))
+            of_part = self.inner.accumulate(part, completes=completes and number == len(sizes))
             sums = of_part if sums is None else _added(sums, of_part)
             start += size
         assert sums is not None
@@ -201,7 +226,8 @@ class MicroBatches:
         if self.inner.device.type == "cuda":
             torch.cuda.empty_cache()
         self.inner.drop()
-        self.inner.load_pending(self._window.before)
+        if self._window.before is not None:
+            self._window.before.put_back(self.inner)
         first.random.put_back(self.inner.device)
 
     def _say(self, batch: Batch) -> None:
@@ -230,5 +256,6 @@ def _added(first: LossSums, second: LossSums) -> LossSums:
     )
 
 
-def _is_being_captured(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+def _gradients_wait(network: nn.Module) -> bool:
+    """Whether something was accumulated already."""
+    return any(parameter.grad is not None for parameter in network.parameters())

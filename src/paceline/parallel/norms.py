@@ -134,9 +134,7 @@ class BatchStatistics:
             torch._foreach_add_(running, sums)
             counts = [cast("Tensor", norm.num_batches_tracked) for norm in chosen]
             torch._foreach_add_(counts, [are_there.long()] * len(counts))
-        if self._norms:  # the next part takes all of the weight, but 0 x NaN would stay NaN
-            torch._foreach_zero_(self._of_all("sums") + self._of_all("latest"))
-        self._parts.zero_()
+        self.drop()  # the next part takes all of the weight, but 0 x NaN would stay NaN
 
     def state(self) -> list[Tensor]:
         """Return every tensor that changes in place beside the network's own."""
@@ -148,8 +146,9 @@ class BatchStatistics:
     @torch.no_grad()
     def drop(self) -> None:
         """Forget the parts since the last commit, one that was given up in the middle among them."""
-        self._part.number = 0.0
-        torch._foreach_zero_([value for norm in self._norms.values() for value in (norm.mean, norm.variance)])
+        if self._norms:
+            torch._foreach_zero_(self._of_all("sums") + self._of_all("latest"))
+        self._parts.zero_()
 
     def pending(self) -> dict[str, Tensor]:
         """Return the mean and number of the parts since the last commit, for a checkpoint; empty if there are none."""

@@ -13,6 +13,7 @@ stage's gradients are summed over them once per update, after the schedule has e
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +34,7 @@ from paceline.prefix import with_prefix, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -145,6 +147,10 @@ class PipelineEngine:
     def state(self) -> list[Tensor]:
         """Return every tensor that these two change in place, beside the network's own and the gradients."""
         return self._sum.state() + self._statistics.state()
+
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Do nothing: what goes wrong in a step is nothing to this engine."""
+        return nullcontext()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from paceline.prefix import with_prefix, without_prefix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor, nn
 
@@ -77,14 +79,9 @@ class SingleEngine:
         """Where it computes."""
         return self._device
 
-    @property
-    def place(self) -> tuple[int, int]:
-        """Where it is in accumulating: a number of its own for each update, and how many batches came since."""
-        return self._sum.place
-
     def drop(self) -> None:
         """Forget what was accumulated since the last update, a batch that failed in the middle included."""
-        self._sum.reset()
+        self._sum.drop()
         self._statistics.drop()
 
     def gradient(self) -> Tensor:
@@ -95,6 +92,10 @@ class SingleEngine:
     def state(self) -> list[Tensor]:
         """Return every tensor that these two change in place, beside the network's own and the gradients."""
         return self._sum.state() + self._statistics.state()
+
+    def unwatched(self) -> AbstractContextManager[None]:
+        """Do nothing: what goes wrong in a step is nothing to this engine."""
+        return nullcontext()
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was accumulated since the last update, for a checkpoint; empty if there is nothing."""

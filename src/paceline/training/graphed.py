@@ -157,7 +157,8 @@ class GraphedStep:
             self._inputs.place(batch, key.boxes)
             if key.adds:
                 self._gradients.keep()
-            graph.recording.replay()
+            with self._step.engine.unwatched():
+                graph.recording.replay()
             if completes:
                 self._gradients.drop()
             else:
@@ -209,7 +210,7 @@ class GraphedStep:
             else:
                 gradients.drop()
 
-        with self._undone():
+        with self._undone(), step.engine.unwatched():
             if key.adds:
                 gradients.keep()
             with self._capture.aside():

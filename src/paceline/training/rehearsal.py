@@ -16,7 +16,8 @@ from paceline.parallel.single import SingleEngine
 from paceline.training.auto_batch import Trial
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
-from paceline.training.optim import build_optimizer, update
+from paceline.training.optim import build_optimizer
+from paceline.training.step import EagerStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,30 +54,27 @@ class Rehearsal:
         network = copy.deepcopy(cast.network).train()
         for module in freeze_nodes(network, cast.freeze):
             module.eval()
-        precision = cast.precision
+        precision, ledger = cast.precision, Ledger()
         self._amp_dtype = precision.amp_dtype
         self._device = next(network.parameters()).device
-        self._engine = SingleEngine(
+        engine = SingleEngine(
             network,
             cast.criterion,
             amp_dtype=precision.amp_dtype,
             clip=cast.clip,
-            ledger=Ledger(),
+            ledger=ledger,
             loss_scale=precision.loss_scale,
         )
-        self._optimizer = build_optimizer(cast.optimizer, network)
-        self._ema = Ema(network)
+        self.eager = EagerStep(engine, build_optimizer(cast.optimizer, network), Ema(network), ledger)
 
     def step(self, batch: Batch) -> None:
         """Train on a batch of the device: forward, loss, backward, update, average."""
-        self._engine.accumulate(batch)
-        not_finite = self._engine.gradient()
-        update(self._optimizer, not_finite)
-        self._ema.update()
+        self.eager.ema.advance()
+        self.eager.run(batch, completes=True)
 
     def evaluation(self, batch: Batch) -> Callable[[], None]:
         """Return what answers a batch by the average with its norms folded in, again and again."""
-        folded = fuse(self._ema.network)
+        folded = fuse(self.eager.ema.network)
 
         def answer() -> None:
             with (
