@@ -1,0 +1,31 @@
+"""Plan of the step: how a training step is carried out on this machine, without changing what it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paceline.training.precision import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What was chosen for the step of a run; see `paceline.training.choice`."""
+
+    precision: Precision
+    channels_last: bool = True
+    """Whether the network's weights, and with them its activations, lie in memory with the channels innermost."""
+    compile: bool = False
+    """Whether the nodes that compute, and on GPUs the loss, are compiled; see `paceline.training.compiling`."""
+    graphs: bool = False
+    """Whether the whole step is captured in CUDA graphs."""
+    threads: int = 0
+    """Threads within an operation on a CPU; 0 as torch has them."""
+
+    def __str__(self) -> str:
+        parts = [self.precision.name, "channels-last" if self.channels_last else "channels-first"]
+        parts += ["compiled"] if self.compile else []
+        parts += ["graphs"] if self.graphs else []
+        parts += [f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"] if self.threads else []
+        return ", ".join(parts)
