@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+from paceline.training.precision import Precision
 
 if TYPE_CHECKING:
-    from paceline.training.precision import Precision
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,4 +30,16 @@ class StepPlan:
         parts += ["compiled"] if self.compile else []
         parts += ["graphs"] if self.graphs else []
         parts += [f"{self.threads} {'thread' if self.threads == 1 else 'threads'}"] if self.threads else []
-        return ", ".join(parts)
+        return " ".join(parts)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> StepPlan:
+        """Read back what `dataclasses.asdict` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        plan = cls(
+            precision=Precision.named(values["precision"]["name"]),
+            **{entry.name: values[entry.name] for entry in fields(cls) if entry.name != "precision"},
+        )
+        switches = (plan.channels_last, plan.compile, plan.graphs)
+        if any(type(value) is not bool for value in switches) or type(plan.threads) is not int or plan.threads < 0:
+            raise ValueError(f"no plan: {values}")
+        return plan

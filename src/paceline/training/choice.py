@@ -1,0 +1,278 @@
+"""Choice of the step: the candidates are timed on the real network, and what was found is remembered.
+
+```
+off     the documented default: bfloat16 where the hardware has it (float16 on a GPU that has not), channels-last
+quick   precision x memory layout, then threads, in a few seconds and with as many images as fit into these
+full    the same with the whole batch, then CUDA graphs, then compilation if the run is long enough to pay it back
+```
+What one run has measured, the next on the same machine with the same task takes from the memory; of compilation it only
+counts anew whether it pays.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+
+from paceline import __version__
+from paceline.training.candidates import StepTask, candidates, with_threads
+from paceline.training.plan import StepPlan
+from paceline.training.plan_memory import Measured, Measurement
+from paceline.training.rounds import Runs, time_in_rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
+
+    from paceline.training.machine import Machine
+    from paceline.training.plan_memory import PlanMemory
+
+log = logging.getLogger("paceline")
+
+TuneStep = Literal["off", "quick", "full"]
+QUICK_S = 4.0
+"""Seconds that `quick` spends, more or less, on runs of less than five hours."""
+QUICK_SHARE, QUICK_MOST_S = 0.0002, 30.0
+"""Longer runs spend this share of themselves, and no more than so many seconds."""
+SHORT_SHARE = 0.05
+"""A measurement that would take more of the run than this is not made."""
+FULL_S = 300.0
+"""Seconds that `full` spends at most before it compiles."""
+STEPS_PER_CANDIDATE = 3
+"""About as many does a candidate take in the rounds, its warm-up among them."""
+LEAST_COMPILE_S, MOST_SAVED = 15.0, 0.5
+"""Compilation never takes less, nor saves more of a step: where this would not pay, it is not tried."""
+
+
+class Trials(Runs[StepPlan], Protocol):
+    """Carries plans out on copies of the network."""
+
+    compile_s: float
+    """Seconds that went into compilation so far."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepChoice:
+    """The plan of a run, and how it came about."""
+
+    plan: StepPlan
+    source: Literal["default", "measured", "remembered"]
+    text: str
+    """For the log."""
+    entries: tuple[Measured, ...] = ()
+    images: int = 0
+
+
+def choose_step(
+    task: StepTask,
+    tune: TuneStep,
+    machine: Machine,
+    trials: Callable[[int], AbstractContextManager[Trials]],
+    memory: PlanMemory,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> StepChoice:
+    """Choose how the steps of a run are taken. Raises UserError where the device cannot do what `amp` asks for.
+
+    trials: carries plans out with a number of images, on copies of the network.
+    """
+    chooser = _Chooser(task, tune, machine, trials, memory, clock)
+    return chooser.choose()
+
+
+@dataclass(frozen=True)
+class _Chooser:
+    task: StepTask
+    tune: TuneStep
+    machine: Machine
+    trials: Callable[[int], AbstractContextManager[Trials]]
+    memory: PlanMemory
+    clock: Callable[[], float]
+
+    def choose(self) -> StepChoice:
+        options = candidates(self.task, self.machine)
+        default = options[0]
+        if self.tune == "off":
+            return _default(default, "tune_step=off takes the default")
+        if self.task.deterministic:
+            return _default(default, "deterministic leaves no choice")
+        is_settled = len(options) == 1 and len(with_threads(default, self.task, self.machine)) == 1
+        if is_settled and self.tune == "quick":
+            return _default(default, "nothing is left to choose")
+        found, mode = self._recall()
+        source: Literal["measured", "remembered"] = "measured" if found is None else "remembered"
+        if found is None:
+            measured = self._measure(options)
+            if isinstance(measured, StepChoice):
+                return measured
+            found, mode = measured, self.tune
+            self.memory.keep(self._key(mode), found)
+        if self.tune == "full" and self._is_worth_compiling(found):
+            found = self._measure_compiled(found)
+            self.memory.keep(self._key(mode), found)
+        plan, about_compiling = settle(found.entries, self.task)
+        file = self.memory.file(self._key(mode))
+        how = "measured now" if source == "measured" else f"measured {found.date}; delete {file} to measure again"
+        text = f"{plan}, of {listing(found.entries)} for {self._images(found.images)} ({how})"
+        return StepChoice(
+            plan=plan,
+            source=source,
+            text=". ".join([text, *about_compiling]),
+            entries=found.entries,
+            images=found.images,
+        )
+
+    def _recall(self) -> tuple[Measurement | None, TuneStep]:
+        """Look for what a thorough measurement has found first, whoever asks."""
+        for mode in ("full", "quick") if self.tune == "quick" else ("full",):
+            found = self.memory.recall(self._key(mode))
+            if found is not None:
+                return found, mode
+        return None, self.tune
+
+    def _key(self, mode: TuneStep) -> dict[str, Any]:
+        """Everything that the speed of a step hangs on, and what was open."""
+        task, machine = self.task, self.machine
+        default = candidates(task, machine)
+        return {
+            "tune_step": mode,
+            "device": task.device.type,
+            "machine": machine.name,
+            "cores": [machine.physical_cores, machine.logical_cores],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "paceline": __version__,
+            "model": task.model,
+            "classes": task.num_classes,
+            "imgsz": task.imgsz,
+            "batch": task.batch,
+            "freeze": task.freeze,
+            "ranks": task.ranks,
+            "candidates": [str(plan) for plan in default]
+            + [str(plan) for plan in with_threads(default[0], task, machine)],
+            "compilable": not task.uncompilable,
+        }
+
+    def _measure(self, options: Sequence[StepPlan]) -> Measurement | StepChoice:
+        """Time everything but compilation; the default where the run is too short for that."""
+        task, start = self.task, self.clock()
+        probe = min(task.batch, 2)
+        with self.trials(probe) as runs:
+            runs.seconds(options[0])
+            probe_s = runs.seconds(options[0])
+        if not math.isfinite(probe_s):
+            return _default(options[0], "its trial failed")
+        step_s = probe_s * task.batch / probe
+        run_s = step_s * task.steps_within(step_s)
+        budget_s, images = self._budget(probe_s / probe, run_s, len(options))
+        if budget_s < (len(options) + 1) * probe_s:
+            return _default(options[0], f"a run of about {_duration(run_s)} is too short to measure")
+        entries: list[Measured] = []
+        with self.trials(images) as runs:
+            timed = time_in_rounds(
+                options, runs, budget_s=budget_s - (self.clock() - start), clock=self.clock
+            )
+            entries += [Measured(plan=entry.candidate, ms=entry.seconds * 1000) for entry in timed]
+            if not math.isfinite(entries[0].ms):
+                return _default(options[0], "every trial failed")
+            further = [with_threads(entries[0].plan, task, self.machine)]
+            if self.tune == "full" and task.device.type == "cuda":
+                further.append((entries[0].plan, replace(entries[0].plan, graphs=True)))
+            for stage in further:
+                if len(stage) > 1:
+                    entries = self._compare(entries, stage, runs, max(budget_s / 2, 4 * entries[0].ms / 1000))
+        return Measurement(entries=tuple(entries), images=images)
+
+    def _budget(self, image_s: float, run_s: float, num_options: int) -> tuple[float, int]:
+        """Seconds that the measurement may take, and with how many images."""
+        if self.tune == "full":
+            return min(FULL_S, run_s), self.task.batch
+        budget_s = min(max(QUICK_S, QUICK_SHARE * run_s), QUICK_MOST_S)
+        fitting = budget_s / (STEPS_PER_CANDIDATE * (num_options + 1) * image_s)
+        images = 2 ** int(math.log2(fitting)) if fitting >= 2 else 2
+        return min(budget_s, SHORT_SHARE * run_s), min(images, self.task.batch)
+
+    def _compare(
+        self, entries: list[Measured], stage: Sequence[StepPlan], runs: Trials, budget_s: float
+    ) -> list[Measured]:
+        """Time variants of the best plan beside it; the best of them comes first."""
+        timed = time_in_rounds(stage, runs, budget_s=budget_s, clock=self.clock)
+        known = {entry.plan: entry.ms for entry in entries}
+        best, *others = (
+            Measured(plan=entry.candidate, ms=min(entry.seconds * 1000, known.get(entry.candidate, math.inf)))
+            for entry in timed
+        )
+        seen = {entry.plan for entry in (best, *others)}
+        rest = sorted([*others, *(entry for entry in entries if entry.plan not in seen)], key=lambda entry: entry.ms)
+        return [best, *rest]
+
+    def _is_worth_compiling(self, found: Measurement) -> bool:
+        best = found.entries[0]
+        if self.task.uncompilable or any(entry.plan.compile for entry in found.entries):
+            return False
+        most_saved_s = best.ms / 1000 * MOST_SAVED * self.task.steps_within(best.ms / 1000)
+        return most_saved_s > LEAST_COMPILE_S
+
+    def _measure_compiled(self, found: Measurement) -> Measurement:
+        """Compile the best plan and time it beside itself."""
+        best = found.entries[0].plan
+        compiled = replace(best, compile=True)
+        log.info("Compiling the step to see what it saves; this can take minutes, and is remembered.")
+        with self.trials(found.images) as runs:
+            runs.seconds(compiled)
+            compile_s = runs.compile_s
+            timed = {
+                entry.candidate: entry.seconds * 1000
+                for entry in time_in_rounds((best, compiled), runs, budget_s=FULL_S, clock=self.clock)
+            }
+        first = replace(found.entries[0], ms=timed[best])
+        last = Measured(plan=compiled, ms=timed[compiled], compile_s=compile_s)
+        return replace(found, entries=(first, *found.entries[1:], last))
+
+    def _images(self, images: int) -> str:
+        return f"{images} images" if images == self.task.batch else f"{images} of the {self.task.batch} images"
+
+
+def settle(entries: Sequence[Measured], task: StepTask) -> tuple[StepPlan, list[str]]:
+    """Return the plan for a run, the compiled one if that pays; and sentences about it."""
+    best = entries[0]
+    compiled = next((entry for entry in entries if entry.plan.compile), None)
+    if compiled is None or best.plan.compile:
+        return best.plan, []
+    if not math.isfinite(compiled.ms):
+        return best.plan, ["Compilation failed when it was tried"]
+    saved_ms = best.ms - compiled.ms
+    steps = task.steps_within(best.ms / 1000)
+    costs = f"Compiling costs {compiled.compile_s:.0f} s"
+    if saved_ms <= 0:
+        return best.plan, [f"{costs} and saves nothing"]
+    needed = math.ceil(compiled.compile_s * 1000 / saved_ms)
+    costs = f"{costs} and saves {_figure(saved_ms)} ms a step"
+    if needed >= steps:
+        return best.plan, [f"{costs}: it would pay back after {needed:,} steps, and this run has {steps:,}"]
+    return compiled.plan, [f"{costs}: pays back after {needed:,} of {steps:,} steps"]
+
+
+def listing(entries: Sequence[Measured]) -> str:
+    """Name every candidate with its milliseconds."""
+    return ", ".join(
+        f"{entry.plan} {_figure(entry.ms)} ms" if math.isfinite(entry.ms) else f"{entry.plan} not possible"
+        for entry in entries
+    )
+
+
+def _default(plan: StepPlan, why: str) -> StepChoice:
+    return StepChoice(plan=plan, source="default", text=f"{plan} ({why})")
+
+
+def _figure(ms: float) -> str:
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.1f}" if ms >= 1 else f"{ms:.2f}"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
