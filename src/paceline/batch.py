@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
@@ -46,6 +46,10 @@ class Batch:
     def rows(self, start: int, stop: int) -> Self:
         """Return some of its images as a batch that looks at the same memory."""
         return type(self)(**{field.name: getattr(self, field.name)[start:stop] for field in fields(self)})
+
+    def channels_first(self) -> Self:
+        """Return the batch with its images laid out row by row of one channel after the other; a copy of them."""
+        return replace(self, images=self.images.contiguous())
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Return the batch with every tensor on `device`."""

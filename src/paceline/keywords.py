@@ -65,6 +65,7 @@ class TrainKeywords(TypedDict, total=False):
     patience: int
     seed: int
     amp: bool | Literal["auto", "off", "bf16", "fp16"]
+    tune_step: Literal["off", "quick", "full"]
     device: str | int | Sequence[int] | None
     resume: bool | str | Path
     pretrained: bool

@@ -46,6 +46,8 @@ class RunRecord:
     device: str
     precision: str
     optimizer: str
+    step: str = ""
+    """How a step is carried out, what else was timed, and when; empty in records of versions that did not say it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.commands.channels_first import ChannelsFirst
 from paceline.data.device.choice import choose_training_data
 from paceline.data.loader import EvalLoader, TrainLoader, num_threads
 from paceline.errors import UserError
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from paceline.options import TrainOptions
     from paceline.parallel.build import Ranks
     from paceline.training.loop import TrainingData
-    from paceline.training.precision import Precision
+    from paceline.training.plan import StepPlan
 
 
 def splits(data_set: DataSet) -> tuple[Index, Index]:
@@ -62,19 +63,20 @@ class RunData:
             transform=self.transform,
         )
 
-    def on_device(self, loader: TrainLoader, precision: Precision) -> TrainingData:
-        """Choose who renders, host or device, and return the batches as they then come."""
+    def on_device(self, loader: TrainLoader, plan: StepPlan) -> TrainingData:
+        """Choose who renders, host or device, and return the batches as they then come, laid out as planned."""
         data = self.options.data
-        return choose_training_data(
+        source = choose_training_data(
             loader,
             data.render,
             self.device,
-            precision.amp_dtype or torch.float32,
+            plan.precision.amp_dtype or torch.float32,
             upload=data.cache == "device",
             decode=data.decode,
             sharing=self.local_world,
             agree=from_first,
         )
+        return source if plan.channels_last else ChannelsFirst(source)
 
     def eval_loader(self) -> EvalLoader:
         """Open the loader of this rank's share of the evaluation.

@@ -17,6 +17,7 @@ from paceline.commands.memory import Exhaustion, Fitted, FittingBatch, held_byte
 from paceline.commands.pictures import RunPictures
 from paceline.commands.resume import resumed_folder
 from paceline.commands.run_data import RunData, splits
+from paceline.commands.step_choice import RunStep
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
 from paceline.data.sizes import sizes_of
@@ -36,12 +37,15 @@ from paceline.parallel.rank import rank_of_environment
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.apart import Apart
 from paceline.training.budget import Budget, parse_duration
+from paceline.training.choice import StepChoice
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
 from paceline.training.keeper import WeightsKeeper
 from paceline.training.loop import Loop
 from paceline.training.optim import build_optimizer
-from paceline.training.precision import choose_precision
+from paceline.training.machine import Machine
+from paceline.training.plan import laid_out, threads_of
+from paceline.training.precision import precisions
 from paceline.training.recipe import Recipe
 from paceline.training.rehearsal import Cast
 from paceline.training.state import TrainingState
@@ -52,8 +56,9 @@ if TYPE_CHECKING:
 
     from paceline.callbacks import Callback
     from paceline.commands.weights import LoadedNetwork
-    from paceline.parallel.engine import Engine
+    from paceline.parallel.engine import Criterion, Engine
     from paceline.parallel.process_group import ProcessGroup
+    from paceline.training.compiling import Compiler
 
 log = logging.getLogger("paceline")
 
@@ -180,14 +185,20 @@ class _Training:
         )
         _require_statistics(options, self._batch // (layout.replicas * layout.microbatches) * layout.norm_ranks)
         self._ranks = Ranks(layout, self._device)
-        precision = choose_precision(
-            self._amp,
-            self._loaded.network,
+        done = 0 if resumed is None else max((line["epoch"] for line in resumed.records("epoch")), default=0)
+        self._step = RunStep(
+            dataclasses.replace(options, loop=dataclasses.replace(options.loop, amp=self._amp)),
+            self._loaded,
+            self._train_index,
+            criterion=self._criterion(),
+            layout=layout,
+            batch=self._batch,
             device=self._device,
-            imgsz=options.data.imgsz,
-            batch=self._batch // layout.replicas,
+            local_world=rank.local_world,
+            epochs_done=done,
+            limit_s=limit_s,
         )
-        self._precision = from_first(precision)
+        self._choice = StepChoice.from_json(group.share("step", lambda: self._step.choose().to_json()))
         self._data = RunData(
             options,
             self._train_index,
@@ -212,8 +223,11 @@ class _Training:
             batch=self._batch,
             epochs=options.loop.epochs,
         )
+        plan = self._choice.plan
+        laid_out(network, channels_last=plan.channels_last)
         frozen = freeze_nodes(network, options.loop.freeze)
-        engine = self._engine()
+        compiler = self._step.compiler(plan, keeps=self._group.rank.is_main) if plan.compile else None
+        engine = self._engine(compiler)
         optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
         ema = Ema(engine.network, average=engine.parts.twin())
         folder = self._folder()
@@ -237,6 +251,10 @@ class _Training:
             options.write(folder.config)
             folder.mark("")
         with ExitStack() as stack:
+            stack.enter_context(threads_of(plan))
+            if compiler is not None:
+                stack.enter_context(compiler)
+                compiler.compile_network(network)
             loader = stack.enter_context(self._data.train_loader())
             evaluation_loader = stack.enter_context(self._data.eval_loader())
             pictures = (
@@ -249,7 +267,7 @@ class _Training:
                 self._val_index,
                 options.postprocess,
                 device=self._device,
-                amp_dtype=self._precision.amp_dtype,
+                amp_dtype=self._choice.plan.precision.amp_dtype,
             )
             self._start(folder, str(recipe.plan), state)
             if pictures and not self._resumed:
@@ -262,7 +280,7 @@ class _Training:
                 step=EagerStep(engine, optimizer, ema, self._ledger),
                 schedule=recipe.schedule,
                 ema=ema,
-                data=self._ranks.feed(self._data.on_device(loader, self._precision)),
+                data=self._ranks.feed(self._data.on_device(loader, plan)),
                 evaluate=evaluations,
                 keeper=keeper,
                 state=state,
@@ -344,11 +362,9 @@ class _Training:
         return asked if asked <= available else max(available // ranks, 1) * ranks
 
     def _measured_batch(self, options: TrainOptions) -> TrainOptions:
-        """Put a number in the place of `batch=auto`; it holds in the precision that it was measured in."""
+        """Put a number in the place of `batch=auto`; it holds in the precision that it was measured in, the default."""
         network, names = self._loaded.network, self._data_set.names
-        precision = from_first(
-            choose_precision(self._amp, network, device=self._device, imgsz=options.data.imgsz, batch=4)
-        )
+        precision = from_first(precisions(self._amp, Machine.of(self._device), self._device)[0])
         self._amp = "off" if precision.name == "fp32" else precision.name
         recipe = Recipe.of(
             options.optim,
@@ -386,16 +402,19 @@ class _Training:
             strides=network.strides,
         )
 
-    def _engine(self) -> Engine:
+    def _engine(self, compiler: Compiler | None) -> Engine:
+        criterion: Criterion = self._step.criterion
+        if compiler is not None and self._device.type == "cuda":
+            criterion = compiler.compile_criterion(criterion)
         return self._ranks.engine(
             self._loaded.network,
-            self._criterion(),
+            criterion,
             batch=self._batch,
             imgsz=self._options.data.imgsz,
-            amp_dtype=self._precision.amp_dtype,
+            amp_dtype=self._choice.plan.precision.amp_dtype,
             clip=self._options.optim.clip,
             ledger=self._ledger,
-            loss_scale=self._precision.loss_scale,
+            loss_scale=self._choice.plan.precision.loss_scale,
         )
 
     def _start(self, folder: RunFolder, optimizer: str, state: TrainingState) -> None:
@@ -409,7 +428,8 @@ class _Training:
             num_val_images=len(self._val_index),
             num_parameters=count_parameters(self._loaded.network),
             device=describe_device(self._device),
-            precision=self._precision.name,
+            precision=self._choice.plan.precision.name,
+            step=self._choice.text,
             optimizer=optimizer,
         )
         if self._group.rank.is_main:

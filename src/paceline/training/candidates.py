@@ -1,4 +1,4 @@
-"""Candidates: the plans of a step that are worth timing, as far as the user, the device and the layout leave a choice."""
+"""Candidates: the plans of a step that are worth timing, as far as user, device and layout leave a choice."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ class StepTask:
     imgsz: int
     batch: int
     """Images of this rank in a step."""
+    boxes: int
+    """Room for ground truths in each image."""
     steps: int
     """Steps that the run has before it."""
     limit_s: float | None = None

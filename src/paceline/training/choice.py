@@ -11,15 +11,16 @@ counts anew whether it pays.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
-from paceline import __version__
+from paceline.parallel.fingerprint import digest_of_package
 from paceline.training.candidates import StepTask, candidates, with_threads
 from paceline.training.plan import StepPlan
 from paceline.training.plan_memory import Measured, Measurement
@@ -65,7 +66,17 @@ class StepChoice:
     text: str
     """For the log."""
     entries: tuple[Measured, ...] = ()
-    images: int = 0
+    """What was measured, now or earlier."""
+
+    def to_json(self) -> str:
+        """Write plan, source and text, for other ranks."""
+        return json.dumps({"plan": asdict(self.plan), "source": self.source, "text": self.text})
+
+    @classmethod
+    def from_json(cls, text: str) -> StepChoice:
+        """Read them back."""
+        values = json.loads(text)
+        return cls(plan=StepPlan.from_json(values["plan"]), source=values["source"], text=values["text"])
 
 
 def choose_step(
@@ -112,10 +123,13 @@ class _Chooser:
                 return measured
             found, mode = measured, self.tune
             self.memory.keep(self._key(mode), found)
-        if self.tune == "full" and self._is_worth_compiling(found):
+        why_not = self._why_not_compile(found)
+        if self.tune == "full" and not why_not:
             found = self._measure_compiled(found)
             self.memory.keep(self._key(mode), found)
         plan, about_compiling = settle(found.entries, self.task)
+        if self.tune == "full" and not about_compiling:
+            about_compiling = [why_not]
         file = self.memory.file(self._key(mode))
         how = "measured now" if source == "measured" else f"measured {found.date}; delete {file} to measure again"
         text = f"{plan}, of {listing(found.entries)} for {self._images(found.images)} ({how})"
@@ -124,7 +138,6 @@ class _Chooser:
             source=source,
             text=". ".join([text, *about_compiling]),
             entries=found.entries,
-            images=found.images,
         )
 
     def _recall(self) -> tuple[Measurement | None, TuneStep]:
@@ -146,11 +159,12 @@ class _Chooser:
             "cores": [machine.physical_cores, machine.logical_cores],
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
-            "paceline": __version__,
+            "paceline": digest_of_package(),
             "model": task.model,
             "classes": task.num_classes,
             "imgsz": task.imgsz,
             "batch": task.batch,
+            "boxes": task.boxes,
             "freeze": task.freeze,
             "ranks": task.ranks,
             "candidates": [str(plan) for plan in default]
@@ -169,14 +183,12 @@ class _Chooser:
             return _default(options[0], "its trial failed")
         step_s = probe_s * task.batch / probe
         run_s = step_s * task.steps_within(step_s)
-        budget_s, images = self._budget(probe_s / probe, run_s, len(options))
-        if budget_s < (len(options) + 1) * probe_s:
+        budget_s, images = self._budget(probe_s, probe, run_s, len(options))
+        if SHORT_SHARE * run_s < (len(options) + 1) * probe_s:
             return _default(options[0], f"a run of about {_duration(run_s)} is too short to measure")
         entries: list[Measured] = []
         with self.trials(images) as runs:
-            timed = time_in_rounds(
-                options, runs, budget_s=budget_s - (self.clock() - start), clock=self.clock
-            )
+            timed = time_in_rounds(options, runs, budget_s=budget_s - (self.clock() - start), clock=self.clock)
             entries += [Measured(plan=entry.candidate, ms=entry.seconds * 1000) for entry in timed]
             if not math.isfinite(entries[0].ms):
                 return _default(options[0], "every trial failed")
@@ -188,13 +200,13 @@ class _Chooser:
                     entries = self._compare(entries, stage, runs, max(budget_s / 2, 4 * entries[0].ms / 1000))
         return Measurement(entries=tuple(entries), images=images)
 
-    def _budget(self, image_s: float, run_s: float, num_options: int) -> tuple[float, int]:
-        """Seconds that the measurement may take, and with how many images."""
+    def _budget(self, probe_s: float, probe: int, run_s: float, num_options: int) -> tuple[float, int]:
+        """Seconds that the measurement may take, and with how many images, from a step with `probe` of them."""
         if self.tune == "full":
             return min(FULL_S, run_s), self.task.batch
         budget_s = min(max(QUICK_S, QUICK_SHARE * run_s), QUICK_MOST_S)
-        fitting = budget_s / (STEPS_PER_CANDIDATE * (num_options + 1) * image_s)
-        images = 2 ** int(math.log2(fitting)) if fitting >= 2 else 2
+        fitting = budget_s / (STEPS_PER_CANDIDATE * (num_options + 1) * probe_s / probe)
+        images = 2 ** int(math.log2(fitting)) if fitting >= 2 * probe else probe
         return min(budget_s, SHORT_SHARE * run_s), min(images, self.task.batch)
 
     def _compare(
@@ -211,12 +223,17 @@ class _Chooser:
         rest = sorted([*others, *(entry for entry in entries if entry.plan not in seen)], key=lambda entry: entry.ms)
         return [best, *rest]
 
-    def _is_worth_compiling(self, found: Measurement) -> bool:
-        best = found.entries[0]
-        if self.task.uncompilable or any(entry.plan.compile for entry in found.entries):
-            return False
-        most_saved_s = best.ms / 1000 * MOST_SAVED * self.task.steps_within(best.ms / 1000)
-        return most_saved_s > LEAST_COMPILE_S
+    def _why_not_compile(self, found: Measurement) -> str:
+        """Say why compilation is not worth a try; empty where it is."""
+        step_s, task = found.entries[0].ms / 1000, self.task
+        if task.uncompilable:
+            return f"Compilation is left out: {task.uncompilable}"
+        if any(entry.plan.compile for entry in found.entries):
+            return "Compilation was tried before"
+        steps = task.steps_within(step_s)
+        if step_s * MOST_SAVED * steps < LEAST_COMPILE_S:
+            return f"Compilation was not tried: a run of {steps:,} steps is too short to pay it back"
+        return ""
 
     def _measure_compiled(self, found: Measurement) -> Measurement:
         """Compile the best plan and time it beside itself."""

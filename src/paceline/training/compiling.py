@@ -1,7 +1,7 @@
 """Compilation of a network by regions: every node by itself, and on GPUs the loss with its assigner.
 
 Regions keep compilation short (equal nodes share their code) and leave the graph of the network, its hooks and its keys
-as they are. Each region is compiled for the shapes that it meets, forward and backward at once, when it is called first.
+as they are. Each region is compiled for the shapes that it meets, forward and backward at once, when first called.
 Whatever fails there (no compiler, a torn cache, a fault of the compiler) costs speed and nothing else: the region has
 not run yet, so it runs as written, and so do all others from then on.
 """
@@ -14,15 +14,12 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-import torch._dynamo
-import torch._functorch.config
-from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from paceline.batch import Batch
     from paceline.losses.detection import LossSums
@@ -33,8 +30,13 @@ log = logging.getLogger("paceline")
 
 MOST_VARIANTS = 256
 """Versions of one region, over image sizes, numbers of boxes and the like, before it is called a failure."""
-FAILURES = (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit)
-"""What torch raises when it cannot compile, before anything of the region has run."""
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """List what torch raises when it cannot compile, before anything of the region has run."""
+    from torch._dynamo import exc  # torch's compiler takes a second to import, which runs without it do not spend
+
+    return exc.TorchDynamoException, exc.FailOnRecompileLimitHit
 
 
 class Compiler:
@@ -78,10 +80,11 @@ class Compiler:
         def sums(predictions: tuple[Tensor, ...], batch: Batch) -> LossSums:
             return criterion(predictions, batch)
 
-        return _Region(self, self._compiled(sums), sums)
+        compiled: Criterion = _Region(self, self._compiled(sums), sums)
+        return compiled
 
     def give_up(self, error: Exception) -> None:
-        """Run everything as written from now on, and say so; the first time with a cache, begin anew without it."""
+        """Run everything as written from now on, and say so."""
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         self.failure = f"{type(error).__name__}: {first.strip()[:200]}"
         log.warning("Compilation failed, so the step runs uncompiled: %s.", self.failure.rstrip("."))
@@ -92,7 +95,7 @@ class Compiler:
         if self._cache is None or not self._cache.drop():
             return False
         log.warning("Compiled code from an earlier run is not usable (%s); compiling anew.", type(error).__name__)
-        torch._dynamo.reset()
+        torch.compiler.reset()
         return True
 
     def _compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,33 +117,38 @@ class _Region:
         self._compiler = compiler
         self._compiled = compiled
         self._written = written
+        self._failures = failures()
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """Call it, compiled or as written."""
         if not self._compiler.failure:
             try:
-                return self._compiled(*arguments)
-            except FAILURES as error:
+                return self._compiled(*arguments, **named)
+            except self._failures as error:
                 failure: Exception = error
             if self._compiler.begin_anew(failure):
                 try:
-                    return self._compiled(*arguments)
-                except FAILURES as error:
+                    return self._compiled(*arguments, **named)
+                except self._failures as error:
                     failure = error
             self._compiler.give_up(failure)
-        return self._written(*arguments)
+        return self._written(*arguments, **named)
 
 
 def _settings() -> AbstractContextManager[Any]:
-    """Settings of torch that regions need, put back when this closes."""
+    """Make the settings of torch that regions need, until this closes."""
+    from torch._dynamo import config as of_dynamo
+    from torch._functorch import config as of_autograd
+
     stack = ExitStack()
     stack.enter_context(
-        torch._dynamo.config.patch(
+        of_dynamo.patch(
             recompile_limit=MOST_VARIANTS,
             accumulated_recompile_limit=64 * MOST_VARIANTS,
             optimize_ddp=False,  # which would cut regions at the edges of buckets
         )
     )
     lowering = "force_non_lazy_backward_lowering"
-    if hasattr(torch._functorch.config, lowering):  # else a backward pass is compiled when it is needed first
-        stack.enter_context(torch._functorch.config.patch({lowering: True}))
+    if hasattr(of_autograd, lowering):  # else a backward pass is compiled when it is first needed
+        stack.enter_context(of_autograd.patch({lowering: True}))
     return stack

@@ -47,7 +47,10 @@ class LoopConfig:
     seed: int = 0
     """Seed of the weights, the order and the augmentation."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Mixed precision; `auto` measures which of those that the device has is fastest."""
+    """Mixed precision; `auto` takes the fastest of those that the device has, see `tune_step`."""
+    tune_step: Literal["off", "quick", "full"] = "quick"
+    """How a step is carried out fastest here is measured at the start: `quick` in a few seconds, precision, memory
+    layout and threads; `full` compilation and CUDA graphs too; `off` takes the defaults. The next run remembers."""
     device: str = "auto"
     """`auto`, `cpu`, `cuda`, the number of a GPU, or several (`0,1`): one process trains on each."""
     resume: str = ""

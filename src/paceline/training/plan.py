@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
 
 from paceline.training.precision import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
+
+M = TypeVar("M", bound=torch.nn.Module)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,3 +48,21 @@ class StepPlan:
         if any(type(value) is not bool for value in switches) or type(plan.threads) is not int or plan.threads < 0:
             raise ValueError(f"no plan: {values}")
         return plan
+
+
+def laid_out(network: M, *, channels_last: bool) -> M:
+    """Lay the weights of a network out in memory, in place; returns the same network."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return network.to(memory_format=memory_format)  # type: ignore[call-overload, no-any-return]
+
+
+@contextmanager
+def threads_of(plan: StepPlan) -> Iterator[None]:
+    """Compute with the threads of a plan; afterwards with as many as before."""
+    before = torch.get_num_threads()
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

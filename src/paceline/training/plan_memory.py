@@ -12,7 +12,6 @@ import json
 import logging
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import UserError
@@ -21,6 +20,7 @@ from paceline.training.plan import StepPlan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 log = logging.getLogger("paceline")
 

@@ -18,16 +18,19 @@ from paceline.parallel.single import SingleEngine
 from paceline.training.compiling import Compiler
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
-from paceline.training.optim import OptimPlan, build_optimizer
+from paceline.training.optim import build_optimizer
+from paceline.training.plan import laid_out
 from paceline.training.schedule import Rates
 from paceline.training.step import EagerStep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
     from paceline.models.graph import DetectionModel
     from paceline.parallel.engine import Criterion
     from paceline.training.compile_cache import CompileCache
+    from paceline.training.optim import OptimPlan
     from paceline.training.plan import StepPlan
     from paceline.training.step import Step
 
@@ -44,10 +47,13 @@ class TrialSetting:
     device: torch.device
     imgsz: int
     boxes: int
-    """Ground truths in each image, no padding among them."""
+    """Ground truths in each image."""
+    padded_boxes: int
+    """Room for ground truths in each image."""
     clip: float
     freeze: int = 0
-    compile_cache: CompileCache | None = None
+    compile_cache: Callable[[StepPlan], CompileCache] | None = None
+    """Where compiled code of a plan is kept."""
 
 
 class StepTrials:
@@ -56,7 +62,7 @@ class StepTrials:
     def __init__(self, setting: TrialSetting, images: int) -> None:
         self._setting = setting
         self._batch = noise(images, setting)
-        self._steps: dict[StepPlan, tuple[Step, list[DetectionModel], int]] = {}
+        self._steps: dict[StepPlan, Step] = {}
         self._threads = torch.get_num_threads()
         self._stack = ExitStack()
         self._compiler: Compiler | None = None
@@ -84,7 +90,7 @@ class StepTrials:
             step = self._step(plan)
             self._settle()
             begun = time.perf_counter()
-            step(self._batch, _RATES, completes=True)
+            step(self._batch if plan.channels_last else self._batch.channels_first(), _RATES, completes=True)
             self._settle()
             end = time.perf_counter()
         except RuntimeError as error:  # out of memory among them
@@ -102,3 +108,71 @@ class StepTrials:
         """Free the copies of a plan, unless another one with as many threads uses them."""
         self._steps.pop(self._of_all_threads(plan), None)
         self._empty()
+
+    @staticmethod
+    def _of_all_threads(plan: StepPlan) -> StepPlan:
+        """Compiled code has its number of threads written into it; the rest takes any."""
+        return plan if plan.compile else replace(plan, threads=0)
+
+    def _step(self, plan: StepPlan) -> Step:
+        key = self._of_all_threads(plan)
+        if key not in self._steps:
+            self._steps[key] = self._build(plan)
+        return self._steps[key]
+
+    def _build(self, plan: StepPlan) -> Step:
+        setting = self._setting
+        network = laid_out(copy.deepcopy(setting.network), channels_last=plan.channels_last).train()
+        for module in freeze_nodes(network, setting.freeze):
+            module.eval()
+        criterion = setting.criterion
+        if plan.compile and setting.device.type == "cuda":
+            criterion = self._open_compiler(plan).compile_criterion(criterion)
+        engine = SingleEngine(
+            network,
+            criterion,
+            amp_dtype=plan.precision.amp_dtype,
+            clip=setting.clip,
+            ledger=Ledger(),
+            loss_scale=plan.precision.loss_scale,
+        )
+        if plan.compile:
+            self._open_compiler(plan).compile_network(network)
+        return EagerStep(engine, build_optimizer(setting.optimizer, network), Ema(network), Ledger())
+
+    def _open_compiler(self, plan: StepPlan) -> Compiler:
+        if self._compiler is None:
+            cache = self._setting.compile_cache(plan) if self._setting.compile_cache else None
+            self._compiler = self._stack.enter_context(Compiler(cache=cache))
+        return self._compiler
+
+    def _settle(self) -> None:
+        if self._setting.device.type == "cuda":
+            torch.cuda.synchronize(self._setting.device)
+
+    def _empty(self) -> None:
+        if self._setting.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+_RATES = Rates(lr=1e-6, bias_lr=1e-6, momentum=0.9)
+"""Small ones: what is learned from noise is of no use, and what diverges may be slower."""
+
+
+def noise(images: int, setting: TrialSetting) -> Batch:
+    """Make a batch of random pixels and boxes; torch's own random state stays as it is."""
+    random = torch.Generator().manual_seed(0)
+    side, count = setting.imgsz, setting.padded_boxes
+    pixels = torch.randint(0, 256, (images, 3, side, side), generator=random, dtype=torch.uint8)
+    corners = torch.rand(images, count, 2, generator=random) * 0.78 * side
+    sides = (torch.rand(images, count, 2, generator=random) * 0.2 + 0.02) * side
+    valid = torch.arange(count).expand(images, -1) < setting.boxes
+    batch = Batch(
+        images=pixels.contiguous(memory_format=torch.channels_last),
+        boxes=torch.cat((corners, corners + sides), dim=-1) * valid.unsqueeze(-1),
+        labels=torch.randint(0, setting.network.num_classes, (images, count), generator=random) * valid,
+        valid=valid,
+        samples=torch.arange(images),
+        original_hw=torch.full((images, 2), side),
+    )
+    return batch.to(setting.device)
