@@ -44,7 +44,7 @@ SHORT_SHARE = 0.05
 """A measurement that would take more of the run than this is not made."""
 FULL_S = 300.0
 """Seconds that `full` spends at most before it compiles."""
-STEPS_PER_CANDIDATE = 3
+STEPS_PER_CANDIDATE = 4
 """About as many does a candidate take in the rounds, its warm-up among them."""
 LEAST_COMPILE_S, MOST_SAVED = 15.0, 0.5
 """Compilation never takes less, nor saves more of a step: where this would not pay, it is not tried."""
