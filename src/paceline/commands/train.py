@@ -42,8 +42,8 @@ from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
 from paceline.training.keeper import WeightsKeeper
 from paceline.training.loop import Loop
-from paceline.training.optim import build_optimizer
 from paceline.training.machine import Machine
+from paceline.training.optim import build_optimizer
 from paceline.training.plan import laid_out, threads_of
 from paceline.training.precision import precisions
 from paceline.training.recipe import Recipe
