@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from recorder import Recorder, Recording
-from steps import Work, everything, make_step, run, works
+from steps import Work, everything, make_step, run, schedule, works
 
 from paceline.ledger import Ledger
+from paceline.losses.config import LossConfig
+from paceline.losses.detection import DetectionLoss
 from paceline.models.registry import build_model
 from paceline.training.graphed import GraphedStep
+from paceline.training.plan import StepPlan
+from paceline.training.precision import Precision
+from paceline.training.trials import StepTrials, TrialSetting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -263,3 +269,24 @@ def test_a_graph_is_one_entry_of_the_ledger_and_its_recording_another() -> None:
     assert lap.spans_s["step"] > 0
     assert lap.spans_s["capture"] > 0
     assert clock.names == ["step"] * 6
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_trial_of_graphs_is_timed_by_its_graph_or_not_at_all(fails: bool) -> None:
+    torch.manual_seed(0)
+    recorder: Recorder = _FailsAt(0) if fails else Recorder()
+    setting = TrialSetting(
+        network=build_model("yolo11n", 3),
+        criterion=DetectionLoss(LossConfig(), 3, fixed_shapes=True),
+        optimizer=schedule().plan,
+        device=torch.device("cpu"),
+        imgsz=64,
+        boxes=2,
+        padded_boxes=4,
+        clip=10.0,
+    )
+    plan = StepPlan(precision=Precision(name="fp32"), graphs=True)
+    with StepTrials(setting, 2, capture=lambda device: recorder) as trials:
+        seconds = [trials.seconds(plan) for _ in range(2)]
+    assert all(math.isinf(value) == fails for value in seconds)
+    assert len(recorder.recordings) == (0 if fails else 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from paceline.option_values import AUTO_BATCH, STRIDE
 from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.fingerprint import digest_of, digest_of_package
-from paceline.parallel.gather import from_first, group_apart
+from paceline.parallel.gather import from_first, group_apart, largest
 from paceline.parallel.layout import Layout
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import rank_of_environment
@@ -40,6 +40,7 @@ from paceline.training.budget import Budget, parse_duration
 from paceline.training.choice import StepChoice
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
+from paceline.training.graphed import CudaCapture, graphed
 from paceline.training.keeper import WeightsKeeper
 from paceline.training.loop import Loop
 from paceline.training.machine import Machine
@@ -227,7 +228,9 @@ class _Training:
         laid_out(network, channels_last=plan.channels_last)
         frozen = freeze_nodes(network, options.loop.freeze)
         compiler = self._step.compiler(plan, keeps=self._group.rank.is_main) if plan.compile else None
-        engine = self._engine(compiler)
+        capture = CudaCapture(self._device) if plan.graphs else None
+        with capture.aside() if capture else nullcontext():
+            engine = self._engine(compiler)
         optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
         ema = Ema(engine.network, average=engine.parts.twin())
         folder = self._folder()
@@ -277,7 +280,11 @@ class _Training:
                     )
             loop = Loop(
                 engine=engine,
-                step=EagerStep(engine, optimizer, ema, self._ledger),
+                step=graphed(
+                    EagerStep(engine, optimizer, ema, self._ledger),
+                    capture,
+                    largest=largest if num_ranks() > 1 else None,
+                ),
                 schedule=recipe.schedule,
                 ema=ema,
                 data=self._ranks.feed(self._data.on_device(loader, plan)),

@@ -165,6 +165,11 @@ class GraphedStep:
                 self._gradients.restore()
         return graph.outcome
 
+    @property
+    def num_graphs(self) -> int:
+        """Count what has been recorded."""
+        return sum(graph is not None for graph in self._graphs.values())
+
     def _key(self, batch: Batch, *, completes: bool) -> _Key:
         images = (tuple(batch.images.shape), batch.images.stride(), batch.images.dtype)
         boxes = batch.boxes.shape[1]
@@ -178,9 +183,8 @@ class GraphedStep:
         """Record the graph of a key and leave the state as it is; None where that is not possible."""
         if self._stopped:
             return None
-        recorded = sum(graph is not None for graph in self._graphs.values())
-        if recorded >= self._most_graphs:
-            self._stop(batch, f"{recorded} graphs are recorded already")
+        if self.num_graphs >= self._most_graphs:
+            self._stop(batch, f"{self.num_graphs} graphs are recorded already")
             return None
         graph, reason = None, ""
         with self._step.ledger.closed_span("capture"):

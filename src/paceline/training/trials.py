@@ -8,6 +8,7 @@ import math
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import torch
@@ -18,6 +19,7 @@ from paceline.parallel.single import SingleEngine
 from paceline.training.compiling import Compiler
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
+from paceline.training.graphed import CudaCapture, GraphedStep, graphed
 from paceline.training.optim import build_optimizer
 from paceline.training.plan import laid_out
 from paceline.training.schedule import Rates
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel
     from paceline.parallel.engine import Criterion
     from paceline.training.compile_cache import CompileCache
+    from paceline.training.graphed import Capture
     from paceline.training.optim import OptimPlan
     from paceline.training.plan import StepPlan
     from paceline.training.step import Step
@@ -59,8 +62,12 @@ class TrialSetting:
 class StepTrials:
     """Carries plans out, each on its own copy of network, optimiser and average, with one batch of noise."""
 
-    def __init__(self, setting: TrialSetting, images: int) -> None:
+    def __init__(
+        self, setting: TrialSetting, images: int, *, capture: Callable[[torch.device], Capture] = CudaCapture
+    ) -> None:
+        """Make the batch; `capture` makes what records graphs."""
         self._setting = setting
+        self._capture = partial(capture, setting.device)
         self._batch = noise(images, setting)
         self._steps: dict[StepPlan, Step] = {}
         self._threads = torch.get_num_threads()
@@ -96,6 +103,8 @@ class StepTrials:
         except RuntimeError as error:  # out of memory among them
             log.info("Trial of %s failed: %s", plan, str(error).strip().split("\n")[0])
             self.leave(plan)
+            return math.inf
+        if isinstance(step, GraphedStep) and step.num_graphs == 0:
             return math.inf
         if plan.compile and self._compiler is not None:
             if self._compiler.failure:
@@ -138,7 +147,8 @@ class StepTrials:
         )
         if plan.compile:
             self._open_compiler(plan).compile_network(network)
-        return EagerStep(engine, build_optimizer(setting.optimizer, network), Ema(network), Ledger())
+        step = EagerStep(engine, build_optimizer(setting.optimizer, network), Ema(network), Ledger())
+        return graphed(step, self._capture()) if plan.graphs else step
 
     def _open_compiler(self, plan: StepPlan) -> Compiler:
         if self._compiler is None:
