@@ -85,16 +85,15 @@ class Compiler:
 
     def give_up(self, error: Exception) -> None:
         """Run everything as written from now on, and say so."""
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        self.failure = f"{type(error).__name__}: {first.strip()[:200]}"
-        log.warning("Compilation failed, so the step runs uncompiled: %s.", self.failure.rstrip("."))
+        self.failure = _sentence(error)
+        log.warning("Compilation failed, so the step runs uncompiled: %s.", self.failure)
         self._release()
 
     def begin_anew(self, error: Exception) -> bool:
         """Whether a failure may have come from the cache, which is emptied then, and compilation is worth a new try."""
         if self._cache is None or not self._cache.drop():
             return False
-        log.warning("Compiled code from an earlier run is not usable (%s); compiling anew.", type(error).__name__)
+        log.warning("Compiled code of an earlier run is not usable, so it is compiled anew: %s.", _sentence(error))
         torch.compiler.reset()
         return True
 
@@ -133,6 +132,15 @@ class _Region:
                     failure = error
             self._compiler.give_up(failure)
         return self._written(*arguments, **named)
+
+
+def _sentence(error: Exception) -> str:
+    """Say what went wrong, in the first line of what torch has to say, or of what it has wrapped."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+    first = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    return f"{type(cause).__name__}: {first[:200]}".rstrip(":. ")
 
 
 def _settings() -> AbstractContextManager[Any]:
