@@ -25,6 +25,7 @@ TORCH_FREE = (
     "paceline.data.pack.remote",
     "paceline.data.convert.conversion",
     "paceline.models.catalogue",
+    "paceline.planning.comparison",
 )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
 from paceline.arguments import is_neutral
-from paceline.commands.config import PredictConfig, ValConfig
+from paceline.commands.config import BenchConfig, PredictConfig, ValConfig
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.errors import UserError
 from paceline.evaluation.config import PostprocessConfig
@@ -191,6 +191,17 @@ class PredictOptions(Options):
     run: RunConfig = field(default_factory=RunConfig)
     prediction: PredictConfig = field(default_factory=PredictConfig)
     postprocess: PostprocessConfig = field(default_factory=lambda: PostprocessConfig(conf=0.25))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions(Options):
+    """Options of `paceline bench`."""
+
+    COMMAND: ClassVar[str] = "bench"
+
+    model: str = "yolo11n"
+    """Name of a network (`paceline models` lists them), or weights of a run."""
+    bench: BenchConfig = field(default_factory=BenchConfig)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ _ABOUT = {
     "val": "Score trained weights: paceline val model=runs/train data=path/to/data.yaml",
     "predict": "Find objects in images: paceline predict street.jpg photos/ model=runs/train",
     "tune": "Search hyper-parameters, one trial per device: paceline tune data.yaml model=yolo11n epochs=30 trials=40",
+    "bench": "Measure how fast a network trains, beside what the device can: paceline bench model=yolo11n batch=16",
     "data check": "Look for mistakes in a data set, file by file: paceline data check path/to/data.yaml",
     "data pack": "Put a data set into one file: paceline data pack path/to/data.yaml set.pack",
     "data convert": "Write a data set in another format: paceline data convert path/to/data.yaml out --format coco",

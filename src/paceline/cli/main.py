@@ -24,6 +24,7 @@ commands:
   val          score trained weights      paceline val model=runs/train
   predict      find objects in images     paceline predict street.jpg model=runs/train
   tune         search hyper-parameters    paceline tune path/to/data.yaml model=yolo11n epochs=30 trials=40
+  bench        how fast is it here        paceline bench model=yolo11n imgsz=640 batch=16
   models       list the networks          paceline models
   data check   look for mistakes          paceline data check path/to/data.yaml
   data plot    draw what a data set holds paceline data plot path/to/data.yaml plot.png
@@ -37,11 +38,11 @@ the config.yaml of an earlier run. `paceline COMMAND --help` lists the options o
   --version    show the version
 """
 
-COMMANDS = ("train", "val", "predict", "tune", "models", "data")
+COMMANDS = ("train", "val", "predict", "tune", "bench", "models", "data")
 _OTHER_COMMANDS = {
     "export": "export is not there yet; the weights of a run are plain safetensors files",
     "track": "tracking is not offered; predict finds the objects of single images",
-    "benchmark": "benchmarks of export formats are not offered; `paceline val` scores weights",
+    "benchmark": "benchmarks of export formats are not offered; `paceline bench` measures how fast a network trains",
 }
 _OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
 
@@ -92,6 +93,10 @@ def run(words: list[str]) -> int:
         from paceline.cli.tune import run_tune
 
         return run_tune(rest)
+    if command == "bench":
+        from paceline.cli.bench import run_bench
+
+        return run_bench(rest)
     from paceline.cli.runs import run_predict, run_train, run_val
 
     return {"train": run_train, "val": run_val, "predict": run_predict}[command](rest)

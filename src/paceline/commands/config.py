@@ -58,3 +58,31 @@ class PredictConfig:
     """Write all detections into `predictions.json`."""
     show_conf: bool = True
     """Write the score beside each box."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchConfig:
+    """What is measured, for how long, and where it is written."""
+
+    data: str = ""
+    """Also measure the loader alone and the training end to end on this data set, and take the step's batch from it."""
+    imgsz: int = 640
+    """Side of the network's square input, in pixels; a multiple of 32."""
+    batch: int = 16
+    """Images per step over all devices."""
+    workers: int = -1
+    """Loader threads; -1 takes one per core, 8 at most."""
+    cache: Literal["auto", "none", "ram", "disk", "device"] = "auto"
+    """Keep decoded images in memory, in a file, or on the GPU, as for training."""
+    device: str = "auto"
+    """`auto`, `cpu`, `cuda`, the number of a GPU, or several (`0,1`): one process on each."""
+    devices: int = 0
+    """Devices to measure together, one process each; 0 takes those that `device` names."""
+    amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
+    """Mixed precision; `auto` measures which of those that the device has is fastest, as for training."""
+    seconds: float = 10.0
+    """How long the step is timed; the loader, the whole and the evaluation take as long each."""
+    json: str = ""
+    """File to write the figures into."""
+    compare: str = ""
+    """File of an earlier bench, whose figures are printed beside the new ones."""

@@ -64,7 +64,8 @@ def arithmetic_of(model: nn.Module, imgsz: int = 640) -> tuple[Arithmetic, ...]:
     Only shapes are computed, on the meta device; the model's tensors and mode are left alone.
     """
     images = torch.empty(1, 3, imgsz, imgsz, device="meta", dtype=next(model.parameters()).dtype)
-    normed = {unit.conv for unit in model.modules() if isinstance(unit, ConvUnit) and isinstance(unit.bn, nn.BatchNorm2d)}
+    units = (unit for unit in model.modules() if isinstance(unit, ConvUnit))
+    normed = {unit.conv for unit in units if isinstance(unit.bn, nn.BatchNorm2d)}
     names = {module: name for name, module in model.named_modules()}
     found: list[Arithmetic] = []
 

@@ -87,11 +87,10 @@ def _single(value: float) -> Spread:
 
 
 def _differences(old: BenchRecord, new: BenchRecord) -> Iterator[str]:
-    machines = {"device": "device", "processor": "processor", "cores": "cores", "threads": "threads", "python": "Python"}
-    for name, word in machines.items():
+    for name in ("device", "processor", "cores", "threads", "python"):
         before, now = getattr(old.machine, name), getattr(new.machine, name)
         if before != now:
-            yield f"{word} {before} -> {now}"
+            yield f"{name} {before} -> {now}"
     for name in sorted(old.machine.versions.keys() | new.machine.versions.keys()):
         before, now = (record.machine.versions.get(name, "none") for record in (old, new))
         if before != now:

@@ -52,5 +52,5 @@ def _versions(*, on_cuda: bool) -> dict[str, str]:
             continue
     found["torch"] = torch.__version__
     if on_cuda:
-        found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}
+        found |= {"CUDA": str(torch.version.cuda), "cuDNN": str(torch.backends.cudnn.version())}  # type: ignore[no-untyped-call]
     return found

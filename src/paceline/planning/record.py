@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from paceline.errors import UserError
-from paceline.planning.spread import Spread
+from paceline.planning.spread import Spread  # noqa: TC001 - what reads a record looks up its types
 from paceline.records import to_jsonable, write_atomically
 
 if TYPE_CHECKING:
@@ -204,7 +204,7 @@ class BenchRecord:
 
     @classmethod
     def from_json(cls, content: object, *, where: str) -> BenchRecord:
-        """Build from parsed JSON; raises UserError that names `where` for anything that is no record of this version."""
+        """Build from parsed JSON; raises UserError that names `where` for what is no record of this version."""
         if not isinstance(content, Mapping) or content.get("kind") != "bench":
             raise UserError(f"{where} is no record of a bench; name a file that `paceline bench json=FILE` wrote.")
         if content.get("version") != FORMAT_VERSION:

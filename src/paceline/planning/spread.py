@@ -38,9 +38,7 @@ class Spread:
     def times(self, factor: float) -> Spread:
         """Return the same in another unit."""
         assert factor > 0
-        return Spread(
-            median=self.median * factor, low=self.low * factor, high=self.high * factor, count=self.count
-        )
+        return Spread(median=self.median * factor, low=self.low * factor, high=self.high * factor, count=self.count)
 
     def rate(self, amount: float) -> Spread:
         """Return `amount` per what was measured: images over seconds."""

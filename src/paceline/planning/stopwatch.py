@@ -29,15 +29,15 @@ class Stopwatch:
             for _ in range(times):
                 call()
             return (time.perf_counter() - start) / times
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         stream = torch.cuda.current_stream(self.device)
         torch.cuda.synchronize(self.device)
-        start.record(stream)
+        begin.record(stream)
         for _ in range(times):
             call()
         end.record(stream)
         end.synchronize()
-        return start.elapsed_time(end) / 1e3 / times  # type: ignore[no-any-return]
+        return begin.elapsed_time(end) / 1e3 / times  # type: ignore[no-any-return]
 
     def in_turn(
         self,

@@ -1,0 +1,170 @@
+"""The step under the stopwatch: whole, by part, and beside the same share of the batch with nothing exchanged."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paceline.ledger import CudaClock, Ledger
+from paceline.parallel.gather import from_first
+from paceline.parallel.single import SingleEngine
+from paceline.planning.roofline import PARTS
+from paceline.planning.spread import Spread
+from paceline.planning.stopwatch import Stopwatch
+from paceline.training.config import OptimConfig
+from paceline.training.ema import Ema
+from paceline.training.optim import LONG_RUN_UPDATES, build_optimizer, plan_optimizer
+from paceline.training.schedule import Rates
+from paceline.training.step import EagerStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from paceline.batch import Batch
+    from paceline.losses.detection import DetectionLoss
+    from paceline.models.graph import DetectionModel
+    from paceline.parallel.engine import Engine
+    from paceline.training.precision import Precision
+    from paceline.training.step import Step
+
+RATES = Rates(lr=1e-4, bias_lr=1e-4, momentum=0.937)
+"""Low enough that a batch of noise does not make the weights diverge."""
+WARM_UP_STEPS = 3
+STEPS_BETWEEN_WAITS = 4
+"""Steps whose parts are timed before the host waits for the device, which would otherwise run dry."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Seconds of the step, and of its parts."""
+
+    whole_s: Spread
+    parts_s: dict[str, Spread]
+    """By part; `exchange` too where gradients travel apart from the backward pass."""
+    alone_s: Spread | None
+    waiting_share: Spread | None
+
+
+class _Switch:
+    """A device's clock that can be turned off, so that nothing is recorded within the steps that are timed whole."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._clock = CudaClock(device, every=1)
+        self.on = False
+
+    def start(self, name: str) -> object:
+        return self._clock.start(name) if self.on else None
+
+    def stop(self, mark: object) -> None:
+        self._clock.stop(mark)
+
+    def read_ms(self) -> dict[str, float]:
+        return self._clock.read_ms()
+
+
+class _Average(Ema):
+    """The moving average, with a span of its own in the ledger."""
+
+    ledger: Ledger | None = None
+
+    def update(self) -> None:
+        """Take in the network's present values."""
+        assert self.ledger is not None
+        with self.ledger.span("ema", on_device=True):
+            super().update()
+
+
+class StepBench:
+    """A training step on one batch, again and again; the weights move as they would in training."""
+
+    def __init__(self, engine_of: Callable[[Ledger], Engine], batch: Batch, device: torch.device) -> None:
+        """Make a step of what `engine_of` builds around a network, and warm it up."""
+        self.batch = batch
+        self._device = device
+        self._switch = _Switch(device) if device.type == "cuda" else None
+        self._ledger = Ledger(device_clock=self._switch)
+        engine = engine_of(self._ledger)
+        self.engine = engine
+        engine.network.train()
+        self.step: Step = step_of(engine, self._ledger)
+        for _ in range(WARM_UP_STEPS):
+            self.take()
+
+    def take(self, batch: Batch | None = None) -> None:
+        """Take a step."""
+        self.step(batch or self.batch, RATES, completes=True)
+
+    def measure(self, budget_s: float, *, alone: StepBench | None = None) -> StepTimes:
+        """Time steps for about `budget_s`; with several ranks all of them come here."""
+        parts: dict[str, list[float]] = defaultdict(list)
+
+        def take_by_part() -> None:
+            self._ledger.lap()
+            steps = 1 if self._switch is None else STEPS_BETWEEN_WAITS
+            for _ in range(steps):
+                self._with_parts()
+            for name, seconds in self._lap().items():
+                parts[name].append(seconds / (1 if self._switch else steps))
+
+        calls: dict[str, Callable[[], object]] = {}
+        if alone is not None:  # then a step that is not counted, in which the ranks come together again
+            calls |= {"alone": alone.take, "together": self.take}
+        if self._switch is None:  # the host's clock reads itself in no time: the same steps give whole and parts
+            calls["whole"] = take_by_part
+        else:
+            calls |= {"whole": self.take, "parts": take_by_part}
+        found = Stopwatch(self._device).in_turn(calls, budget_s=budget_s, agree=from_first)
+        whole = Spread.of(found["whole"])
+        parts_s = {name: Spread.of(parts[name]) for name in (*PARTS, "exchange") if name in parts}
+        if alone is None:
+            return StepTimes(whole_s=whole, parts_s=parts_s, alone_s=None, waiting_share=None)
+        shares = [max(1 - a / w, 0.0) for a, w in zip(found["alone"], found["whole"], strict=True)]
+        return StepTimes(
+            whole_s=whole, parts_s=parts_s, alone_s=Spread.of(found["alone"]), waiting_share=Spread.of(shares)
+        )
+
+    def _with_parts(self) -> None:
+        if self._switch is not None:
+            self._switch.on = True
+        self.take()
+        if self._switch is not None:
+            self._switch.on = False
+
+    def _lap(self) -> dict[str, float]:
+        """Take the seconds of each part since the last lap; on a device the average is timed within the optimiser."""
+        lap = self._ledger.lap()
+        if self._switch is None:
+            return lap.spans_s
+        seconds = {name: ms / 1e3 for name, ms in lap.device_ms.items()}
+        if {"optimiser", "ema"} <= seconds.keys():
+            seconds["optimiser"] -= seconds["ema"]
+        return seconds
+
+
+def step_of(engine: Engine, ledger: Ledger) -> EagerStep:
+    """Put optimiser and moving average to an engine: SGD with momentum, which long runs take."""
+    plan = plan_optimizer(OptimConfig(), num_classes=1, updates=LONG_RUN_UPDATES + 1, effective_batch=OptimConfig().nbs)
+    average = _Average(engine.network, average=engine.parts.twin())
+    average.ledger = ledger
+    return EagerStep(engine, build_optimizer(plan, engine.network, engine.parts.leaf), average, ledger)
+
+
+def alone_beside(
+    network: DetectionModel, criterion: DetectionLoss, batch: Batch, device: torch.device, precision: Precision
+) -> StepBench:
+    """Make a step of the same share of the batch on a network of its own that exchanges nothing."""
+
+    def engine_of(ledger: Ledger) -> Engine:
+        return SingleEngine(
+            network,
+            criterion,
+            amp_dtype=precision.amp_dtype,
+            clip=OptimConfig().clip,
+            ledger=ledger,
+            loss_scale=precision.loss_scale,
+        )
+
+    return StepBench(engine_of, batch, device)
