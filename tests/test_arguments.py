@@ -8,13 +8,14 @@ import pytest
 
 from paceline.arguments import ARGUMENTS, COMMANDS, Argument, find, is_neutral, markdown
 from paceline.errors import UserError
-from paceline.options import Options, PredictOptions, TrainOptions, TuneOptions, ValOptions, option_fields
+from paceline.options import BenchOptions, Options, PredictOptions, TrainOptions, TuneOptions, ValOptions, option_fields
 
 CLASSES: dict[str, type[Options]] = {
     "train": TrainOptions,
     "val": ValOptions,
     "predict": PredictOptions,
     "tune": TuneOptions,
+    "bench": BenchOptions,
 }
 
 # What the public pages on usage/cfg and on the train, val and predict modes list.
@@ -31,6 +32,7 @@ DOCUMENTED = {
         agnostic_nms classes retina_masks embed project name stream verbose compile end2end show save save_frames
         save_txt save_conf save_crop show_labels show_conf show_boxes line_width exist_ok""",
     "tune": "iterations space use_ray gpu_per_trial grace_period epochs optimizer name resume",
+    "bench": "model data imgsz half int8 device verbose format",
 }
 
 

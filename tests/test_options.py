@@ -11,6 +11,7 @@ import pytest
 from paceline.errors import UserError
 from paceline.option_values import BOUNDS
 from paceline.options import (
+    BenchOptions,
     DataCheckOptions,
     DataConvertOptions,
     DataPackOptions,
@@ -27,6 +28,7 @@ from paceline.options import (
 ALL = (
     TrainOptions,
     TuneOptions,
+    BenchOptions,
     ValOptions,
     PredictOptions,
     DataCheckOptions,

@@ -12,10 +12,10 @@ import torch
 import paceline
 from paceline import YOLO
 from paceline.errors import UserError
-from paceline.keywords import PredictKeywords, TrainKeywords, ValKeywords
+from paceline.keywords import BenchKeywords, PredictKeywords, TrainKeywords, ValKeywords
 from paceline.models.catalogue import find_model
 from paceline.models.registry import build_model
-from paceline.options import Options, PredictOptions, TrainOptions, ValOptions, option_fields
+from paceline.options import BenchOptions, Options, PredictOptions, TrainOptions, ValOptions, option_fields
 from paceline.training.checkpoint import WeightsHeader, save_weights
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("keywords", "options", "others"),
     [
         (TrainKeywords, TrainOptions, {"model"}),
+        (BenchKeywords, BenchOptions, {"model"}),
         (ValKeywords, ValOptions, {"model"}),
         (PredictKeywords, PredictOptions, {"model", "source"}),
     ],

@@ -1,6 +1,6 @@
 """The arguments of the reference's public documentation, and what becomes of each here. Never imports torch.
 
-The table is about the documented arguments of its modes train, val, predict and tune. An argument is `accepted` (an
+The table is about the documented arguments of its modes train, val, predict, tune and benchmark (our `bench`). An argument is `accepted` (an
 option of ours has its name and its meaning), `neutral` (taken with the values that change nothing, answered otherwise),
 or `answered` (by one sentence). `docs/arguments.md` is `markdown()` of this table.
 """
@@ -13,8 +13,8 @@ from typing import Literal
 from paceline.errors import UserError
 from paceline.option_values import plain
 
-Command = Literal["train", "val", "predict", "tune"]
-COMMANDS: tuple[Command, ...] = ("train", "val", "predict", "tune")
+Command = Literal["train", "val", "predict", "tune", "bench"]
+COMMANDS: tuple[Command, ...] = ("train", "val", "predict", "tune", "bench")
 _RUNS: tuple[Command, ...] = ("train", "val", "predict")
 
 
@@ -164,6 +164,16 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_only("use_ray", (False,), "trials run side by side without Ray, one per device; leave use_ray out", "tune"),
     *_only("gpu_per_trial", (None, 1), "each trial has one device; name several by device=0,1", "tune"),
     *_only("grace_period", (None,), "`pruner` says how hopeless trials are ended; leave grace_period out", "tune"),
+    # measuring
+    *_accepted(
+        "model", "bench", note="A network's name, or weights of ours. Training is measured, not export formats."
+    ),
+    *_accepted("data", "bench", note="Adds the loader alone and the training end to end."),
+    *_accepted("imgsz", "bench", note="One side, a multiple of 32."),
+    *_only("half", (False,), "the precision is named by amp=bf16 or amp=fp16; leave half out", "bench"),
+    *_only("int8", (False,), "training does not compute in int8; leave int8 out", "bench"),
+    *_only("verbose", (False,), "the tables say all that was measured; leave verbose out", "bench"),
+    *_only("format", (None, ""), "training is measured, not export formats; leave format out", "bench"),
 )
 
 
@@ -194,22 +204,25 @@ def _concerns(argument: Argument, command: str) -> bool:
     return command in argument.commands or (command == "tune" and "train" in argument.commands)
 
 
+_BEFORE = {"tune": "Those of train, and:", "bench": "Those of benchmark, which times export formats there:"}
+
+
 def markdown() -> str:
     """Write the page `docs/arguments.md`."""
     lines = [
         "# Arguments of other YOLO trainers",
         "",
-        "Every documented argument of ultralytics' modes train, val, predict and tune, and what Paceline does with it.",
-        "An argument that Paceline does not have is never passed over in silence: it is taken where its value changes",
-        "nothing, and else answered by the sentence below. Names that are in no table are answered with the closest",
-        "name that there is. `paceline train --help` lists our own options, which are more than these.",
+        "Every documented argument of ultralytics' modes train, val, predict, tune and benchmark, and what Paceline does",
+        "with it. An argument that Paceline does not have is never passed over in silence: it is taken where its value",
+        "changes nothing, and else answered by the sentence below. Names that are in no table are answered with the",
+        "closest name that there is. `paceline train --help` lists our own options, which are more than these.",
         "",
         "This page is made from `src/paceline/arguments.py` by `python -m paceline.arguments > docs/arguments.md`;",
         "a test compares the two.",
     ]
     for command in COMMANDS:
         lines += ["", f"## {command}"]
-        lines += ["", "Those of train, and:"] if command == "tune" else []
+        lines += ["", _BEFORE[command]] if command in _BEFORE else []
         lines += ["", "| argument | here | |", "|---|---|---|"]
         lines += [_row(argument) for argument in ARGUMENTS if command in argument.commands]
     return "\n".join(lines) + "\n"

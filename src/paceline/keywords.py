@@ -110,6 +110,22 @@ class TuneKeywords(TrainKeywords, total=False):
     storage: str
 
 
+class BenchKeywords(TypedDict, total=False):
+    """Options of `YOLO.benchmark`; see `paceline bench --help` for what they mean."""
+
+    data: str | Path
+    imgsz: int
+    batch: int
+    workers: int
+    cache: bool | Literal["auto", "none", "ram", "disk", "device"]
+    device: str | int | Sequence[int] | None
+    devices: int
+    amp: bool | Literal["auto", "off", "bf16", "fp16"]
+    seconds: float
+    json: str | Path
+    compare: str | Path
+
+
 class ValKeywords(TypedDict, total=False):
     """Options of `YOLO.val`; see `paceline val --help` for what they mean."""
 

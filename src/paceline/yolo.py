@@ -15,7 +15,7 @@ from paceline.commands.predict import Predictor, predict
 from paceline.commands.weights import LoadedNetwork, find_weights, load_network
 from paceline.models.catalogue import find_model
 from paceline.models.statistics import count_gflops, count_parameters
-from paceline.options import PredictOptions, TrainOptions, ValOptions, settle_resume
+from paceline.options import BenchOptions, PredictOptions, TrainOptions, ValOptions, settle_resume
 from paceline.results import Results
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from paceline.commands.train import TrainResult
     from paceline.commands.tune import TuneResult
     from paceline.evaluation.evaluator import Evaluation
-    from paceline.keywords import PredictKeywords, TrainKeywords, TuneKeywords, ValKeywords
+    from paceline.keywords import BenchKeywords, PredictKeywords, TrainKeywords, TuneKeywords, ValKeywords
+    from paceline.planning.record import BenchRecord
 
 __all__ = ["YOLO", "NetworkInfo", "Results"]
 
@@ -155,6 +156,18 @@ class YOLO:
                 given["space"] = str(file)
             return tune(settle_tune(given), table.show)
 
+    def benchmark(self, **options: Unpack[BenchKeywords]) -> BenchRecord:
+        """Measure how fast this object's network trains here, print the tables, and return the figures.
+
+        `model.benchmark(imgsz=640, batch=16)` is `paceline bench`. The object stays as it is. Raises UserError for
+        whatever the caller can mend.
+        """
+        from paceline.cli.bench import bench_and_print
+
+        with logging_to(ConsoleHandler()):
+            settled = BenchOptions.from_flat(self._named(options))
+        return bench_and_print(settled)
+
     def val(self, **options: Unpack[ValKeywords]) -> Evaluation:
         """Score the weights; without `data`, on the data set that they were trained on."""
         from paceline.commands.val import validate
@@ -180,7 +193,9 @@ class YOLO:
                 self._predictors[device] = Predictor(self._load(), resolve_device(device))
             yield from predict(settled, source, predictor=self._predictors[device])
 
-    def _named(self, options: TrainKeywords | TuneKeywords | ValKeywords | PredictKeywords) -> dict[str, object]:
+    def _named(
+        self, options: TrainKeywords | TuneKeywords | BenchKeywords | ValKeywords | PredictKeywords
+    ) -> dict[str, object]:
         """Put this object's model before the options of a call."""
         return {"model": self._model, **options}
 

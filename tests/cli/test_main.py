@@ -64,7 +64,7 @@ def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixtur
     ("words", "sentence"),
     [
         (["trian"], "did you mean train?"),
-        (["zzz"], "choose one of train, val, predict, tune, models, data."),
+        (["zzz"], "choose one of train, val, predict, tune, bench, models, data."),
         (["export"], "export is not there yet"),
         (["segment", "train"], "only detection is offered"),
         (["imgsz=640"], "Name the command before imgsz=640"),

@@ -135,6 +135,7 @@ class _Bench:
             with group.first_on_node("index"):
                 self._data_set = open_data_set(self._train_options.data, seed=0)
         self._energy = _counter(self._device)
+        self._memory = PeakMemory(self._device)
         self._loaded = self._network()
         self._layout = _layout(options, num_ranks())
         self._ranks = Ranks(self._layout, self._device)
@@ -153,13 +154,13 @@ class _Bench:
         several = self._layout.devices > 1
         itemsize = 4 if self._precision.name == "fp32" else 2
         work = step_work(arithmetic, images=self._share, itemsize=itemsize, parameters=trained)
-        limits = measure_limits(device, self._types())
-        peak = PeakMemory(device)
+        self._memory.forget()
         with ExitStack() as stack:
             data = stack.enter_context(self._data()) if self._data_set is not None else None
             batch = data.first_batch() if data else self._noise()
             step = StepBench(self._engine_of, batch, device)
-            memory = peak.record()  # of the steps that warmed up, before a second network is there
+            memory = self._memory.record()  # of the steps that warmed up, before a second network is there
+            limits = measure_limits(device, self._types())
             beside = None
             if several:
                 beside = alone_beside(self._network().network, self._criterion(), batch, device, self._precision)

@@ -80,11 +80,17 @@ class _Average(Ema):
 class StepBench:
     """A training step on one batch, again and again; the weights move as they would in training."""
 
-    def __init__(self, engine_of: Callable[[Ledger], Engine], batch: Batch, device: torch.device) -> None:
-        """Make a step of what `engine_of` builds around a network, and warm it up."""
+    def __init__(
+        self, engine_of: Callable[[Ledger], Engine], batch: Batch, device: torch.device, *, sampled: bool | None = None
+    ) -> None:
+        """Make a step of what `engine_of` builds around a network, and warm it up.
+
+        sampled: whether parts are timed by the device's events rather than by the host; None where it is a GPU.
+        """
+        sampled = device.type == "cuda" if sampled is None else sampled
         self.batch = batch
         self._device = device
-        self._switch = _Switch(device) if device.type == "cuda" else None
+        self._switch = _Switch(device) if sampled else None
         self._ledger = Ledger(device_clock=self._switch)
         engine = engine_of(self._ledger)
         self.engine = engine

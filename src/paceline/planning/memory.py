@@ -17,14 +17,18 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """The peak from the moment that this is made."""
+    """The peak since the last `forget`; growth is counted from the moment that this is made."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._start_bytes = psutil.Process().memory_info().rss
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-            torch.cuda.reset_peak_memory_stats(device)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the peak be what is in use now."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
         else:
             _forget_peak()
 
