@@ -1,8 +1,8 @@
 """The arguments of the reference's public documentation, and what becomes of each here. Never imports torch.
 
-The table is about the documented arguments of its modes train, val, predict, tune and benchmark (our `bench`). An argument is `accepted` (an
-option of ours has its name and its meaning), `neutral` (taken with the values that change nothing, answered otherwise),
-or `answered` (by one sentence). `docs/arguments.md` is `markdown()` of this table.
+The table is about the documented arguments of its modes train, val, predict, tune and benchmark (our `bench`). An
+argument is `accepted` (an option of ours has its name and its meaning), `neutral` (taken with the values that change
+nothing, answered otherwise), or `answered` (by one sentence). `docs/arguments.md` is `markdown()` of this table.
 """
 
 from __future__ import annotations
@@ -212,10 +212,10 @@ def markdown() -> str:
     lines = [
         "# Arguments of other YOLO trainers",
         "",
-        "Every documented argument of ultralytics' modes train, val, predict, tune and benchmark, and what Paceline does",
-        "with it. An argument that Paceline does not have is never passed over in silence: it is taken where its value",
-        "changes nothing, and else answered by the sentence below. Names that are in no table are answered with the",
-        "closest name that there is. `paceline train --help` lists our own options, which are more than these.",
+        "Every documented argument of ultralytics' modes train, val, predict, tune and benchmark, and what Paceline",
+        "does with it. An argument that Paceline does not have is never passed over in silence: it is taken where its",
+        "value changes nothing, and else answered by the sentence below. Names that are in no table are answered with",
+        "the closest name that there is. `paceline train --help` lists our own options, which are more than these.",
         "",
         "This page is made from `src/paceline/arguments.py` by `python -m paceline.arguments > docs/arguments.md`;",
         "a test compares the two.",

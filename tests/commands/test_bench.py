@@ -11,16 +11,25 @@ import torch
 from paceline.batch import Batch
 from paceline.cli.main import main
 from paceline.commands import bench_step
-from paceline.commands.bench import bench, ranks_to_launch
+from paceline.commands.bench import _Bench, bench, ranks_to_launch
 from paceline.commands.bench_evaluation import CLUSTERS, POINTS, _made_up_scores
 from paceline.errors import UserError
+from paceline.losses.config import LossConfig
+from paceline.losses.detection import DetectionLoss
+from paceline.models.registry import build_model
 from paceline.options import BenchOptions
+from paceline.parallel.config import LimitsConfig
+from paceline.parallel.process_group import joined
+from paceline.parallel.single import SingleEngine
 from paceline.planning import limits
+from paceline.planning.noise import noise_batch
 from paceline.planning.record import BenchRecord
 from paceline.planning.roofline import PARTS
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from paceline.ledger import Ledger
 
 SMALL = {"model": "yolo11n", "imgsz": 64, "batch": 2, "device": "cpu", "amp": "off", "seconds": 0.01}
 
@@ -154,13 +163,6 @@ class _Device:
 def test_on_a_device_whole_steps_have_no_events_within(monkeypatch: pytest.MonkeyPatch) -> None:
     """The steps run on the CPU; only the clock is that of another device."""
     monkeypatch.setattr(bench_step, "CudaClock", _Device)
-    from paceline.ledger import Ledger
-    from paceline.losses.config import LossConfig
-    from paceline.losses.detection import DetectionLoss
-    from paceline.models.registry import build_model
-    from paceline.parallel.single import SingleEngine
-    from paceline.planning.noise import noise_batch
-
     network = build_model("yolo11n", 3)
     batch = noise_batch(2, 64, 3, dtype=None, device=torch.device("cpu"))
 
@@ -199,10 +201,6 @@ def test_two_processes_take_a_bench_together(tmp_path: Path, monkeypatch: pytest
 
 
 def test_batches_of_a_set_keep_their_memory(squares: Path) -> None:
-    from paceline.commands.bench import _Bench
-    from paceline.parallel.config import LimitsConfig
-    from paceline.parallel.process_group import joined
-
     options = BenchOptions.from_flat(SMALL | {"data": str(squares), "workers": 1, "cache": "ram", "batch": 4})
     with joined(backend="gloo", limits=LimitsConfig()) as group, _Bench(options, group)._data() as data:
         batch = data.first_batch()

@@ -109,10 +109,10 @@ def test_a_batch_of_noise_is_a_batch_and_always_the_same() -> None:
     assert batch.boxes.shape == (3, PADDED, 4)
     inside = batch.boxes[batch.valid]
     assert bool((inside[:, 2:] > inside[:, :2]).all())
-    assert 0 <= float(inside.min())
+    assert float(inside.min()) >= 0
     assert float(inside.max()) <= 64
     assert not batch.boxes[~batch.valid].any()
-    assert 0 <= int(batch.labels.min())
+    assert int(batch.labels.min()) >= 0
     assert int(batch.labels.max()) < 5
     drawn = noise_batch(3, 64, 5, dtype=torch.bfloat16, device=CPU)
     assert drawn.images.dtype == torch.bfloat16

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from records import record, spread
+from bench_records import record, spread
 
 from paceline.errors import UserError
 from paceline.planning.comparison import compare

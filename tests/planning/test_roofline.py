@@ -14,6 +14,7 @@ from paceline.planning.roofline import (
     PARTS,
     Pass,
     Rates,
+    StepWork,
     backward_passes,
     evaluation_passes,
     forward_passes,
@@ -41,7 +42,7 @@ def parameters(name: str) -> int:
         return count_parameters(build_model(name, 80))
 
 
-def work(name: str = "yolo11n", images: int = 64, imgsz: int = 640, itemsize: int = 2):  # noqa: ANN201
+def work(name: str = "yolo11n", images: int = 64, imgsz: int = 640, itemsize: int = 2) -> StepWork:
     return step_work(arithmetic(name, imgsz), images=images, itemsize=itemsize, parameters=parameters(name))
 
 

@@ -14,6 +14,7 @@ from paceline.planning.spread import Spread
 from paceline.planning.stopwatch import Stopwatch
 from paceline.training.config import OptimConfig
 from paceline.training.ema import Ema
+from paceline.training.graphed import graphed
 from paceline.training.optim import LONG_RUN_UPDATES, build_optimizer, plan_optimizer
 from paceline.training.schedule import Rates
 from paceline.training.step import EagerStep
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from paceline.losses.detection import DetectionLoss
     from paceline.models.graph import DetectionModel
     from paceline.parallel.engine import Engine
+    from paceline.training.graphed import Capture
     from paceline.training.precision import Precision
     from paceline.training.step import Step
 
@@ -70,21 +72,28 @@ class _Average(Ema):
 
     ledger: Ledger | None = None
 
-    def update(self) -> None:
-        """Take in the network's present values."""
+    def take_in(self) -> None:
+        """Take in the network's present values, as `advance` has said."""
         assert self.ledger is not None
         with self.ledger.span("ema", on_device=True):
-            super().update()
+            super().take_in()
 
 
 class StepBench:
     """A training step on one batch, again and again; the weights move as they would in training."""
 
     def __init__(
-        self, engine_of: Callable[[Ledger], Engine], batch: Batch, device: torch.device, *, sampled: bool | None = None
+        self,
+        engine_of: Callable[[Ledger], Engine],
+        batch: Batch,
+        device: torch.device,
+        *,
+        capture: Capture | None = None,
+        sampled: bool | None = None,
     ) -> None:
         """Make a step of what `engine_of` builds around a network, and warm it up.
 
+        capture: records the whole step; its parts are then those of the same step without.
         sampled: whether parts are timed by the device's events rather than by the host; None where it is a GPU.
         """
         sampled = device.type == "cuda" if sampled is None else sampled
@@ -95,7 +104,8 @@ class StepBench:
         engine = engine_of(self._ledger)
         self.engine = engine
         engine.network.train()
-        self.step: Step = step_of(engine, self._ledger)
+        self._by_part = step_of(engine, self._ledger)
+        self.step: Step = graphed(self._by_part, capture)
         for _ in range(WARM_UP_STEPS):
             self.take()
 
@@ -111,14 +121,14 @@ class StepBench:
             self._ledger.lap()
             steps = 1 if self._switch is None else STEPS_BETWEEN_WAITS
             for _ in range(steps):
-                self._with_parts()
+                self._take_by_part()
             for name, seconds in self._lap().items():
                 parts[name].append(seconds / (1 if self._switch else steps))
 
         calls: dict[str, Callable[[], object]] = {}
         if alone is not None:  # then a step that is not counted, in which the ranks come together again
             calls |= {"alone": alone.take, "together": self.take}
-        if self._switch is None:  # the host's clock reads itself in no time: the same steps give whole and parts
+        if self._switch is None and not self.is_recorded:  # the host's clock costs nothing: the same steps give both
             calls["whole"] = take_by_part
         else:
             calls |= {"whole": self.take, "parts": take_by_part}
@@ -132,10 +142,15 @@ class StepBench:
             whole_s=whole, parts_s=parts_s, alone_s=Spread.of(found["alone"]), waiting_share=Spread.of(shares)
         )
 
-    def _with_parts(self) -> None:
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the step is a graph, in which no parts can be told apart."""
+        return self.step is not self._by_part
+
+    def _take_by_part(self) -> None:
         if self._switch is not None:
             self._switch.on = True
-        self.take()
+        self._by_part(self.batch, RATES, completes=True)
         if self._switch is not None:
             self._switch.on = False
 
