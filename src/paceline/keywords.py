@@ -116,6 +116,7 @@ class BenchKeywords(TypedDict, total=False):
     data: str | Path
     imgsz: int
     batch: int
+    num_classes: int
     workers: int
     cache: bool | Literal["auto", "none", "ram", "disk", "device"]
     device: str | int | Sequence[int] | None

@@ -117,6 +117,7 @@ BOUNDS = MappingProxyType(
         "limit_evaluation": _NOT_NEGATIVE,
         "limit_checkpoint": _NOT_NEGATIVE,
         "limit_silence": Bounds(least=5),
+        "num_classes": _NOT_NEGATIVE,
         "seconds": Bounds(above=0),
         "trials": _NOT_NEGATIVE,
         "confirm": _NOT_NEGATIVE,

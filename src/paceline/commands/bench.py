@@ -101,6 +101,8 @@ def check(options: BenchOptions) -> None:
     for name, path in (("json", config.json), ("compare", config.compare)):
         if path and Path(path).is_dir():
             raise UserError(f"{name}={path} is a folder; name a file.")
+    if config.num_classes and (config.data or find_weights(options.model) is not None):
+        raise UserError(f"num_classes={config.num_classes} is known of a data set and of weights; leave it out.")
     if config.cache != "auto" and not config.data:
         raise UserError(f"cache={config.cache} is for the images of a data set; name one by data=, or leave it out.")
     if config.workers >= 0 and not config.data:
@@ -217,7 +219,7 @@ class _Bench:
         if self._data_set is not None:
             names = self._data_set.names
         elif find_weights(self._options.model) is None:
-            names = tuple(str(number) for number in range(CLASSES))
+            names = tuple(str(number) for number in range(self._options.bench.num_classes or CLASSES))
         loaded = load_network(self._options.model, names)
         place(loaded.network, self._device)
         return loaded

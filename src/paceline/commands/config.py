@@ -70,6 +70,8 @@ class BenchConfig:
     """Side of the network's square input, in pixels; a multiple of 32."""
     batch: int = 16
     """Images per step over all devices."""
+    num_classes: int = 0
+    """Classes of the network; 0 takes those of the data set or of the weights, or else 80."""
     workers: int = -1
     """Loader threads; -1 takes one per core, 8 at most."""
     cache: Literal["auto", "none", "ram", "disk", "device"] = "auto"
