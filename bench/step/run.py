@@ -145,9 +145,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder of coco33, with instances.json; without, the step alone")
     parser.add_argument("--entries", type=int, default=4096)
-    parser.add_argument("--models", nargs="+", default=list(SIZES), help="sizes of yolo11, or names of networks")
-    parser.add_argument("--imgsz", type=int, default=640)
-    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--models", nargs="+", help="sizes of yolo11, or names of networks; all sizes, or n on a CPU")
+    parser.add_argument("--imgsz", type=int, help="640, or 320 on a CPU")
+    parser.add_argument("--batch", type=int, help="64, or 8 on a CPU")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--limit", type=float, default=540.0, help="seconds that this call may take")
@@ -159,9 +159,11 @@ def main() -> None:
     machine = here(arguments.device)
     data = repeated(arguments.data.resolve(), arguments.entries, arguments.work) if arguments.data else None
     expected_s, left = EXPECTED_S, []
-    names = [f"yolo11{name}" if name in SIZES else name for name in arguments.models]
+    on_gpu = "CUDA" in machine["versions"]
+    imgsz, batch = arguments.imgsz or (640 if on_gpu else 320), arguments.batch or (64 if on_gpu else 8)
+    names = [f"yolo11{size}" if size in SIZES else size for size in arguments.models or (SIZES if on_gpu else "n")]
     for name in names:
-        key = machine | {"model": name, "imgsz": arguments.imgsz, "batch": arguments.batch}
+        key = machine | {"model": name, "imgsz": imgsz, "batch": batch}
         if any(key_of(record) == key for record in read_results(arguments.out)):
             print(f"{name}: done before.", flush=True)
             continue
@@ -169,7 +171,7 @@ def main() -> None:
         if rest_s < expected_s and name != names[0]:
             left.append(name)
             continue
-        words = [f"model={name}", f"imgsz={arguments.imgsz}", f"batch={arguments.batch}", f"device={arguments.device}"]
+        words = [f"model={name}", f"imgsz={imgsz}", f"batch={batch}", f"device={arguments.device}"]
         words += [f"seconds={arguments.seconds}", *([f"data={data}"] if data else []), *arguments.options]
         begun = time.monotonic()
         record = measure(words, max(rest_s, 1.0))
@@ -178,10 +180,9 @@ def main() -> None:
             continue
         expected_s = time.monotonic() - begun
         merge(arguments.out, record)
-    chosen = [
-        record for record in read_results(arguments.out) if record["model"] in names and _is_asked(record, arguments)
-    ]
-    rows = [row_of(record) for record in chosen if {k: key_of(record)[k] for k in machine} == machine]
+    asked = machine | {"imgsz": imgsz, "batch": batch}
+    chosen = [record for record in read_results(arguments.out) if record["model"] in names]
+    rows = [row_of(record) for record in chosen if key_of(record) == asked | {"model": record["model"]}]
     rows.sort(key=lambda row: names.index(row["model"]))
     print_table(rows, with_aim="H200" in machine["device"])
     if left:

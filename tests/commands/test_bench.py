@@ -97,6 +97,8 @@ def test_the_command_prints_writes_and_compares(tmp_path: Path, capsys: pytest.C
         ({"device": "cpu", "devices": 3, "batch": 4}, "does not divide into 3 equal shares"),
         ({"cache": "ram"}, "name one by data="),
         ({"workers": 2}, "name one by data="),
+        ({"batch": "auto"}, "give a number"),
+        ({"batch": 0.7}, "give a number"),
         ({"num_classes": 3, "data": "shapes"}, "leave it out"),
         ({"amp": "fp16"}, "amp=fp16 needs a GPU"),
         ({"json": "."}, "is a folder"),

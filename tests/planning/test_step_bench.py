@@ -33,12 +33,14 @@ def _bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     machine = record().machine
+    machine.versions["CUDA"] = "12.8"
     monkeypatch.setattr(module, "here", lambda device: {"device": machine.device, "versions": machine.versions})
     return module
 
 
 def found(model: str, **options: object) -> dict[str, Any]:
     whole = record(model=model)
+    whole.machine.versions["CUDA"] = "12.8"
     whole = replace(whole, options=whole.options | {"model": model, "imgsz": 640, "batch": 64} | options)
     content: dict[str, Any] = {"kind": "bench", "version": FORMAT_VERSION} | to_jsonable(whole)
     return content
@@ -59,7 +61,10 @@ class _Measured:
         model = words[0].removeprefix("model=")
         self.models.append(model)
         self.now += self.seconds
-        return None if model in self.fails else found(model)
+        numbers = {
+            name: int(value) for name, _, value in (w.partition("=") for w in words) if name in ("imgsz", "batch")
+        }
+        return None if model in self.fails else found(model, **numbers)
 
 
 def run(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> Any:

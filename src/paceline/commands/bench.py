@@ -20,12 +20,13 @@ from paceline.data.dataset import open_data_set
 from paceline.errors import UserError
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import arithmetic_of, count_gflops
-from paceline.option_values import STRIDE
+from paceline.option_values import AUTO_BATCH, STRIDE
 from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.config import LimitsConfig, ParallelConfig
 from paceline.parallel.gather import from_first
 from paceline.parallel.layout import Layout
+from paceline.parallel.micro import MicroBatches
 from paceline.parallel.partition import measure as measure_nodes
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import rank_of_environment
@@ -101,6 +102,8 @@ def check(options: BenchOptions) -> None:
     for name, path in (("json", config.json), ("compare", config.compare)):
         if path and Path(path).is_dir():
             raise UserError(f"{name}={path} is a folder; name a file.")
+    if config.batch == AUTO_BATCH:
+        raise UserError("batch=auto looks for a batch, and a bench measures one; give a number.")
     if config.num_classes and (config.data or find_weights(options.model) is not None):
         raise UserError(f"num_classes={config.num_classes} is known of a data set and of weights; leave it out.")
     if config.cache != "auto" and not config.data:
@@ -257,8 +260,9 @@ class _Bench:
         )
 
     def _engine_of(self, ledger: Ledger) -> Engine:
+        """Build the trainer's engine; one that runs out of memory is to say so, not to go on in micro-batches."""
         config = self._options.bench
-        return self._ranks.engine(
+        engine = self._ranks.engine(
             self._loaded.network,
             self._criterion(),
             batch=config.batch,
@@ -268,6 +272,7 @@ class _Bench:
             ledger=ledger,
             loss_scale=self._precision.loss_scale,
         )
+        return engine.inner if isinstance(engine, MicroBatches) else engine
 
     def _types(self) -> tuple[str, ...]:
         """List the types whose matrix rate is measured: float32, and the other that networks compute in here."""
