@@ -20,7 +20,7 @@ from paceline.data.dataset import open_data_set
 from paceline.errors import UserError
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import arithmetic_of, count_gflops
-from paceline.option_values import AUTO_BATCH, STRIDE
+from paceline.option_values import STRIDE
 from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.config import LimitsConfig, ParallelConfig
@@ -102,8 +102,6 @@ def check(options: BenchOptions) -> None:
     for name, path in (("json", config.json), ("compare", config.compare)):
         if path and Path(path).is_dir():
             raise UserError(f"{name}={path} is a folder; name a file.")
-    if config.batch == AUTO_BATCH:
-        raise UserError("batch=auto looks for a batch, and a bench measures one; give a number.")
     if config.num_classes and (config.data or find_weights(options.model) is not None):
         raise UserError(f"num_classes={config.num_classes} is known of a data set and of weights; leave it out.")
     if config.cache != "auto" and not config.data:
