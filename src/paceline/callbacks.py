@@ -22,10 +22,13 @@ class Callback(Protocol):
         """After every step; losses are filled in only where the device has been read anyway."""
 
     def on_evaluation(self, epoch: int, record: EvaluationRecord) -> None:
-        """After every evaluation."""
+        """After every evaluation; with `val_async`, when its figures are taken in, at the end of a later epoch."""
 
     def on_epoch(self, record: EpochRecord) -> None:
-        """After every epoch, its evaluation and its checkpoint."""
+        """After every epoch and its evaluation; its checkpoint may still be on its way to the disk.
+
+        The files of the epoch before are there, and after the last epoch its own.
+        """
 
     def on_end(self, record: EndRecord) -> None:
         """After the last epoch, when all files are written."""

@@ -32,8 +32,13 @@ class RunPictures:
     run: RunFolder
     names: tuple[str, ...]
 
+    @property
+    def has_training_batches(self) -> bool:
+        """Whether an earlier part of the run has drawn them."""
+        return (self.run.pictures / f"train_batch{PICTURED_BATCHES}.jpg").exists()
+
     def training_batches(self, batches: Iterable[Batch]) -> None:
-        """Draw the first batches as the network will see them, with their boxes."""
+        """Draw the first batches as the network saw them, with their boxes."""
         for number, batch in enumerate(itertools.islice(batches, PICTURED_BATCHES), start=1):
             picture = batch_picture(
                 batch.images.numpy(), batch.boxes.numpy(), batch.labels.numpy(), batch.valid.numpy(), self.names

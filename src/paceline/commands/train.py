@@ -273,11 +273,6 @@ class _Training:
                 amp_dtype=self._choice.plan.precision.amp_dtype,
             )
             self._start(folder, str(recipe.plan), state)
-            if pictures and not self._resumed:
-                with self._ledger.span("pictures"):
-                    pictures.training_batches(
-                        loader.epoch(0, mosaic=options.loop.epochs > options.augment.close_mosaic)
-                    )
             loop = Loop(
                 engine=engine,
                 step=graphed(
@@ -323,6 +318,8 @@ class _Training:
                 end = loop.run()
             self._group.follow(None)
             self._group.report(state.step, "end")
+            if pictures and not (self._resumed and pictures.has_training_batches):
+                pictures.training_batches(loader.epoch(0, mosaic=options.loop.epochs > options.augment.close_mosaic))
             if pictures and evaluations.best is not None:
                 pictures.evaluation(evaluations.best, evaluation_loader, self._val_index)
                 pictures.curves()

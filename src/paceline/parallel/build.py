@@ -1,4 +1,7 @@
-"""Building: from a layout to the engine that carries it out."""
+"""Building: from a layout to the engine that carries it out.
+
+Engines of several ranks are imported where they are built: what they need of torch takes over a second to load.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,11 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from paceline.parallel.data import DataEngine, Replicas, Shards
-from paceline.parallel.feed import Feed
 from paceline.parallel.gather import from_first
 from paceline.parallel.mesh import Mesh
 from paceline.parallel.micro import MicroBatches
 from paceline.parallel.norms import BatchStatistics
 from paceline.parallel.partition import measure, solve
-from paceline.parallel.pipeline import PipelineEngine
 from paceline.parallel.single import SingleEngine
 
 if TYPE_CHECKING:
@@ -91,6 +91,8 @@ class Ranks:
                 SingleEngine(network, criterion, amp_dtype=amp_dtype, clip=clip, ledger=ledger, loss_scale=loss_scale)
             )
         if layout.pipeline > 1:
+            from paceline.parallel.pipeline import PipelineEngine
+
             share = batch // layout.replicas
             cuts = self._cuts(network, images=share // layout.microbatches, imgsz=imgsz, amp_dtype=amp_dtype)
             return PipelineEngine(
@@ -106,6 +108,8 @@ class Ranks:
                 loss_scale=loss_scale,
                 evaluates_whole=self._evaluates_whole(network),
             )
+        from paceline.parallel.data import DataEngine, Replicas, Shards
+
         statistics = BatchStatistics(network, group=mesh.norms)
         exchange = (
             Shards(network, mesh.devices["replica"])
@@ -127,6 +131,8 @@ class Ranks:
         """Return what gives each rank its batches, from a source of the batches of its replica."""
         if self._mesh is None or self.layout.pipeline == 1:
             return source
+        from paceline.parallel.feed import Feed
+
         return Feed(source, self._mesh, self._device)
 
     def _evaluates_whole(self, network: DetectionModel) -> bool:

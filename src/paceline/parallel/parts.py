@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from paceline.parallel.forward import ForwardStages
 from paceline.parallel.gather import from_first, union
-from paceline.parallel.shards import local
+from paceline.parallel.shards import is_sharded, local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -137,7 +136,7 @@ class ShardParts:
 
     def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Gather every shard."""
-        return {key: value.full_tensor() if isinstance(value, DTensor) else value for key, value in tensors.items()}
+        return {key: value.full_tensor() if is_sharded(value) else value for key, value in tensors.items()}
 
     def assemble(self, network: nn.Module) -> nn.Module:
         """Gather every shard into a network that is not sharded."""
