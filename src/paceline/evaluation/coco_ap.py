@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from paceline.evaluation.ground_truth import GroundTruth
 from paceline.evaluation.table import DetectionTable, xywh
 
