@@ -34,6 +34,15 @@ def test_equal_to_pycocotools(random_set: RandomSet, pycocotools_evaluation: Pyc
     assert_equal_to_pycocotools(figures, pycocotools_evaluation(truth, results))
 
 
+@pytest.mark.parametrize("parts", [2, 3, 99])
+def test_the_classes_in_parts_give_the_same_figures(random_set: RandomSet, parts: int) -> None:
+    truth, detections = random_set(3, num_classes=5)
+    whole, split = coco_figures(truth, detections), coco_figures(truth, detections, parts=parts)
+    assert split.summary == whole.summary
+    for name in ("ap", "ap50", "recalls", "precision50"):
+        assert np.array_equal(getattr(split, name), getattr(whole, name)), name
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_equal_to_pycocotools_with_more_than_a_hundred_detections(
     random_set: RandomSet, pycocotools_evaluation: Pycocotools, seed: int

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from paceline.records import EvaluationRecord
 
 
+PARTS_BESIDE = 4
+"""In which the scoring beside a training is done: it then stands still for less than half as long at a time."""
+
+
 def ground_truth_of(index: Index) -> GroundTruth:
     """Hand the boxes of an index to the evaluation, crowds and difficult ones included."""
     return GroundTruth(
@@ -52,6 +56,7 @@ def evaluate_network(
     amp_dtype: torch.dtype | None,
     group: RankGroup | None = None,
     stops: Callable[[], bool] = lambda: False,
+    parts: int = 1,
 ) -> Evaluation | None:
     """Run the network, with normalisations folded into its convolutions, over all batches and score it.
 
@@ -60,6 +65,7 @@ def evaluate_network(
 
     group: of all ranks, for the ranks' detections; the world where it is None.
     stops: asked before each batch; where it says so on any rank, the rest is left out and nothing is scored there.
+    parts: see `coco_figures`.
     """
     folded = place(fuse(network), device)
     ground_truth = ground_truth_of(index)
@@ -71,7 +77,7 @@ def evaluate_network(
         if predictions is not None:  # a stage of a pipeline gives none, where the last one answers
             evaluator.add(moved, predictions)
     detections = gather_detections(evaluator.detections, group)  # those who stop come too: others may wait for them
-    return None if detections is None or stops() else evaluate(ground_truth, detections, index.names)
+    return None if detections is None or stops() else evaluate(ground_truth, detections, index.names, parts=parts)
 
 
 class Evaluations:
@@ -108,7 +114,7 @@ class Evaluations:
         """
 
         def evaluated(network: nn.Module, stops: Callable[[], bool]) -> EvaluationRecord | None:
-            return self._evaluated(network, group=group, stops=stops)
+            return self._evaluated(network, group=group, stops=stops, parts=PARTS_BESIDE)
 
         return evaluated
 
@@ -118,6 +124,7 @@ class Evaluations:
         *,
         group: RankGroup | None = None,
         stops: Callable[[], bool] = lambda: False,
+        parts: int = 1,
     ) -> EvaluationRecord | None:
         evaluation = evaluate_network(
             network,
@@ -128,6 +135,7 @@ class Evaluations:
             amp_dtype=self._amp_dtype,
             group=group,
             stops=stops,
+            parts=parts,
         )
         if evaluation is None:
             return None

@@ -43,19 +43,28 @@ class CocoFigures:
     """KR, precision at those recalls at IoU .5."""
 
 
-def coco_figures(ground_truth: GroundTruth, detections: DetectionTable) -> CocoFigures:
+def coco_figures(ground_truth: GroundTruth, detections: DetectionTable, *, parts: int = 1) -> CocoFigures:
     """Compute COCO's figures of boxes: equal to pycocotools' on the same detections.
 
     Detections count in the order of the images in the index; those of equal score in the table's order.
+
+    parts: the library's compiled part holds Python's lock; for the classes in several parts it does so for as much
+        less at a time, and another thread can go on in between. The figures are the same.
     """
     from faster_coco_eval import COCOeval_faster  # a fifth of a second that the first step should not wait for
 
     with _no_collection():
         truth = _coco(_annotations_of_truth(ground_truth), ground_truth)
         results = _coco(_annotations_of_detections(_best_of_each(detections)), ground_truth)
-        evaluation = COCOeval_faster(truth, results, iouType="bbox", extra_calc=False)
-        evaluation.evaluate()
-        evaluation.accumulate()
+        evaluated = []
+        for classes in np.array_split(np.arange(ground_truth.num_classes), max(min(parts, ground_truth.num_classes), 1)):
+            evaluation = COCOeval_faster(truth, results, iouType="bbox", extra_calc=False)
+            evaluation.params.catIds = classes.tolist()
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluated.append(evaluation.eval)
+        for name, axis in (("precision", 2), ("recall", 1)):  # the axis of classes
+            evaluation.eval[name] = np.concatenate([np.asarray(each[name]) for each in evaluated], axis=axis)
         evaluation.summarize()
     # thresholds of IoU x recalls x classes x areas (the first is "all") x numbers of detections (the last is 100)
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]

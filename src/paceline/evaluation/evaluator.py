@@ -99,10 +99,15 @@ def locate(detections: Detections, batch: Batch) -> DetectionTable:
     )
 
 
-def evaluate(ground_truth: GroundTruth, detections: DetectionTable, class_names: Sequence[str]) -> Evaluation:
-    """Compute all figures of a table of detections; images that it has not seen count as images without any."""
+def evaluate(
+    ground_truth: GroundTruth, detections: DetectionTable, class_names: Sequence[str], *, parts: int = 1
+) -> Evaluation:
+    """Compute all figures of a table of detections; images that it has not seen count as images without any.
+
+    parts: see `coco_figures`.
+    """
     detections = detections.sorted_by_image()
-    figures = coco_figures(ground_truth, detections)
+    figures = coco_figures(ground_truth, detections, parts=parts)
     matching = match(ground_truth, detections, CURVES_IOU)
     best = best_threshold(ground_truth, detections, matching)
     return Evaluation(
