@@ -15,7 +15,15 @@ import torch
 import yaml
 
 from paceline.callbacks import Callback
-from paceline.commands.memory import Exhaustion, Fitted, densest_batch, describe, fitting_images, most_images
+from paceline.commands.memory import (
+    Exhaustion,
+    Fitted,
+    FittingBatch,
+    densest_batch,
+    describe,
+    fitting_images,
+    most_images,
+)
 from paceline.commands.train import check_layout, train
 from paceline.commands.tune import tune
 from paceline.data.config import AugmentConfig, DataConfig
@@ -27,7 +35,7 @@ from paceline.parallel.rank import Rank
 from paceline.training.auto_batch import Choice, Line, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from paceline.data.index import Index
@@ -193,6 +201,70 @@ def test_the_densest_batch_of_a_set_without_boxes(index: Index) -> None:
     batch = densest_batch(empty, None, 3, 64)
     assert not batch.valid.any()
     assert batch.boxes.shape == (3, 32, 4)
+
+
+class Held:
+    """A device that holds 2 GB and has 10 GB free."""
+
+    def held_bytes(self) -> int:
+        return 2 * GB
+
+    def free_bytes(self) -> int:
+        return 10 * GB
+
+    def of(self, work: Callable[[], None]) -> int:
+        raise AssertionError("nothing is tried here")
+
+
+def fitting(index: Index, device: str, **data: object) -> FittingBatch:
+    config = TrainOptions.from_flat({"imgsz": 64} | data).data
+    return FittingBatch(
+        cast=None,  # type: ignore[arg-type]
+        data=config,
+        augment=AugmentConfig(),
+        train_index=index,
+        val_index=index,
+        device=torch.device(device),
+        rank=Rank(),
+        nbs=64,
+    )
+
+
+DECODED = 12 * 3 * 64 * 80
+"""Bytes of the images of the fixture; as many again for the evaluation, which here has the same."""
+
+
+@pytest.mark.parametrize(
+    ("device", "cache", "set_aside"),
+    [
+        ("cpu", "none", 0),
+        ("cpu", "disk", 0),
+        ("cpu", "ram", 2 * DECODED),
+        ("cpu", "auto", 2 * DECODED),
+        ("cuda", "auto", 0),
+        ("cuda", "ram", 0),
+        ("cuda", "device", DECODED),
+    ],
+)
+@pytest.mark.parametrize("sharers", [1, 2])
+def test_images_that_are_kept_beside_the_network_are_set_aside(
+    index: Index, device: str, cache: str, set_aside: int, sharers: int
+) -> None:
+    found = fitting(index, device, batch=0.5, cache=cache)._room_bytes(Held(), 10 * GB, sharers)
+    assert found == 2 * GB + int(0.5 * (10 * GB - set_aside) / sharers)
+
+
+def test_a_cache_that_chooses_for_itself_leaves_some(index: Index) -> None:
+    """It would not keep in memory what takes so much of it."""
+    held = fitting(index, "cpu", cache="auto")._room_bytes(Held(), DECODED, 1)
+    assert held == 2 * GB + int(0.8 * (DECODED - int(0.75 * DECODED)))
+    assert fitting(index, "cpu", cache="ram")._room_bytes(Held(), DECODED, 1) == 2 * GB
+
+
+def test_loaders_hold_batches_in_the_memory_of_the_host(index: Index) -> None:
+    meters = [fitting(index, device)._meter(Held()) for device in ("cpu", "cuda")]
+    assert [meter.further_bytes for meter in meters] == [10 * 3 * 64 * 64, 0]
+    assert meters[0].training(3).size_hw == meters[0].evaluation(3).size_hw == (64, 64)
 
 
 def test_the_sentence_of_the_choice() -> None:
