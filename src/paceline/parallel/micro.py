@@ -81,15 +81,16 @@ class _Entry:
 class _Copy:
     """What an engine had accumulated at some moment."""
 
-    def __init__(self, engine: SingleEngine) -> None:
+    def __init__(self, engine: SingleEngine, trained: list[nn.Parameter]) -> None:
+        self._engine, self._trained = engine, trained
         self._state = [value.clone() for value in engine.state()]
-        self._gradients = [None if value.grad is None else value.grad.clone() for value in engine.network.parameters()]
+        self._gradients = [None if parameter.grad is None else parameter.grad.clone() for parameter in trained]
 
     @torch.no_grad()
-    def put_back(self, engine: SingleEngine) -> None:
+    def put_back(self) -> None:
         """Go back to that moment; may be done again."""
-        torch._foreach_copy_(engine.state(), self._state)
-        for parameter, gradient in zip(engine.network.parameters(), self._gradients, strict=True):
+        torch._foreach_copy_(self._engine.state(), self._state)
+        for parameter, gradient in zip(self._trained, self._gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()
 
 
@@ -113,6 +114,7 @@ class MicroBatches:
         self.inner = inner
         self.parts: Parts = inner.parts
         self.is_capturable = inner.is_capturable
+        self._trained = [parameter for parameter in inner.network.parameters() if parameter.requires_grad]
         self._window = _Window()
         self._most_px: int | None = None
         """Pixels of the largest micro-batch that is tried; None while all batches go whole."""
@@ -131,8 +133,8 @@ class MicroBatches:
         """
         if self._stands_aside:
             return self._in_parts(batch, completes=completes)
-        if not self._window.entries and _gradients_wait(self.inner.network):
-            self._window.before = _Copy(self.inner)
+        if not self._window.entries and any(parameter.grad is not None for parameter in self._trained):
+            self._window.before = _Copy(self.inner, self._trained)
         entry = _Entry(batch=batch, completes=completes, random=_Random.of(self.inner.device))
         entries, tried_px = [*self._window.entries, entry], self._most_px
         sums = self._try([entry])
@@ -227,7 +229,7 @@ class MicroBatches:
             torch.cuda.empty_cache()
         self.inner.drop()
         if self._window.before is not None:
-            self._window.before.put_back(self.inner)
+            self._window.before.put_back()
         first.random.put_back(self.inner.device)
 
     def _say(self, batch: Batch) -> None:
@@ -254,8 +256,3 @@ def _added(first: LossSums, second: LossSums) -> LossSums:
         dfl=first.dfl + second.dfl,
         normaliser=first.normaliser + second.normaliser,
     )
-
-
-def _gradients_wait(network: nn.Module) -> bool:
-    """Whether something was accumulated already."""
-    return any(parameter.grad is not None for parameter in network.parameters())
