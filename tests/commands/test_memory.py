@@ -33,6 +33,7 @@ from paceline.losses.detection import DetectionLoss
 from paceline.options import TrainOptions, TuneOptions
 from paceline.parallel.rank import Rank
 from paceline.training.auto_batch import Choice, Line, Trial
+from paceline.training.rehearsal import RehearsalMeter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -114,6 +115,21 @@ def torch_weights(folder: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     return load_file(folder / "weights" / "last.safetensors")
+
+
+@pytest.mark.parametrize("val_async", [False, True])
+def test_evaluation_beside_training_needs_its_own_room(
+    squares: Path, tmp_path: Path, val_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def meter(**more: object) -> RehearsalMeter:
+        seen.append(bool(more["beside"]))
+        return RehearsalMeter(**more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("paceline.commands.memory.RehearsalMeter", meter)
+    train(options(squares, tmp_path, val_async=val_async))
+    assert seen == [val_async]
 
 
 def test_a_share_too_small_for_one_image_is_refused(

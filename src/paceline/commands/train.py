@@ -394,6 +394,7 @@ class _Training:
             device=self._device,
             rank=self._group.rank,
             nbs=options.optim.nbs,
+            beside=options.loop.val_async,
         ).find()
         return dataclasses.replace(options, data=dataclasses.replace(options.data, batch=self._fitted.batch))
 
