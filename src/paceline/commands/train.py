@@ -38,6 +38,7 @@ from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.apart import Apart
 from paceline.training.budget import Budget, parse_duration
 from paceline.training.choice import StepChoice
+from paceline.training.crowd import CrowdAwareStep
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
 from paceline.training.graphed import CudaCapture, graphed
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from paceline.parallel.engine import Criterion, Engine
     from paceline.parallel.process_group import ProcessGroup
     from paceline.training.compiling import Compiler
+    from paceline.training.step import Step
 
 log = logging.getLogger("paceline")
 
@@ -275,11 +277,7 @@ class _Training:
             self._start(folder, str(recipe.plan), state)
             loop = Loop(
                 engine=engine,
-                step=graphed(
-                    EagerStep(engine, optimizer, ema, self._ledger),
-                    capture,
-                    largest=largest if num_ranks() > 1 else None,
-                ),
+                step=self._taken(EagerStep(engine, optimizer, ema, self._ledger), capture),
                 schedule=recipe.schedule,
                 ema=ema,
                 data=self._ranks.feed(self._data.on_device(loader, plan)),
@@ -329,6 +327,14 @@ class _Training:
         for callback in self._callbacks:
             callback.on_end(end)
         return TrainResult(folder=folder, end=end, evaluation=end.best)
+
+    def _taken(self, eager: EagerStep, capture: CudaCapture | None) -> Step:
+        """Say how steps are taken: by graphs, eagerly, or with as many threads as the machine has cores to spare."""
+        step = graphed(eager, capture, largest=largest if num_ranks() > 1 else None)
+        loop = self._options.loop
+        if not self._step.task.leaves_threads or loop.tune_step == "off" or loop.deterministic:
+            return step
+        return CrowdAwareStep(step, most=Machine.of(self._device).physical_cores)
 
     def _apart(self, evaluations: Evaluations) -> Apart | None:
         """Prepare to evaluate beside the training, where that was asked for and can be."""

@@ -57,7 +57,9 @@ def coco_figures(ground_truth: GroundTruth, detections: DetectionTable, *, parts
         truth = _coco(_annotations_of_truth(ground_truth), ground_truth)
         results = _coco(_annotations_of_detections(_best_of_each(detections)), ground_truth)
         evaluated = []
-        for classes in np.array_split(np.arange(ground_truth.num_classes), max(min(parts, ground_truth.num_classes), 1)):
+        for classes in np.array_split(
+            np.arange(ground_truth.num_classes), max(min(parts, ground_truth.num_classes), 1)
+        ):
             evaluation = COCOeval_faster(truth, results, iouType="bbox", extra_calc=False)
             evaluation.params.catIds = classes.tolist()
             evaluation.evaluate()
