@@ -53,6 +53,14 @@ def test_these_modules_do_not_load_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_a_run_on_one_device_loads_nothing_that_only_others_need() -> None:
+    """Each of these takes from a fifth of a second to more than one, between the start and the first step."""
+    heavy = ("torch.distributed.pipelining", "torch.distributed.tensor", "matplotlib", "faster_coco_eval")
+    code = f"import sys, paceline.commands.train; print([name for name in {heavy} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]"
+
+
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = project["dependencies"] + [
