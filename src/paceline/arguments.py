@@ -86,14 +86,17 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("val", "train", note="The last epoch is always evaluated."),
     *_accepted("plots", "train", "val", note="On unless turned off."),
     *_accepted("device", *COMMANDS, note="`train` takes several GPUs too: `0,1`."),
-    *_accepted("amp", "train", note="`True` measures bf16 and fp16 and takes the fastest; `bf16` and `fp16` name one."),
+    *_accepted(
+        "amp", "train", note="`True` takes the fastest that was measured (`tune_step`); `bf16` and `fp16` name one."
+    ),
     *_accepted("deterministic", "train", note="Off unless asked for: the seed alone fixes order and augmentation."),
     *_accepted("pretrained", "train", note="True or False; weights are named by `model`."),
     *_accepted("freeze", "train", note="The number of first nodes that are not trained; a list is answered."),
     *_only("save", (True,), "the weights of a run are always saved; leave save out", "train"),
     *_only("verbose", (True,), "the log has one line per epoch; leave verbose out", *_RUNS),
     *_only("profile", (False,), "each epoch's record says where its seconds went; leave profile out", "train"),
-    *_only("compile", (False, None), "torch.compile is not offered yet; leave compile out", *_RUNS),
+    *_only("compile", (False, None), "tune_step=full compiles the step where that pays; leave compile out", "train"),
+    *_only("compile", (False, None), "torch.compile is for training here; leave compile out", "val", "predict"),
     *_only(
         "distill_model", (None,), "distillation from another network is not offered; leave distill_model out", "train"
     ),
