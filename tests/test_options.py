@@ -168,7 +168,7 @@ def test_spellings(given: dict[str, object], room: str, expected: dict[str, obje
         ({"epoch": 3}, "did you mean epochs?"),
         ({"close_mosiac": 3}, "did you mean close_mosaic?"),
         ({"qqqq": 3}, "--help"),
-        ({"compile": True}, "not offered yet"),
+        ({"compile": True}, "tune_step=full"),
     ],
 )
 def test_mistakes_are_named_with_their_mend(given: dict[str, object], sentence: str) -> None:

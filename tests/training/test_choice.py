@@ -210,12 +210,20 @@ def test_what_the_device_cannot_do_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no bfloat16"):
         candidates(gpu, replace(MACHINE, bf16=False))
     old = candidates(replace(gpu, amp="auto"), replace(MACHINE, bf16=False, fp16=True))
-    assert [plan.precision.name for plan in old] == ["fp16", "fp16", "fp32", "fp32"]
+    assert [plan.precision.name for plan in old] == ["fp16", "fp32", "fp16", "fp32"]
 
 
 def test_where_every_trial_fails_the_default_is_taken_and_not_remembered(tmp_path: Path) -> None:
     choice = choose(tmp_path, FakeMachine(speed=lambda plan: math.inf))
     assert choice.source == "default"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measurement_that_time_cut_short_is_used_and_not_remembered(tmp_path: Path) -> None:
+    machine = FakeMachine(speed=lambda plan: 4000.0 if plan.precision == BF16 else 3000.0)
+    choice = choose(tmp_path, machine)
+    assert choice.source == "measured"
+    assert len(choice.entries) < 4
     assert list(tmp_path.iterdir()) == []
 
 

@@ -52,7 +52,7 @@ class StepTask:
 
 
 def candidates(task: StepTask, machine: Machine) -> tuple[StepPlan, ...]:
-    """List the plans for precision and memory layout, the documented default first.
+    """List the plans for precision and memory layout, the documented default first, then what differs most from it.
 
     Under `deterministic` there is the default alone, since plans differ in how they round. Raises UserError where the
     device cannot do what `amp` asks for.
@@ -61,7 +61,7 @@ def candidates(task: StepTask, machine: Machine) -> tuple[StepPlan, ...]:
     if task.deterministic:
         return (StepPlan(precision=chosen[0]),)
     layouts = (True, False) if task.is_copied else (True,)
-    return tuple(StepPlan(precision=precision, channels_last=layout) for precision in chosen for layout in layouts)
+    return tuple(StepPlan(precision=precision, channels_last=layout) for layout in layouts for precision in chosen)
 
 
 def with_threads(plan: StepPlan, task: StepTask, machine: Machine) -> tuple[StepPlan, ...]:

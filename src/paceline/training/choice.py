@@ -122,7 +122,8 @@ class _Chooser:
             if isinstance(measured, StepChoice):
                 return measured
             found, mode = measured, self.tune
-            self.memory.keep(self._key(mode), found)
+            if {entry.plan for entry in found.entries} >= set(options):  # else the time ran out, on a busy machine
+                self.memory.keep(self._key(mode), found)
         why_not = self._why_not_compile(found)
         if self.tune == "full" and not why_not:
             found = self._measure_compiled(found)
