@@ -44,7 +44,8 @@ from paceline.planning.record import (
     StepRecord,
 )
 from paceline.planning.roofline import evaluation_passes, seconds_of, step_work
-from paceline.training.precision import choose_precision
+from paceline.training.machine import Machine
+from paceline.training.precision import precisions
 
 if TYPE_CHECKING:
     from paceline.batch import Batch
@@ -143,10 +144,7 @@ class _Bench:
         self._layout = _layout(options, num_ranks())
         self._ranks = Ranks(self._layout, self._device)
         self._share = config.batch // self._layout.replicas
-        precision = choose_precision(
-            config.amp, self._loaded.network, device=self._device, imgsz=config.imgsz, batch=self._share
-        )
-        self._precision = from_first(precision)
+        self._precision = from_first(precisions(config.amp, Machine.of(self._device), self._device)[0])
 
     def run(self) -> BenchRecord:
         """Measure everything, one after the other."""

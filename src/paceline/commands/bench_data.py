@@ -14,6 +14,7 @@ from paceline.data.loader import TrainLoader
 from paceline.parallel.gather import from_first
 from paceline.planning.record import DataRecord
 from paceline.planning.spread import Spread
+from paceline.training.plan import StepPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -36,7 +37,7 @@ class DataBench:
         self._name = name
         self._images = len(run_data.train_index)
         try:
-            self._source: TrainingData = run_data.on_device(self._loader, precision)
+            self._source: TrainingData = run_data.on_device(self._loader, StepPlan(precision=precision))
         except BaseException:
             self._loader.close()
             raise

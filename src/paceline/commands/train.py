@@ -334,6 +334,8 @@ class _Training:
         loop = self._options.loop
         if not self._step.task.leaves_threads or loop.tune_step == "off" or loop.deterministic:
             return step
+        if self._choice.plan.compile:  # compiled code is for one number of threads, and would be made anew
+            return step
         return CrowdAwareStep(step, most=Machine.of(self._device).physical_cores)
 
     def _apart(self, evaluations: Evaluations) -> Apart | None:
