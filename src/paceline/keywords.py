@@ -122,6 +122,7 @@ class BenchKeywords(TypedDict, total=False):
     device: str | int | Sequence[int] | None
     devices: int
     amp: bool | Literal["auto", "off", "bf16", "fp16"]
+    tune_step: Literal["off", "quick", "full"]
     seconds: float
     json: str | Path
     compare: str | Path

@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from recorder import Recorder
 
 from paceline.batch import Batch
 from paceline.cli.main import main
 from paceline.commands import bench_step
-from paceline.commands.bench import _Bench, bench, ranks_to_launch
+from paceline.commands.bench import bench, ranks_to_launch
 from paceline.commands.bench_evaluation import CLUSTERS, POINTS, _made_up_scores
+from paceline.commands.bench_subject import BenchSubject
+from paceline.commands.step_choice import RunStep
 from paceline.errors import UserError
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
@@ -25,13 +28,25 @@ from paceline.planning import limits
 from paceline.planning.noise import noise_batch
 from paceline.planning.record import BenchRecord
 from paceline.planning.roofline import PARTS
+from paceline.training.choice import StepChoice
+from paceline.training.compiling import Compiler
+from paceline.training.plan import StepPlan
+from paceline.training.precision import Precision
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.ledger import Ledger
 
-SMALL = {"model": "yolo11n", "imgsz": 64, "batch": 2, "device": "cpu", "amp": "off", "seconds": 0.01}
+SMALL = {
+    "model": "yolo11n",
+    "imgsz": 64,
+    "batch": 2,
+    "device": "cpu",
+    "amp": "off",
+    "tune_step": "off",
+    "seconds": 0.01,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -144,6 +159,47 @@ def test_made_up_scores_find_clusters() -> None:
     assert _made_up_scores(torch.zeros(1, 21, 2)).isfinite().all()  # fewer points than a cluster has
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_the_plan_is_carried_out(monkeypatch: pytest.MonkeyPatch, channels_last: bool) -> None:
+    plan = StepPlan(precision=Precision(name="bf16"), channels_last=channels_last, compile=True, threads=1)
+    monkeypatch.setattr(RunStep, "choose", lambda step: StepChoice(plan=plan, source="default", text=""))
+    monkeypatch.setattr(RunStep, "compiler", lambda step, plan, keeps: Compiler(backend="eager"))
+    seen: list[tuple[bool, int, bool]] = []
+    take = bench_step.StepBench.take
+
+    def look(step: bench_step.StepBench, batch: Batch | None = None) -> None:
+        last = step.batch.images.is_contiguous(memory_format=torch.channels_last)
+        is_compiled = any("forward" in vars(node) for node in step.engine.network.model.values())
+        seen.append((last, torch.get_num_threads(), is_compiled))
+        take(step, batch)
+
+    monkeypatch.setattr(bench_step.StepBench, "take", look)
+    record = bench(BenchOptions.from_flat(SMALL | {"amp": "auto"}))
+    assert set(seen) == {(channels_last, 1, True)}
+    assert record.plan == str(plan)
+    assert record.precision == "bf16"
+    assert record.machine.threads == 1
+    assert "compiled" in record.plan
+    assert not any("Nothing was compiled" in note for note in record.notes)
+
+
+def test_a_recorded_step_has_the_parts_of_the_same_step_without() -> None:
+    network = build_model("yolo11n", 3)
+    criterion = DetectionLoss(LossConfig(), 3, fixed_shapes=True)
+
+    def engine_of(ledger: Ledger) -> SingleEngine:
+        return SingleEngine(network, criterion, amp_dtype=None, clip=10.0, ledger=ledger)
+
+    recorder = Recorder()
+    batch = noise_batch(2, 64, 3, dtype=None, device=torch.device("cpu"))
+    step = bench_step.StepBench(engine_of, batch, torch.device("cpu"), capture=recorder)
+    assert step.is_recorded
+    assert len(recorder.recordings) == 1
+    times = step.measure(0.0)
+    assert times.parts_s.keys() == set(PARTS)
+    assert len(recorder.recordings) == 1  # steps by part were not recorded
+
+
 class _Device:
     """A device's clock: names what was asked to be timed."""
 
@@ -205,7 +261,10 @@ def test_two_processes_take_a_bench_together(tmp_path: Path, monkeypatch: pytest
 
 def test_batches_of_a_set_keep_their_memory(squares: Path) -> None:
     options = BenchOptions.from_flat(SMALL | {"data": str(squares), "workers": 1, "cache": "ram", "batch": 4})
-    with joined(backend="gloo", limits=LimitsConfig()) as group, _Bench(options, group)._data() as data:
+    with joined(backend="gloo", limits=LimitsConfig()) as group:
+        data = BenchSubject(options, group, torch.device("cpu")).data()
+    assert data is not None
+    with data:
         batch = data.first_batch()
         before = batch.images.clone()
         record = data.measure(lambda batch: None, 0.01)

@@ -10,23 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.commands.bench_data import DataBench
 from paceline.commands.bench_evaluation import measure_evaluation
-from paceline.commands.bench_step import StepBench, StepTimes, alone_beside
-from paceline.commands.device import backend_of, count_devices, place, resolve_device
-from paceline.commands.run_data import RunData, splits
-from paceline.commands.weights import find_weights, load_network, require_model
-from paceline.data.dataset import open_data_set
+from paceline.commands.bench_subject import BenchSubject, layout_of
+from paceline.commands.device import backend_of, count_devices, resolve_device
+from paceline.commands.weights import find_weights, require_model
 from paceline.errors import UserError
-from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import arithmetic_of, count_gflops
-from paceline.option_values import STRIDE
-from paceline.options import TrainOptions
-from paceline.parallel.build import Ranks, num_ranks
-from paceline.parallel.config import LimitsConfig, ParallelConfig
+from paceline.parallel.config import LimitsConfig
 from paceline.parallel.gather import from_first
-from paceline.parallel.layout import Layout
-from paceline.parallel.micro import MicroBatches
 from paceline.parallel.partition import measure as measure_nodes
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import rank_of_environment
@@ -34,7 +25,6 @@ from paceline.planning.energy import EnergyCounter, NoCounter, counter_of
 from paceline.planning.limits import best_of, measure_limits, rates_of
 from paceline.planning.machine import machine_of
 from paceline.planning.memory import PeakMemory
-from paceline.planning.noise import noise_batch
 from paceline.planning.record import (
     BenchRecord,
     EnergyRecord,
@@ -44,22 +34,21 @@ from paceline.planning.record import (
     StepRecord,
 )
 from paceline.planning.roofline import evaluation_passes, seconds_of, step_work
-from paceline.training.machine import Machine
-from paceline.training.precision import precisions
+from paceline.training.plan import threads_of
 
 if TYPE_CHECKING:
-    from paceline.batch import Batch
-    from paceline.commands.weights import LoadedNetwork
-    from paceline.data.dataset import DataSet
-    from paceline.ledger import Ledger
+    from paceline.commands.bench_data import DataBench
+    from paceline.commands.bench_step import StepBench, StepTimes
     from paceline.options import BenchOptions
-    from paceline.parallel.engine import Engine
     from paceline.parallel.process_group import ProcessGroup
     from paceline.planning.record import DataRecord
     from paceline.planning.roofline import Rates, StepWork
+    from paceline.training.compiling import Compiler
 
 log = logging.getLogger("paceline")
 
+LONG_RUN = (100, 118_287)
+"""Epochs and images of the training that the step is chosen for: COCO's, long enough for anything to pay."""
 CLASSES = 80
 """Of the network where neither weights nor a data set say how many."""
 ENERGY_SHARE = 0.3
@@ -92,7 +81,7 @@ def ranks_to_launch(options: BenchOptions) -> int:
     if rank_of_environment() is not None:
         return 1
     count = count_devices(options.bench.device, options.bench.devices)
-    _layout(options, count)
+    layout_of(options, count)
     return count
 
 
@@ -111,88 +100,74 @@ def check(options: BenchOptions) -> None:
         raise UserError(f"workers={config.workers} load the images of a data set; name one by data=, or leave it out.")
 
 
-def _layout(options: BenchOptions, devices: int) -> Layout:
-    config = options.bench
-    layout = Layout.of(ParallelConfig(), devices=devices, batch=config.batch, nodes=1)
-    if config.batch // devices == 1 and config.imgsz == STRIDE:
-        raise UserError(
-            f"One picture of {STRIDE} px at a time leaves batch norms a single value, which has no variance; take "
-            f"imgsz={2 * STRIDE} or more."
-        )
-    return layout
-
-
 class _Bench:
     """One bench being taken; each method measures one thing."""
 
     def __init__(self, options: BenchOptions, group: ProcessGroup) -> None:
         check(options)
         self._start = time.perf_counter()
+        self._config = options.bench
         self._options = options
-        config = options.bench
-        rank = group.rank
-        self._local_world = rank.local_world
-        self._device = resolve_device(config.device, local_rank=rank.local_rank, local_world=rank.local_world)
-        torch.manual_seed(0)
-        self._data_set: DataSet | None = None
-        if config.data:
-            with group.first_on_node("index"):
-                self._data_set = open_data_set(self._train_options.data, seed=0)
-        self._energy = _counter(self._device)
-        self._memory = PeakMemory(self._device)
-        self._loaded = self._network()
-        self._layout = _layout(options, num_ranks())
-        self._ranks = Ranks(self._layout, self._device)
-        self._share = config.batch // self._layout.replicas
-        self._precision = from_first(precisions(config.amp, Machine.of(self._device), self._device)[0])
+        device = resolve_device(
+            options.bench.device, local_rank=group.rank.local_rank, local_world=group.rank.local_world
+        )
+        self._energy = _counter(device)
+        self._memory = PeakMemory(device)
+        self._subject = BenchSubject(options, group, device)
+        self._device = device
 
     def run(self) -> BenchRecord:
-        """Measure everything, one after the other."""
-        config, network, device = self._options.bench, self._loaded.network, self._device
+        """Measure everything, one after the other, with the threads of the plan."""
+        with threads_of(self._subject.plan):
+            return self._run()
+
+    def _run(self) -> BenchRecord:
+        config, network, device = self._options.bench, self._subject.loaded.network, self._device
         arithmetic = arithmetic_of(network, config.imgsz)
         gflops = count_gflops(network, config.imgsz)
         trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        several = self._layout.devices > 1
-        itemsize = 4 if self._precision.name == "fp32" else 2
-        work = step_work(arithmetic, images=self._share, itemsize=itemsize, parameters=trained)
+        several = self._subject.layout.devices > 1
+        itemsize = 4 if self._subject.precision.name == "fp32" else 2
+        work = step_work(arithmetic, images=self._subject.share, itemsize=itemsize, parameters=trained)
         self._memory.forget()
         with ExitStack() as stack:
-            data = stack.enter_context(self._data()) if self._data_set is not None else None
-            batch = data.first_batch() if data else self._noise()
-            step = StepBench(self._engine_of, batch, device)
+            data = self._subject.data()
+            batch = stack.enter_context(data).first_batch() if data is not None else self._subject.noise()
+            compiler = self._subject.compiler()
+            if compiler is not None:
+                stack.enter_context(compiler)
+            step = self._subject.step(batch, compiler)
             memory = self._memory.record()  # of the steps that warmed up, before a second network is there
             limits = measure_limits(device, self._types())
-            beside = None
-            if several:
-                beside = alone_beside(self._network().network, self._criterion(), batch, device, self._precision)
+            beside = self._subject.step_alone(batch, compiler) if several else None
             log.info("Timing the step, for about %.0f s.", config.seconds)
             times = step.measure(config.seconds, alone=beside)
             energy = self._measure_energy(step, times)
             measured_data = self._measure_data(data, step)
         limits = best_of(limits, measure_limits(device, self._types()))  # early and late: neighbours come and go
-        rates = rates_of(limits, self._precision.name)
+        rates = rates_of(limits, self._subject.precision.name)
         evaluation = None
         nodes: tuple[NodeRecord, ...] = ()
         if not several:
             nodes = self._measure_nodes(work, rates)
-            limit_s = seconds_of(evaluation_passes(arithmetic, images=self._share, itemsize=itemsize), rates)
+            limit_s = seconds_of(evaluation_passes(arithmetic, images=self._subject.share, itemsize=itemsize), rates)
             evaluation = measure_evaluation(
-                self._network().network,  # as it was before the steps
+                self._subject.network().network,  # as it was before the steps
                 batch,
                 device=device,
-                amp_dtype=self._precision.amp_dtype,
-                is_trained=self._loaded.source is not None,
+                amp_dtype=self._subject.precision.amp_dtype,
+                is_trained=self._subject.loaded.source is not None,
                 limit_s=limit_s,
                 budget_s=config.seconds,
             )
         return BenchRecord(
             options=self._options.to_flat(),
             machine=machine_of(device),
-            model=self._loaded.model,
+            model=self._subject.loaded.model,
             parameters=trained,
             gflops=gflops,
-            plan=f"{self._precision.name}, channels-last",
-            precision=self._precision.name,
+            plan=str(self._subject.plan),
+            precision=self._subject.precision.name,
             limits=limits,
             step=self._step_record(times, work, rates),
             nodes=nodes,
@@ -202,77 +177,12 @@ class _Bench:
             data=measured_data,
             ranks=self._ranks_record(times),
             wall_s=time.perf_counter() - self._start,
-            notes=self._notes(),
+            notes=self._notes(step, compiler),
         )
-
-    @property
-    def _train_options(self) -> TrainOptions:
-        """The options of a training that the data are opened for."""
-        config = self._options.bench
-        named = {name: getattr(config, name) for name in ("data", "imgsz", "batch", "workers", "cache", "amp")}
-        return TrainOptions.from_flat({"model": self._options.model, **named})
-
-    def _network(self) -> LoadedNetwork:
-        """Load the network onto the device, for the classes of the data set, of the weights, or 80 of them."""
-        names: tuple[str, ...] | None = None
-        if self._data_set is not None:
-            names = self._data_set.names
-        elif find_weights(self._options.model) is None:
-            names = tuple(str(number) for number in range(self._options.bench.num_classes or CLASSES))
-        loaded = load_network(self._options.model, names)
-        place(loaded.network, self._device)
-        return loaded
-
-    def _data(self) -> DataBench:
-        assert self._data_set is not None
-        train_index, val_index = splits(self._data_set)
-        batch = self._options.bench.batch
-        if batch > len(train_index):
-            raise UserError(
-                f"batch={batch} is more than the {len(train_index)} training images of {self._data_set.source}; take "
-                "a smaller batch, or a larger set."
-            )
-        run_data = RunData(
-            self._train_options,
-            train_index,
-            val_index,
-            batch=batch,
-            ranks=self._ranks,
-            device=self._device,
-            local_world=self._local_world,
-        )
-        return DataBench(run_data, self._precision, self._device, str(self._data_set.source))
-
-    def _noise(self) -> Batch:
-        """Make a batch as it would come: drawn by the device on a GPU, by the host elsewhere."""
-        drawn_as = (self._precision.amp_dtype or torch.float32) if self._device.type == "cuda" else None
-        classes = self._loaded.network.num_classes
-        return noise_batch(self._share, self._options.bench.imgsz, classes, dtype=drawn_as, device=self._device)
-
-    def _criterion(self) -> DetectionLoss:
-        network = self._loaded.network
-        return DetectionLoss(
-            TrainOptions().loss, num_classes=network.num_classes, reg_max=network.reg_max, strides=network.strides
-        )
-
-    def _engine_of(self, ledger: Ledger) -> Engine:
-        """Build the trainer's engine; one that runs out of memory is to say so, not to go on in micro-batches."""
-        config = self._options.bench
-        engine = self._ranks.engine(
-            self._loaded.network,
-            self._criterion(),
-            batch=config.batch,
-            imgsz=config.imgsz,
-            amp_dtype=self._precision.amp_dtype,
-            clip=TrainOptions().optim.clip,
-            ledger=ledger,
-            loss_scale=self._precision.loss_scale,
-        )
-        return engine.inner if isinstance(engine, MicroBatches) else engine
 
     def _types(self) -> tuple[str, ...]:
         """List the types whose matrix rate is measured: float32, and the other that networks compute in here."""
-        half = self._precision.name if self._precision.name != "fp32" else "bf16"
+        half = self._subject.precision.name if self._subject.precision.name != "fp32" else "bf16"
         return ("fp32", half)
 
     def _measure_energy(self, step: StepBench, times: StepTimes) -> EnergyRecord:
@@ -285,7 +195,7 @@ class _Bench:
         for _ in range(number):
             step.take()
         self._settle()
-        images = number * (self._share if self._device.type == "cuda" else self._options.bench.batch)
+        images = number * (self._subject.share if self._device.type == "cuda" else self._options.bench.batch)
         return EnergyRecord(joules_per_image=(self._energy.joules() - before) / images, source=self._energy.source)
 
     def _measure_data(self, data: DataBench | None, step: StepBench) -> DataRecord | None:
@@ -296,9 +206,10 @@ class _Bench:
 
     def _measure_nodes(self, work: StepWork, rates: Rates) -> tuple[NodeRecord, ...]:
         """Time each node by itself, forward and backward."""
-        network, imgsz = self._loaded.network, self._options.bench.imgsz
+        network, imgsz = self._subject.network().network, self._options.bench.imgsz
+        images, amp_dtype = self._subject.share, self._subject.precision.amp_dtype
         log.info("Timing each of the %d nodes by itself.", len(network.nodes))
-        costs = measure_nodes(network, images=self._share, size_hw=(imgsz, imgsz), amp_dtype=self._precision.amp_dtype)
+        costs = measure_nodes(network, images=images, size_hw=(imgsz, imgsz), amp_dtype=amp_dtype)
         attainable = rates.attainable()
         return tuple(
             NodeRecord(
@@ -339,12 +250,16 @@ class _Bench:
         if times.alone_s is None or times.waiting_share is None:
             return None
         return RanksRecord(
-            devices=self._layout.devices, alone_ms=times.alone_s.times(1e3), waiting_share=times.waiting_share
+            devices=self._subject.layout.devices, alone_ms=times.alone_s.times(1e3), waiting_share=times.waiting_share
         )
 
-    def _notes(self) -> tuple[str, ...]:
+    def _notes(self, step: StepBench, compiler: Compiler | None) -> tuple[str, ...]:
         notes = []
-        if self._layout.devices > 1:
+        if compiler is not None and compiler.failure:
+            notes.append(f"Nothing was compiled in the end: {compiler.failure}")
+        if step.is_recorded:
+            notes.append("The whole step is a graph; its parts are those of the same step without one.")
+        if self._subject.layout.devices > 1:
             notes.append("Parts, limits and memory are those of the first device, which has its share of the batch.")
         if self._device.type == "cpu":
             notes.append("On a CPU, maps that stay in its caches can be faster than the copy bandwidth allows.")

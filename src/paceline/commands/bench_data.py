@@ -10,18 +10,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from paceline.batch import Batch
-from paceline.data.loader import TrainLoader
 from paceline.parallel.gather import from_first
 from paceline.planning.record import DataRecord
 from paceline.planning.spread import Spread
-from paceline.training.plan import StepPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from paceline.commands.run_data import RunData
+    from paceline.data.loader import TrainLoader
     from paceline.training.loop import TrainingData
-    from paceline.training.precision import Precision
+    from paceline.training.plan import StepPlan
 
 WINDOWS = 8
 """Stretches that the time is divided into; each gives one figure."""
@@ -31,13 +30,14 @@ _PROBED = 4
 class DataBench:
     """The batches of a data set as training gets them, for as long as the context lasts."""
 
-    def __init__(self, run_data: RunData, precision: Precision, device: torch.device, name: str) -> None:
+    def __init__(self, run_data: RunData, plan: StepPlan, device: torch.device, name: str) -> None:
         self._loader: TrainLoader = run_data.train_loader()
         self._device = device
         self._name = name
         self._images = len(run_data.train_index)
+        self._is_drawn_there = False
         try:
-            self._source: TrainingData = run_data.on_device(self._loader, StepPlan(precision=precision))
+            self._source: TrainingData = run_data.on_device(self._loader, plan)
         except BaseException:
             self._loader.close()
             raise
@@ -64,7 +64,7 @@ class DataBench:
         return DataRecord(
             data=self._name,
             images=self._images,
-            drawn_by="host" if isinstance(self._source, TrainLoader) else "device",
+            drawn_by="device" if self._is_drawn_there else "host",
             loader_images_per_s=Spread.of(loader_s).rate(self._source.batch_size),
             images_per_s=Spread.of(whole_s).rate(self._source.batch_size),
             waiting_share=Spread.of(waited),
@@ -109,6 +109,7 @@ class DataBench:
         epoch = 0
         while True:
             for batch in self._source.epoch(epoch, mosaic=True):
+                self._is_drawn_there = batch.images.is_floating_point()  # the host draws bytes
                 yield batch.to(self._device, non_blocking=True)
             epoch += 1
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from paceline.ledger import CudaClock, Ledger
-from paceline.parallel.gather import from_first
-from paceline.parallel.single import SingleEngine
+from paceline.parallel.build import num_ranks
+from paceline.parallel.gather import from_first, largest
 from paceline.planning.roofline import PARTS
 from paceline.planning.spread import Spread
 from paceline.planning.stopwatch import Stopwatch
@@ -25,11 +26,8 @@ if TYPE_CHECKING:
     import torch
 
     from paceline.batch import Batch
-    from paceline.losses.detection import DetectionLoss
-    from paceline.models.graph import DetectionModel
     from paceline.parallel.engine import Engine
     from paceline.training.graphed import Capture
-    from paceline.training.precision import Precision
     from paceline.training.step import Step
 
 RATES = Rates(lr=1e-4, bias_lr=1e-4, momentum=0.937)
@@ -89,10 +87,12 @@ class StepBench:
         device: torch.device,
         *,
         capture: Capture | None = None,
+        prepare: Callable[[], None] | None = None,
         sampled: bool | None = None,
     ) -> None:
         """Make a step of what `engine_of` builds around a network, and warm it up.
 
+        prepare: called when the average has been made of the network as it is, to compile it.
         capture: records the whole step; its parts are then those of the same step without.
         sampled: whether parts are timed by the device's events rather than by the host; None where it is a GPU.
         """
@@ -101,11 +101,14 @@ class StepBench:
         self._device = device
         self._switch = _Switch(device) if sampled else None
         self._ledger = Ledger(device_clock=self._switch)
-        engine = engine_of(self._ledger)
+        with capture.aside() if capture is not None else nullcontext():
+            engine = engine_of(self._ledger)
         self.engine = engine
         engine.network.train()
         self._by_part = step_of(engine, self._ledger)
-        self.step: Step = graphed(self._by_part, capture)
+        if prepare is not None:
+            prepare()
+        self.step: Step = graphed(self._by_part, capture, largest=largest if num_ranks() > 1 else None)
         for _ in range(WARM_UP_STEPS):
             self.take()
 
@@ -171,21 +174,3 @@ def step_of(engine: Engine, ledger: Ledger) -> EagerStep:
     average = _Average(engine.network, average=engine.parts.twin())
     average.ledger = ledger
     return EagerStep(engine, build_optimizer(plan, engine.network, engine.parts.leaf), average, ledger)
-
-
-def alone_beside(
-    network: DetectionModel, criterion: DetectionLoss, batch: Batch, device: torch.device, precision: Precision
-) -> StepBench:
-    """Make a step of the same share of the batch on a network of its own that exchanges nothing."""
-
-    def engine_of(ledger: Ledger) -> Engine:
-        return SingleEngine(
-            network,
-            criterion,
-            amp_dtype=precision.amp_dtype,
-            clip=OptimConfig().clip,
-            ledger=ledger,
-            loss_scale=precision.loss_scale,
-        )
-
-    return StepBench(engine_of, batch, device)

@@ -81,7 +81,10 @@ class BenchConfig:
     devices: int = 0
     """Devices to measure together, one process each; 0 takes those that `device` names."""
     amp: Literal["auto", "off", "bf16", "fp16"] = "auto"
-    """Mixed precision; `auto` measures which of those that the device has is fastest, as for training."""
+    """Mixed precision; `auto` takes the fastest of those that the device has, see `tune_step`."""
+    tune_step: Literal["off", "quick", "full"] = "quick"
+    """How the step is carried out is chosen as for a long training: `quick`, `full` (also compiled, and as a graph on
+    GPUs) or `off`, the defaults."""
     seconds: float = 10.0
     """How long the step is timed; the loader, the whole and the evaluation take as long each."""
     json: str = ""
