@@ -172,6 +172,7 @@ def main() -> None:
             left.append(name)
             continue
         words = [f"model={name}", f"imgsz={imgsz}", f"batch={batch}", f"device={arguments.device}"]
+        words += ["tune_step=full"] * (on_gpu and not any(word.startswith("tune_step=") for word in arguments.options))
         words += [f"seconds={arguments.seconds}", *([f"data={data}"] if data else []), *arguments.options]
         begun = time.monotonic()
         record = measure(words, max(rest_s, 1.0))

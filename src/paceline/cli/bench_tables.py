@@ -29,7 +29,8 @@ def print_bench(record: BenchRecord, console: Console | None = None) -> None:
     console.print(
         f"[bold]{escape(record.model)}[/bold], {options['imgsz']} px, batch {options['batch']} on {devices}"
         f"{escape(machine.device)} ({_plural(machine.cores, 'core')}, {_plural(machine.threads, 'thread')}): "
-        f"{escape(record.plan)}"
+        f"{escape(record.plan)}",
+        soft_wrap=True,
     )
     for table in (_rates(record), _parts(record), _nodes(record)):
         if table is not None:
