@@ -13,24 +13,24 @@ import torch
 
 from paceline.commands.device import backend_of, count_devices, describe_device, place, resolve_device
 from paceline.commands.evaluation import Evaluations
-from paceline.commands.memory import Exhaustion, Fitted, FittingBatch, held_bytes
+from paceline.commands.memory import Exhaustion, held_bytes
 from paceline.commands.pictures import RunPictures
 from paceline.commands.resume import resumed_folder
+from paceline.commands.run_batch import batch_of, require_statistics
 from paceline.commands.run_data import RunData, splits
 from paceline.commands.step_choice import RunStep
 from paceline.commands.weights import load_network, require_model
 from paceline.data.dataset import open_data_set
-from paceline.data.sizes import sizes_of
 from paceline.data.user_transform import UserTransform
 from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
-from paceline.option_values import AUTO_BATCH, STRIDE
+from paceline.option_values import AUTO_BATCH
 from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.fingerprint import digest_of, digest_of_package
-from paceline.parallel.gather import from_first, group_apart, largest
+from paceline.parallel.gather import group_apart, largest
 from paceline.parallel.layout import Layout
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import rank_of_environment
@@ -47,9 +47,7 @@ from paceline.training.loop import Loop
 from paceline.training.machine import Machine
 from paceline.training.optim import build_optimizer
 from paceline.training.plan import laid_out, threads_of
-from paceline.training.precision import precisions
 from paceline.training.recipe import Recipe
-from paceline.training.rehearsal import Cast
 from paceline.training.state import TrainingState
 from paceline.training.step import EagerStep
 
@@ -178,19 +176,25 @@ class _Training:
         self._train_index, self._val_index = splits(self._data_set)
         group.agree("data", {"data": f"{self._train_index.digest()} {self._val_index.digest()}"})
         self._loaded = self._network()
-        self._fitted: Fitted | None = None
-        self._amp = options.loop.amp
-        if options.data.batch == AUTO_BATCH:
-            self._options = options = self._measured_batch(options)
-        self._batch = self._fitting_batch()
+        self._sized = batch_of(
+            options,
+            self._loaded.network,
+            self._criterion(),
+            self._train_index,
+            self._val_index,
+            device=self._device,
+            rank=rank,
+        )
+        self._options = options = self._sized.settled(options)
+        self._batch = self._sized.images
         layout = Layout.of(
             options.parallel, devices=num_ranks(), batch=self._batch, nodes=len(self._loaded.network.nodes)
         )
-        _require_statistics(options, self._batch // (layout.replicas * layout.microbatches) * layout.norm_ranks)
+        require_statistics(options, self._batch // (layout.replicas * layout.microbatches) * layout.norm_ranks)
         self._ranks = Ranks(layout, self._device)
         done = 0 if resumed is None else max((line["epoch"] for line in resumed.records("epoch")), default=0)
         self._step = RunStep(
-            dataclasses.replace(options, loop=dataclasses.replace(options.loop, amp=self._amp)),
+            dataclasses.replace(options, loop=dataclasses.replace(options.loop, amp=self._sized.amp)),
             self._loaded,
             self._train_index,
             criterion=self._criterion(),
@@ -309,7 +313,7 @@ class _Training:
                 unit=layout.replicas * layout.microbatches,
                 device=self._device,
                 rank=self._group.rank,
-                fitted=self._fitted,
+                fitted=self._sized.fitted,
             )
             held = held_bytes(engine.network, self._device, states=1 if recipe.plan.name == "SGD" else 2)
             with exhaustion.explained(held, lambda: state.step > first_step):
@@ -365,47 +369,6 @@ class _Training:
         place(loaded.network, self._device)
         return loaded
 
-    def _fitting_batch(self) -> int:
-        """Images per step: a set smaller than the batch would only repeat its images within one step."""
-        asked, available = self._options.data.batch, len(self._train_index)
-        if asked > available:
-            log.warning("batch=%d is more than the %d training images; the batch is %d.", asked, available, available)
-        ranks = num_ranks()
-        return asked if asked <= available else max(available // ranks, 1) * ranks
-
-    def _measured_batch(self, options: TrainOptions) -> TrainOptions:
-        """Put a number in the place of `batch=auto`; it holds in the precision that it was measured in, the default."""
-        network, names = self._loaded.network, self._data_set.names
-        precision = from_first(precisions(self._amp, Machine.of(self._device), self._device)[0])
-        self._amp = "off" if precision.name == "fp32" else precision.name
-        recipe = Recipe.of(
-            options.optim,
-            num_images=len(self._train_index),
-            num_classes=len(names),
-            batch=options.optim.nbs,
-            epochs=options.loop.epochs,
-        )
-        cast = Cast(
-            network=network,
-            criterion=self._criterion(),
-            optimizer=recipe.plan,
-            precision=precision,
-            freeze=options.loop.freeze,
-            clip=options.optim.clip,
-        )
-        self._fitted = FittingBatch(
-            cast=cast,
-            data=options.data,
-            augment=options.augment,
-            train_index=self._train_index,
-            val_index=self._val_index,
-            device=self._device,
-            rank=self._group.rank,
-            nbs=options.optim.nbs,
-            beside=options.loop.val_async,
-        ).find()
-        return dataclasses.replace(options, data=dataclasses.replace(options.data, batch=self._fitted.batch))
-
     def _criterion(self) -> DetectionLoss:
         network = self._loaded.network
         return DetectionLoss(
@@ -449,13 +412,3 @@ class _Training:
             folder.append("run", record)
         for callback in self._callbacks:
             callback.on_start(record)
-
-
-def _require_statistics(options: TrainOptions, images: int) -> None:
-    """Raise UserError where a batch norm would see a single value per channel, which has no variance."""
-    least_px = sizes_of(options.data.imgsz, options.augment.multi_scale)[0]
-    if images == 1 and least_px == STRIDE:
-        raise UserError(
-            f"One picture of {least_px} px at a time leaves batch norms a single value, which has no variance; take "
-            f"batch=2 or more, or pictures of {2 * STRIDE} px or more."
-        )
