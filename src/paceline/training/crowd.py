@@ -6,8 +6,8 @@ beside a training of two threads on two cores makes its steps many times slower,
 little. So the times of the steps are watched, and other numbers of threads are tried when they rise:
 
 ```
-watch    the first steps of a run; a window much slower than the best with this number of threads; a while since the
-         last try, where there are cores to spare
+watch    other programs during the first steps; a window much slower than the best with this number of threads; a
+         while since the last try, where there are cores to spare
 try      one step up and one down the ladder (all cores, all but one, halves), a few steps each
 settle   the quickest; a try that changes nothing doubles the time until the next
 ```
@@ -21,6 +21,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 
 if TYPE_CHECKING:
@@ -59,6 +60,31 @@ def ladder(most: int) -> list[int]:
     return sorted(counts)
 
 
+CROWD = 0.3
+"""Cores that other programs take, on average, when a run starts in a crowd."""
+
+
+class OtherPrograms:
+    """How many cores other programs have taken since somebody asked the last time."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._before = self._now()
+
+    def cores(self) -> float:
+        """Return the mean number since the last time."""
+        wall, all_s, own_s = self._now()
+        wall_before, all_before, own_before = self._before
+        self._before = (wall, all_s, own_s)
+        return max((all_s - all_before) - (own_s - own_before), 0.0) / max(wall - wall_before, 1e-9)
+
+    def _now(self) -> tuple[float, float, float]:
+        """Wall clock, and the seconds of processors that all programs and this one have taken."""
+        times = psutil.cpu_times()
+        own = self._process.cpu_times()
+        return time.perf_counter(), times.user + times.system + times.nice, own.user + own.system
+
+
 class CrowdAwareStep:
     """Takes steps by another one, with as many threads as serve them best at the time."""
 
@@ -70,8 +96,12 @@ class CrowdAwareStep:
         clock: Callable[[], float] = time.perf_counter,
         count: Callable[[], int] = torch.get_num_threads,
         set_count: Callable[[int], None] = torch.set_num_threads,
+        others: Callable[[], float] | None = None,
     ) -> None:
-        """Start with the number of threads that is set; more than `most`, or than are set, are never taken."""
+        """Start with the number of threads that is set; more than `most`, or than are set, are never taken.
+
+        others: says how many cores other programs have taken since it was asked last.
+        """
         self._step = step
         self._clock = clock
         self._set_count = set_count
@@ -79,7 +109,8 @@ class CrowdAwareStep:
         self._ladder = sorted({*ladder(max(most, self._count)), self._count})
         self._window: deque[float] = deque(maxlen=WINDOW)
         self._best: float | None = None
-        self._is_first = self._is_untried = True
+        self._others = others or OtherPrograms().cores
+        self._is_first = self._is_new = True
         self._interval_s = FIRST_S
         self._next_try = clock() + FIRST_S
         self._try: _Try | None = None
@@ -102,6 +133,7 @@ class CrowdAwareStep:
         """Take in how long a step took, and decide about the next."""
         if self._is_first:
             self._is_first = False  # operations prepare
+            self._others()
             return
         if self._try is not None:
             self._try.see(per_pixel)
@@ -111,14 +143,15 @@ class CrowdAwareStep:
                 self._set_count(self._try.advance())
             return
         self._window.append(per_pixel)
-        enough = FIRST_WINDOW if self._is_untried else WINDOW
+        enough = FIRST_WINDOW if self._is_new else WINDOW
         if len(self._window) < enough or seconds < LEAST_STEP_S or len(self._ladder) == 1:
             return
         median = statistics.median(self._window)
         self._best = median if self._best is None else min(self._best, median)
         could_be_more = self._count < self._ladder[-1] and self._clock() >= self._next_try
-        if self._is_untried or median > SLOWER * self._best or could_be_more:
-            self._is_untried = False
+        starts_in_crowd = self._is_new and self._others() > CROWD
+        self._is_new = False
+        if starts_in_crowd or median > SLOWER * self._best or could_be_more:
             place = self._ladder.index(self._count)
             others = [self._ladder[other] for other in (place - 1, place + 1) if 0 <= other < len(self._ladder)]
             self._try = _Try(self._count, median, others)
