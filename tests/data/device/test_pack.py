@@ -12,7 +12,7 @@ from paceline.data.device.buffers import PackBuffers, usual_bytes
 from paceline.data.device.pack import Sources, packed
 from paceline.data.device.reference import render_reference
 from paceline.data.device.resident import in_memory, resident, uploaded
-from paceline.data.device.table import Geometry, TileFloat, inverted
+from paceline.data.device.table import Geometry, TileFloat, inverted, inverted_aligned
 
 CPU = torch.device("cpu")
 
@@ -144,6 +144,17 @@ def test_inverses_are_inverses_also_in_perspective() -> None:
     matrices = np.random.default_rng(1).normal(size=(5, 4, 3, 3)) + 3 * np.eye(3)
     np.testing.assert_allclose(inverted(matrices) @ matrices, np.broadcast_to(np.eye(3), matrices.shape), atol=1e-9)
     assert (inverted(np.zeros((1, 3, 3))) == 0).all()
+
+
+def test_maps_along_the_axes_are_inverted_alike() -> None:
+    random = np.random.default_rng(1)
+    matrices = np.zeros((5, 4, 3, 3))
+    matrices[..., 0, 0], matrices[..., 1, 1] = random.uniform(-3, 3, (2, 5, 4))
+    matrices[..., 0, 2], matrices[..., 1, 2] = random.uniform(-300, 300, (2, 5, 4))
+    matrices[..., 2, 2] = 1.0
+    np.testing.assert_allclose(inverted_aligned(matrices), inverted(matrices), rtol=1e-12, atol=1e-12)
+    nowhere = np.zeros((1, 3, 3))
+    assert np.array_equal(inverted_aligned(nowhere)[0], np.diag([0.0, 0.0, 1.0]))
 
 
 @pytest.mark.parametrize("compiled", [True, False])

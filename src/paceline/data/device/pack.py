@@ -127,10 +127,10 @@ def packed(
     `buffer` gives a flat buffer of at least so many bytes; `masks` the opacity HW, in decoded pixels, of masked tiles
     by (picture, tile); a masked tile without one paints nothing.
     """
-    unpainted = transforms.masked.copy()
-    for place in masks or {}:
-        unpainted[place] = False
-    if unpainted.any():
+    if transforms.masked.any():
+        unpainted = transforms.masked.copy()
+        for place in masks or {}:
+            unpainted[place] = False
         transforms = dataclasses.replace(transforms, sources=np.where(unpainted, -1, transforms.sources))
     geometry = Geometry(transforms, sources.heights, sources.widths)
     crops, planes = geometry.crops, sources.planes.astype(np.int64)
@@ -151,9 +151,10 @@ def packed(
         end = _aligned(end + array.nbytes)
     first_mask, first_crop = end, end + mask_bytes
     out = buffer(first_crop + crop_bytes)
-    table.mask_starts[mask_starts >= 0] += first_mask
+    if masks:
+        table.mask_starts[mask_starts >= 0] += first_mask
     if isinstance(sources, Sources):
-        table.starts[geometry.present] += first_crop
+        np.add(table.starts, first_crop, out=table.starts, where=geometry.present)
     for name, array in head.items():
         np.ndarray(array.shape, array.dtype, out.data, arrays[name][0])[...] = array
     for place, mask in (masks or {}).items():
@@ -163,8 +164,8 @@ def packed(
             start = int(table.mask_starts[place])
             out[start : start + part.size].reshape(part.shape)[...] = part
     if isinstance(sources, Sources):
-        there = geometry.present
-        rectangles = np.empty((int(there.sum()), 5), np.int64)
+        there = geometry.present.nonzero()
+        rectangles = np.empty((len(there[0]), 5), np.int64)
         rectangles[:, SOURCE] = (sources.addresses + inside)[there]
         rectangles[:, STRIDE] = pitches_there[there]
         rectangles[:, ROW_BYTES] = row_bytes[there]
@@ -201,8 +202,10 @@ def _mask_places(
     shape: tuple[int, ...], masks: Mapping[tuple[int, int], Pixels] | None, num_bytes: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], int]:
     """First byte of each tile's mask, from the first mask on; -1 where there is none."""
+    if not masks:
+        return np.full(shape, -1, np.int64), 0
     masked = np.zeros(shape, np.bool_)
-    for place in masks or {}:
+    for place in masks:
         masked[place] = num_bytes[place] > 0
     starts, total = _laid_out(np.where(masked, num_bytes, 0))
     return np.where(masked, starts, -1), total

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from paceline.data.augment import Transforms
 
-_EVERYWHERE = 1e9
+_EVERYWHERE = np.array((-1e9, -1e9, 1e9, 1e9))
+_SIXTHS = np.array((6.0, 1.0, 1.0))
 _SEAM = 1 / 512
 """By how much an outline is widened, in blocks: rounding to float32 leaves no gap between tiles that share a border."""
 
@@ -119,6 +120,19 @@ def inverted(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
     return inverse
 
 
+def inverted_aligned(matrices: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inverses of maps ...33 that only scale and shift along the axes; what has no inverse gives zeros there."""
+    flat = matrices.reshape(*matrices.shape[:-2], 9)
+    scales, shifts = flat[..., 0:5:4], flat[..., 2:6:3]
+    inverse = np.zeros_like(flat)
+    back = inverse[..., 0:5:4]
+    np.divide(1.0, scales, out=back, where=scales != 0)
+    np.multiply(shifts, back, out=inverse[..., 2:6:3])
+    np.negative(inverse[..., 2:6:3], out=inverse[..., 2:6:3])
+    inverse[..., 8] = 1.0
+    return inverse.reshape(matrices.shape)
+
+
 class Geometry:
     """Crops and maps of a batch, which need the transforms and the sizes of the decoded images, not their pixels."""
 
@@ -131,9 +145,11 @@ class Geometry:
         self.present &= (high_px > low_px).all(axis=-1)
         self.paint = np.where(self.present[..., None], np.concatenate([low_px, high_px], axis=-1), 0)
         self.unit = (transforms.reductions << transforms.halvings).astype(np.float64)
-        limit = np.stack([widths, heights], axis=-1).astype(np.int64) >> transforms.halvings[..., None]
-        limit = np.maximum(limit, 1)
-        inverse = inverted(transforms.matrices)
+        limit = np.empty((*widths.shape, 2), np.int64)
+        limit[..., 0], limit[..., 1] = widths, heights
+        limit >>= transforms.halvings[..., None]
+        np.maximum(limit, 1, out=limit)
+        inverse = inverted_aligned(transforms.matrices) if transforms.aligned else inverted(transforms.matrices)
         inverse[..., :2, :] /= self.unit[..., None, None]
         self.seen = transforms.visible / self.unit[..., None]
         low = np.clip(np.floor(self.seen[..., :2]), 0, limit - 1)
@@ -171,7 +187,7 @@ class Geometry:
         tiles_float = np.empty((*starts.shape, TileFloat.COUNT), np.float32)
         tiles_float[..., :9] = self.maps.reshape(*starts.shape, 9)
         if transforms.aligned:  # the rectangle to paint is the outline
-            tiles_float[..., 9:] = (-_EVERYWHERE, -_EVERYWHERE, _EVERYWHERE, _EVERYWHERE)
+            tiles_float[..., 9:] = _EVERYWHERE
         else:
             corner = np.tile(self._low, 2)
             tiles_float[..., 9:] = self.seen - corner + (-_SEAM, -_SEAM, _SEAM, _SEAM)
@@ -180,7 +196,7 @@ class Geometry:
         pictures_int[:, PictureInt.SWAP : PictureInt.SWAP + 3] = transforms.swaps
         pictures_int[:, PictureInt.CUT :] = transforms.cuts
         pictures_float = np.empty((len(transforms), len(PictureFloat)), np.float32)
-        pictures_float[:, :3] = transforms.hsv * (6, 1, 1)
+        pictures_float[:, :3] = transforms.hsv * _SIXTHS
         pictures_float[:, PictureFloat.SHARE] = transforms.shares
         return RenderTable(
             starts=np.where(self.present, starts, 0),

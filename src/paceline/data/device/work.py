@@ -87,7 +87,7 @@ class PackedWork:
         index = self._loader.index
         masks = {
             (int(row), tile): mask
-            for row in np.flatnonzero(transforms.masked.any(axis=1))
+            for row in (np.flatnonzero(transforms.masked.any(axis=1)) if transforms.masked.any() else ())
             for tile, mask in paste.masks(index, transforms, int(row)).items()
         }
         batch = packed(transforms, where, self._planned.targets(), self._buffers.take, masks)
