@@ -104,10 +104,12 @@ class PackedBatch:
 
     def opened(self, on_device: Tensor) -> tuple[DeviceTable, dict[str, Tensor]]:
         """Table and targets as views of the copy `on_device` (at least `used` bytes, uint8, flat) of the buffer."""
+        whole = on_device[: len(on_device) // _ALIGNMENT * _ALIGNMENT]  # what lies behind is crops
+        typed = {code: whole.view(dtype) for code, dtype in _TORCH.items()}
         views = {}
         for name, (start, dtype, shape) in self.arrays.items():
-            count = math.prod(shape) * dtype.itemsize
-            views[name] = on_device[start : start + count].view(_TORCH[dtype.str[1:]]).view(shape)
+            first = start // dtype.itemsize
+            views[name] = typed[dtype.str[1:]][first : first + math.prod(shape)].view(shape)
         table = DeviceTable(**{name: views[name] for name in _TABLE})
         return table, {name: views[name] for name in TARGETS}
 
