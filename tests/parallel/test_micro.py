@@ -140,7 +140,8 @@ def micro_from_the_start(engine: SingleEngine, batches: list[Batch], size: int) 
     """The slow reference: an engine that never hears of whole batches. Returns the loss of each."""
     totals = []
     for batch in batches:
-        sums = [engine.accumulate(batch.rows(k, k + size)) for k in range(0, len(batch), size)]
+        parts = [batch.rows(k, k + size) for k in range(0, len(batch), size)]
+        sums = [engine.accumulate(part, share=len(part) / len(batch)) for part in parts]
         totals.append(float(sum(part.total for part in sums)))
     return totals
 

@@ -46,8 +46,9 @@ def expected_statistics(
     for update in parts:
         means = torch.stack([part.mean((0, 2, 3)) for part in update]).mean(0)
         variances = torch.stack([part.var((0, 2, 3), correction=1) for part in update]).mean(0)
-        mean = (1 - momentum) * mean + momentum * means
-        variance = (1 - momentum) * variance + momentum * variances
+        kept = (1 - momentum) ** len(update)
+        mean = kept * mean + (1 - kept) * means
+        variance = kept * variance + (1 - kept) * variances
     return mean, variance
 
 
@@ -59,7 +60,7 @@ def run(network: nn.Module, statistics: BatchStatistics, parts: list[list[torch.
         statistics.commit()
 
 
-def test_parts_count_alike_whatever_their_number() -> None:
+def test_batches_of_an_update_count_alike_whatever_their_size() -> None:
     parts = [[maps(images, seed=10 * update + images)[0] for images in sizes] for update, sizes in enumerate(SIZES)]
     network = norm()
     run(network, BatchStatistics(network), parts)
@@ -70,6 +71,29 @@ def test_parts_count_alike_whatever_their_number() -> None:
 
 
 SIZES = ([2, 2, 2], [3], [1, 4, 2, 2])
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 4])
+def test_parts_of_one_batch_count_as_one_batch(cuts: int) -> None:
+    """The statistics forget as much with a batch, however it is cut; what they move to is the mean of its parts."""
+    parts = [maps(2, seed=number)[0] for number in range(cuts)]
+    network = norm()
+    statistics = BatchStatistics(network)
+    for part in parts:
+        with statistics.part(1 / cuts):
+            network(part)
+    statistics.commit()
+    means = torch.stack([part.mean((0, 2, 3)) for part in parts]).mean(0)
+    torch.testing.assert_close(network[0].running_mean, 0.03 * means)
+
+
+def test_an_accumulation_forgets_as_fast_as_its_batches_alone() -> None:
+    values = maps(4, seed=3)[0]
+    alone, accumulated = norm(), norm()
+    run(alone, BatchStatistics(alone), [[values]] * 4)
+    run(accumulated, BatchStatistics(accumulated), [[values] * 4])
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(accumulated[0], name), getattr(alone[0], name))
 
 
 def test_a_commit_without_parts_and_an_evaluation_change_nothing() -> None:

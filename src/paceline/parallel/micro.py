@@ -198,7 +198,8 @@ class MicroBatches:
             return self.inner.accumulate(batch, completes=completes)
         for number, size in enumerate(sizes, start=1):
             part = batch.rows(start, start + size)
-            of_part = self.inner.accumulate(part, completes=completes and number == len(sizes))
+            is_last = number == len(sizes)
+            of_part = self.inner.accumulate(part, completes=completes and is_last, share=size / len(batch))
             sums = of_part if sums is None else _added(sums, of_part)
             start += size
         assert sums is not None

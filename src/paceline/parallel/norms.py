@@ -1,13 +1,16 @@
-r"""Batch norms whose running statistics are defined once per optimiser batch, however that batch is cut.
+r"""Batch norms whose running statistics are defined per update, however its batches are cut.
 
-Let the batch of an update come in P parts (micro-batches of a pipeline, batches of an accumulation) on R ranks, and
-let s_pr be (mean, unbiased variance) of part p on rank r. Then, once per update,
+An update takes K batches (accumulation); each comes in parts (micro-batches of a pipeline, or of a step that ran out of
+memory) on R ranks. Let s_pr be (mean, unbiased variance) of part p on rank r, p over the parts of all K. Then, once per
+update,
 
-    running = (1 - m) running + m x mean over all p and r of s_pr
+    running = (1 - m)^K running + (1 - (1 - m)^K) x mean over all p and r of s_pr
+
+so the statistics forget as fast as if they were moved by m with each batch, whatever an update takes.
 
 - Over the parts: part p is given to the kernel with momentum 1 and a buffer of its own, which then holds s_p; it is
-  added to a sum, and the update moves the running statistics by m towards the sum over the number of parts. No pass
-  over the activations is added, and every number that changes lies on the device: a step can be captured in a graph.
+  added to a sum, and the update moves the running statistics towards the sum over the number of parts. No pass over the
+  activations is added, and every number that changes lies on the device: a step can be captured in a graph.
 - Over the ranks: the line above is linear in s, and so is the moving average of it. So every rank goes on alone, and
   they are averaged before anyone looks at the statistics: before an evaluation or a checkpoint.
 
@@ -108,15 +111,18 @@ class BatchStatistics:
         first = next(iter(network.parameters()))
         self._parts = torch.zeros((), dtype=torch.promote_types(first.dtype, torch.float32), device=first.device)
         """Parts since the last update; a fraction where a run goes on with parts that other ranks began."""
+        self._batches = torch.zeros_like(self._parts)
+        """Batches since the last update."""
 
     @contextmanager
-    def part(self) -> Iterator[None]:
-        """Surround the forward pass of one part of the optimiser's batch; one that raises does not count."""
+    def part(self, share: float = 1.0) -> Iterator[None]:
+        """Surround the forward pass of one part, which is this share of a batch; one that raises does not count."""
         yield
         with torch.no_grad():
             if self._norms:
                 torch._foreach_add_(self._of_all("sums"), self._of_all("latest"))
             self._parts += 1
+            self._batches += share
 
     @torch.no_grad()
     def commit(self) -> None:
@@ -129,8 +135,9 @@ class BatchStatistics:
             assert momentum is not None
             running = [value for norm in chosen for value in norm.running()]
             sums = [value for norm in chosen for value in norm.sums]
-            torch._foreach_mul_(running, 1 - momentum * are_there)
-            torch._foreach_mul_(sums, momentum * each)
+            kept = torch.pow(1 - momentum, self._batches)
+            torch._foreach_mul_(running, kept)
+            torch._foreach_mul_(sums, (1 - kept) * each)
             torch._foreach_add_(running, sums)
             counts = [cast("Tensor", norm.num_batches_tracked) for norm in chosen]
             torch._foreach_add_(counts, [are_there.long()] * len(counts))
@@ -138,7 +145,10 @@ class BatchStatistics:
 
     def state(self) -> list[Tensor]:
         """Return every tensor that changes in place beside the network's own."""
-        return [*self._of_all("latest"), *self._of_all("sums"), self._parts]
+        return [*self._of_all("latest"), *self._of_all("sums"), self._parts, self._batches]
+
+    def _counts(self) -> dict[str, Tensor]:
+        return {"parts": self._parts, "batches": self._batches}
 
     def _of_all(self, kind: Literal["latest", "sums"]) -> list[Tensor]:
         return [value for norm in self._norms.values() for value in (norm.latest if kind == "latest" else norm.sums)]
@@ -149,12 +159,13 @@ class BatchStatistics:
         if self._norms:
             torch._foreach_zero_(self._of_all("sums") + self._of_all("latest"))
         self._parts.zero_()
+        self._batches.zero_()
 
     def pending(self) -> dict[str, Tensor]:
         """Return the mean and number of the parts since the last commit, for a checkpoint; empty if there are none."""
         if float(self._parts) == 0:
             return {}
-        found: dict[str, Tensor] = {"parts": self._parts.double().cpu()}
+        found: dict[str, Tensor] = {name: value.double().cpu() for name, value in self._counts().items()}
         for name, norm in self._norms.items():
             mean, variance = norm.sums
             found |= {f"{name}.mean": mean / self._parts, f"{name}.variance": variance / self._parts}
@@ -167,7 +178,7 @@ class BatchStatistics:
         for name, value in pending.items():
             if name == "parts":
                 pending[name] = value * ranks
-            else:
+            elif name != "batches":
                 pending[name] = value.clone()
                 dist.all_reduce(pending[name], group=group)
                 pending[name] /= ranks
@@ -179,6 +190,7 @@ class BatchStatistics:
         if "parts" not in tensors:
             return
         self._parts.fill_(float(tensors["parts"]) / ranks)
+        self._batches.fill_(float(tensors["batches"]) if "batches" in tensors else float(self._parts))
         for name, norm in self._norms.items():
             for total, kind in zip(norm.sums, ("mean", "variance"), strict=True):
                 total.copy_(tensors[f"{name}.{kind}"]).mul_(self._parts)

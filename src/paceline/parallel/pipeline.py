@@ -99,7 +99,13 @@ class PipelineEngine:
         self.parts: Parts = StageParts(self.network, skeleton, mesh, cuts=cuts, evaluates_whole=evaluates_whole)
         wire = wire_of(self._device, mesh.stages)
         stage = Stage(
-            self.network, self._statistics, device=self._device, dtype=self._dtype, amp_dtype=amp_dtype, wire=wire
+            self.network,
+            self._statistics,
+            device=self._device,
+            dtype=self._dtype,
+            amp_dtype=amp_dtype,
+            wire=wire,
+            microbatches=layout.microbatches,
         )
         edge_tensors = boundaries(
             skeleton, cuts, images=batch // layout.microbatches, size_hw=size_hw, dtype=stage.boundary_dtype

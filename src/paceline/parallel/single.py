@@ -60,9 +60,9 @@ class SingleEngine:
         self._sum = GradientSum(named, self._device, clip=clip, loss_scale=self.loss_scale)
         self._statistics = BatchStatistics(network)
 
-    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
-        """Run one batch forward and backward; returns its detached sums, on the device."""
-        with self._ledger.span("forward", on_device=True), self._statistics.part():
+    def accumulate(self, batch: Batch, *, completes: bool = True, share: float = 1.0) -> LossSums:
+        """Run one batch, or this share of one, forward and backward; returns its detached sums, on the device."""
+        with self._ledger.span("forward", on_device=True), self._statistics.part(share):
             images = batch.network_input().to(self._dtype)
             with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                 predictions = self.network(images)
