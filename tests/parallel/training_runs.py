@@ -92,12 +92,12 @@ class Trainer:
         return [(rows(batch, mine).to(self.run.device), last) for mine, last in shares(self.run)]
 
     def run_parts(self, parts: list[tuple[Batch, bool]], *, completes: bool = True) -> Tensor:
-        """Run what `parts_of` gave; returns the losses over all ranks."""
+        """Run what `parts_of` gave, which is one batch; returns the losses over all ranks."""
         for module in self.frozen:
             module.eval()
         losses = torch.zeros(4, dtype=self.run.dtype, device=self.run.device)
         for part, last in parts:
-            sums = self.engine.accumulate(part, completes=last and completes)
+            sums = self.engine.accumulate(part, completes=last and completes, share=1 / len(parts))
             losses += torch.stack([sums.box, sums.cls, sums.dfl, sums.normaliser])
         return losses
 

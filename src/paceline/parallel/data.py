@@ -191,10 +191,10 @@ class DataEngine:
         self._sum = GradientSum(named, self._device, clip=clip, loss_scale=self.loss_scale)
         self._statistics = statistics
 
-    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
+    def accumulate(self, batch: Batch, *, completes: bool = True, share: float = 1.0) -> LossSums:
         """Run this rank's batch forward and backward; returns the detached sums of all ranks, on the device."""
         with self._exchange.scope(completes=completes):
-            with self._ledger.span("forward", on_device=True), self._statistics.part():
+            with self._ledger.span("forward", on_device=True), self._statistics.part(share):
                 images = batch.network_input().to(self._dtype)
                 with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                     predictions = self._exchange.module(images)

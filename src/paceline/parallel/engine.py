@@ -43,10 +43,11 @@ class Engine(Protocol):
     def network(self) -> nn.Module:
         """What this rank has of the network, whose parameters receive the gradients."""
 
-    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
+    def accumulate(self, batch: Batch, *, completes: bool = True, share: float = 1.0) -> LossSums:
         """Run this rank's batch forward and backward; returns the detached sums of all ranks, on the device.
 
         completes: whether `gradient` comes next; gradients need not travel before.
+        share: what this is of a batch that comes in parts, which running statistics count as one.
         """
 
     def gradient(self) -> Tensor:

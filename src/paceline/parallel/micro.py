@@ -75,6 +75,7 @@ class _Entry:
 
     batch: Batch
     completes: bool
+    share: float
     random: _Random
 
 
@@ -126,16 +127,16 @@ class MicroBatches:
         """The network, whose parameters receive the gradients."""
         return self.inner.network
 
-    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
+    def accumulate(self, batch: Batch, *, completes: bool = True, share: float = 1.0) -> LossSums:
         """Run one batch forward and backward; returns its detached sums, on the device.
 
         Raises UserError where not even one image fits.
         """
         if self._stands_aside:
-            return self._in_parts(batch, completes=completes)
+            return self._in_parts(batch, completes=completes, share=share)
         if not self._window.entries and any(parameter.grad is not None for parameter in self._trained):
             self._window.before = _Copy(self.inner, self._trained)
-        entry = _Entry(batch=batch, completes=completes, random=_Random.of(self.inner.device))
+        entry = _Entry(batch=batch, completes=completes, share=share, random=_Random.of(self.inner.device))
         entries, tried_px = [*self._window.entries, entry], self._most_px
         sums = self._try([entry])
         while sums is None:
@@ -183,7 +184,7 @@ class MicroBatches:
         sums: LossSums | None = None
         for entry in entries:
             try:
-                sums = self._in_parts(entry.batch, completes=entry.completes)
+                sums = self._in_parts(entry.batch, completes=entry.completes, share=entry.share)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -191,15 +192,15 @@ class MicroBatches:
                 return None
         return sums
 
-    def _in_parts(self, batch: Batch, *, completes: bool) -> LossSums:
+    def _in_parts(self, batch: Batch, *, completes: bool, share: float) -> LossSums:
         sums, start = None, 0
         sizes = self._sizes(batch)
         if len(sizes) == 1:
-            return self.inner.accumulate(batch, completes=completes)
+            return self.inner.accumulate(batch, completes=completes, share=share)
         for number, size in enumerate(sizes, start=1):
             part = batch.rows(start, start + size)
             is_last = number == len(sizes)
-            of_part = self.inner.accumulate(part, completes=completes and is_last, share=size / len(batch))
+            of_part = self.inner.accumulate(part, completes=completes and is_last, share=share * size / len(batch))
             sums = of_part if sums is None else _added(sums, of_part)
             start += size
         assert sums is not None

@@ -98,14 +98,8 @@ class PipelineEngine:
                 node.module.to("meta")  # other stages' nodes take no memory here
         self.parts: Parts = StageParts(self.network, skeleton, mesh, cuts=cuts, evaluates_whole=evaluates_whole)
         wire = wire_of(self._device, mesh.stages)
-        stage = Stage(
-            self.network,
-            self._statistics,
-            device=self._device,
-            dtype=self._dtype,
-            amp_dtype=amp_dtype,
-            wire=wire,
-            microbatches=layout.microbatches,
+        self._stage = stage = Stage(
+            self.network, self._statistics, device=self._device, dtype=self._dtype, amp_dtype=amp_dtype, wire=wire
         )
         edge_tensors = boundaries(
             skeleton, cuts, images=batch // layout.microbatches, size_hw=size_hw, dtype=stage.boundary_dtype
@@ -126,9 +120,10 @@ class PipelineEngine:
         )
         self._of_microbatches: list[LossSums] = []
 
-    def accumulate(self, batch: Batch, *, completes: bool = True) -> LossSums:
+    def accumulate(self, batch: Batch, *, completes: bool = True, share: float = 1.0) -> LossSums:
         """Send one batch through the stages and back; returns the detached sums of all replicas."""
         self._check(batch)
+        self._stage.share = share / self._mesh.layout.microbatches
         mesh, layout = self._mesh, self._mesh.layout
         self._of_microbatches.clear()
         with self._ledger.span("pipeline", on_device=True):

@@ -37,17 +37,16 @@ class Stage(nn.Module):
         dtype: torch.dtype,
         amp_dtype: torch.dtype | None,
         wire: torch.device | None = None,
-        microbatches: int = 1,
     ) -> None:
         """Take the nodes of a stage, which lie on `device`.
 
-        microbatches: into how many a batch is cut.
         wire: device from which boundary tensors are sent and on which they arrive; None for that of the nodes.
         """
         super().__init__()
         self.segment = segment
         self._statistics = statistics
-        self._share = 1 / microbatches
+        self.share = 1.0
+        """What each micro-batch is of a batch."""
         self._device = device
         self._wire = wire
         self._dtype = dtype
@@ -68,7 +67,7 @@ class Stage(nn.Module):
         else:
             live = tuple(enter(value if self._wire is None else staged(value, self._device)) for value in arrived)
         with (
-            self._statistics.part(self._share) if self.training else nullcontext(),
+            self._statistics.part(self.share) if self.training else nullcontext(),
             torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None),
         ):
             values = self.segment(*live)
