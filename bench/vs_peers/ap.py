@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from contest import PEER_VERSION, REPOSITORY, Contender, Task, peer_python
-from layout import to_yolo
+from layout import NAMES, to_yolo
 
 from paceline.commands.evaluation import ground_truth_of
 from paceline.data.config import DataConfig
@@ -42,6 +42,7 @@ class Judge:
         assert index is not None
         self._rows = {Path(index.paths[row]).stem: row for row in range(len(index))}
         self._ground_truth = ground_truth_of(index)
+        self._labels = np.array([index.names.index(name) for name in NAMES])  # ours may stand in another order
 
     def ap(self, file: Path) -> float:
         """AP50-95 of a file of detections, whose classes are numbered from 1."""
@@ -53,7 +54,7 @@ class Judge:
             images=np.array([self._rows[entry["image_id"]] for entry in found], np.int64),
             boxes=corners,
             scores=np.array([entry["score"] for entry in found]),
-            labels=np.array([entry["category_id"] - 1 for entry in found], np.int64),
+            labels=self._labels[[entry["category_id"] - 1 for entry in found]],
         )
         return float(coco_figures(self._ground_truth, table.sorted_by_image()).summary[0])
 
