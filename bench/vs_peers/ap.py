@@ -164,15 +164,20 @@ def main() -> None:
     ours, theirs = (runs[name] or {} for name in ("ours", "theirs"))
     print(f"{'AP50-95':>8} {'ours, s':>9} {'theirs, s':>9} {'ratio':>6}")
     ratios: dict[str, float | None] = {}
+    last = theirs["epochs"][-1]["seconds"]
     for target in TARGETS:
-        mine, other = seconds_to(ours["epochs"], target), seconds_to(theirs["epochs"], target)
-        ratios[f"{target:.2f}"] = round(mine / other, 3) if mine and other else None
-        print(f"{target:8.2f} {mine or 0:9.0f} {other or 0:9.0f} {ratios[f'{target:.2f}'] or float('nan'):6.3f}")
+        mine, other = (seconds_to(run["epochs"], target) for run in (ours, theirs))
+        ratio = None if mine is None else round(mine / (other or last), 3)
+        ratios[f"{target:.2f}"] = ratio
+        reached = [f"{seconds:.0f}" if seconds else "never" for seconds in (mine, other)]
+        sign = " " if other or ratio is None else "<"  # at the end of its run it was not there yet
+        print(f"{target:8.2f} {reached[0]:>9} {reached[1]:>9} {sign}{ratio or float('nan'):.3f}")
     standin = theirs["epochs"][-1]["standin_s"]
     print(f"whole runs: ours {ours['epochs'][-1]['seconds']:.0f} s, theirs {theirs['epochs'][-1]['seconds']:.0f} s "
           f"({standin:.0f} s in the stand-in for NMS taken off)")  # fmt: skip
     result = {
         "time_to_ap_ratio": ratios[f"{ASKED:.2f}"],
+        "reference_reached_it": seconds_to(theirs["epochs"], ASKED) is not None,
         "final_ap_difference": round(ours["final_ap"] - theirs["final_ap"], 4),
         "final_ap_ours": round(ours["final_ap"], 4),
         "final_ap_theirs": round(theirs["final_ap"], 4),
