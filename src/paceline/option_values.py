@@ -267,7 +267,11 @@ def _spell_imgsz(value: object) -> object:
 
 def _spell_batch(value: object) -> object:
     simple = plain(value)
-    return AUTO_BATCH if isinstance(simple, str) and simple.strip().lower() == "auto" else simple
+    if not isinstance(simple, str):
+        return simple
+    if simple.strip().lower() != "auto":
+        raise UserError(f"batch={value} is not known; write a number of images, such as batch=16, or batch=auto.")
+    return AUTO_BATCH
 
 
 def memory_of_batch(value: object) -> float | None:
