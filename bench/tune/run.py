@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -19,6 +20,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "bench" / "bccd"))
 from machine import machine  # noqa: E402
 
+SEEDS_BY_HAND = (100, 101, 102)
 RUINOUS = "lr0: {low: 0.0001, high: 10.0, log: true}\n"
 
 
@@ -39,6 +41,40 @@ def search(project: Path, name: str, cores: set[int], options: list[str]) -> flo
 def study_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
     """Trials of a finished search."""
     return optuna.load_study(study_name=folder.name, storage=f"sqlite:///{folder / 'study.db'}").get_trials()
+
+
+def gaps(folder: Path) -> list[float]:
+    """Seconds from the end of each trial to the start of the first step of the next one in its slot."""
+    slots: dict[str, list[tuple[float, float]]] = {}
+    for trial in study_of(folder):
+        file = folder / "trials" / f"{trial.number:05d}" / "metrics.jsonl"
+        epochs = [line for line in map(json.loads, file.read_text().splitlines()) if line["kind"] == "epoch"]
+        if not epochs:
+            continue
+        assert trial.datetime_complete is not None
+        # The last line was written when its epoch ended, so many seconds after the first step began.
+        started = file.stat().st_mtime - epochs[-1]["elapsed_s"]
+        slots.setdefault(trial.user_attrs["device"], []).append((started, trial.datetime_complete.timestamp()))
+    return [
+        following[0] - before[1]
+        for times in map(sorted, slots.values())
+        for before, following in itertools.pairwise(times)
+    ]
+
+
+def by_hand(folder: Path, seeds: tuple[int, ...]) -> list[float]:
+    """AP of runs with the best configuration and seeds that the search has not seen, as a user would start them."""
+    reached = []
+    for seed in seeds:
+        command = [
+            sys.executable, "-m", "paceline", "train", "--config", str(folder / "best.yaml"), f"seed={seed}",
+            f"project={folder}", f"name=by_hand{seed}", "device=cpu",
+        ]  # fmt: skip
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        lines = (folder / f"by_hand{seed}" / "metrics.jsonl").read_text().splitlines()
+        epochs = [line for line in map(json.loads, lines) if line["kind"] == "epoch"]
+        reached.append(max(line["evaluation"]["ap"] for line in epochs))
+    return reached
 
 
 def side_by_side(data: Path, project: Path, rounds: int) -> dict[str, object]:
@@ -89,6 +125,8 @@ def ruinous(project: Path, trials: int) -> dict[str, object]:
         by_trial.setdefault(line["trial"], []).append(line["value"])
     means = {number: statistics.fmean(values) for number, values in by_trial.items()}
     best = max(means, key=lambda number: means[number])
+    hand = by_hand(project / "ruinous", SEEDS_BY_HAND)
+    between = gaps(project / "ruinous")
     table = [
         {
             "trial": trial.number,
@@ -107,6 +145,10 @@ def ruinous(project: Path, trials: int) -> dict[str, object]:
         "confirmed_best_spread": round(statistics.stdev(by_trial[best]), 4),
         "confirmed_defaults": round(means[0], 4),
         "confirmed_defaults_spread": round(statistics.stdev(by_trial[0]), 4),
+        "by_hand": round(statistics.fmean(hand), 4),
+        "by_hand_spread": round(statistics.stdev(hand), 4),
+        "gap_seconds_median": round(statistics.median(between), 2),
+        "gap_seconds_longest": round(max(between), 2),
         "ruinous_seconds": round(seconds, 1),
         "ruinous_table": table,
     }

@@ -33,6 +33,7 @@ from paceline.losses.detection import DetectionLoss
 from paceline.options import TrainOptions, TuneOptions
 from paceline.parallel.rank import Rank
 from paceline.training.auto_batch import Choice, Line, Trial
+from paceline.training.precision import Precision
 from paceline.training.rehearsal import RehearsalMeter
 
 if TYPE_CHECKING:
@@ -236,6 +237,7 @@ def fitting(index: Index, device: str, **data: object) -> FittingBatch:
     config = TrainOptions.from_flat({"imgsz": 64} | data).data
     return FittingBatch(
         cast=None,  # type: ignore[arg-type]
+        precision=Precision(name="fp32"),
         data=config,
         augment=AugmentConfig(),
         train_index=index,

@@ -19,7 +19,8 @@ from paceline.training.config import OptimConfig
 from paceline.training.optim import plan_optimizer
 from paceline.training.peak import DevicePeak
 from paceline.training.precision import Precision
-from paceline.training.rehearsal import Cast, RehearsalMeter
+from paceline.training.rehearsal import RehearsalMeter
+from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -57,7 +58,6 @@ def meter(network: DetectionModel) -> RehearsalMeter:
         network=network,
         criterion=DetectionLoss(LossConfig(), NUM_CLASSES),
         optimizer=plan,
-        precision=Precision(name="fp32"),
         freeze=0,
         clip=10.0,
     )
@@ -65,7 +65,13 @@ def meter(network: DetectionModel) -> RehearsalMeter:
     def batch(images: int) -> object:
         return make_batch(images, boxes=32, size=SIZE)
 
-    return RehearsalMeter(cast=cast, peak=DevicePeak(CUDA), training=batch, evaluation=batch)  # type: ignore[arg-type]
+    return RehearsalMeter(
+        cast=cast,
+        precision=Precision(name="fp32"),
+        peak=DevicePeak(CUDA),
+        training=batch,  # type: ignore[arg-type]
+        evaluation=batch,  # type: ignore[arg-type]
+    )
 
 
 @pytest.mark.usefixtures("_little_memory")

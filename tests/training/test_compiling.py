@@ -42,7 +42,7 @@ def _reset() -> Iterator[None]:
 
 def make_step(network: DetectionModel, criterion: Any = None) -> EagerStep:
     made = setting(network)
-    engine = SingleEngine(network.train(), criterion or made.criterion, amp_dtype=None, clip=10.0, ledger=Ledger())
+    engine = SingleEngine(network.train(), criterion or made.cast.criterion, amp_dtype=None, clip=10.0, ledger=Ledger())
     return EagerStep(engine, build_optimizer(SGD, network), Ema(network), Ledger())
 
 

@@ -20,6 +20,7 @@ from paceline.training.graphed import GraphedStep
 from paceline.training.plan import StepPlan
 from paceline.training.precision import Precision
 from paceline.training.trials import StepTrials, TrialSetting
+from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -275,16 +276,14 @@ def test_a_graph_is_one_entry_of_the_ledger_and_its_recording_another() -> None:
 def test_a_trial_of_graphs_is_timed_by_its_graph_or_not_at_all(fails: bool) -> None:
     torch.manual_seed(0)
     recorder: Recorder = _FailsAt(0) if fails else Recorder()
-    setting = TrialSetting(
+    cast = Cast(
         network=build_model("yolo11n", 3),
         criterion=DetectionLoss(LossConfig(), 3, fixed_shapes=True),
         optimizer=schedule().plan,
-        device=torch.device("cpu"),
-        imgsz=64,
-        boxes=2,
-        padded_boxes=4,
+        freeze=0,
         clip=10.0,
     )
+    setting = TrialSetting(cast=cast, device=torch.device("cpu"), imgsz=64, boxes=2, padded_boxes=4)
     plan = StepPlan(precision=Precision(name="fp32"), graphs=True)
     with StepTrials(setting, 2, capture=lambda device: recorder) as trials:
         seconds = [trials.seconds(plan) for _ in range(2)]

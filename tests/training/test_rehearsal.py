@@ -16,7 +16,8 @@ from paceline.models.registry import build_model
 from paceline.training.config import OptimConfig
 from paceline.training.optim import plan_optimizer
 from paceline.training.precision import Precision
-from paceline.training.rehearsal import Cast, Rehearsal, RehearsalMeter
+from paceline.training.rehearsal import Rehearsal, RehearsalMeter
+from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel
 
 NUM_CLASSES = 3
+FP32 = Precision(name="fp32")
 
 
 def make_batch(images: int, size: int = 64) -> Batch:
@@ -50,7 +52,6 @@ def cast(network: DetectionModel, *, freeze: int = 0) -> Cast:
         network=network,
         criterion=DetectionLoss(LossConfig(), NUM_CLASSES),
         optimizer=plan,
-        precision=Precision(name="fp32"),
         freeze=freeze,
         clip=10.0,
     )
@@ -76,6 +77,7 @@ class FakePeak:
 def meter(network: DetectionModel, peaks: list[int], **more: object) -> RehearsalMeter:
     return RehearsalMeter(
         cast=cast(network),
+        precision=FP32,
         peak=FakePeak(peaks),
         training=make_batch,
         evaluation=make_batch,
@@ -99,7 +101,7 @@ def test_the_run_stays_as_it_is(network: DetectionModel) -> None:
 
 
 def test_a_step_moves_everything_that_training_moves(network: DetectionModel) -> None:
-    rehearsal = Rehearsal(cast(network, freeze=2))
+    rehearsal = Rehearsal(cast(network, freeze=2), FP32)
     copied, ema = rehearsal.eager.engine.network, rehearsal.eager.ema.network
     before, average = copy.deepcopy(copied.state_dict()), copy.deepcopy(ema.state_dict())
     for _ in range(2):

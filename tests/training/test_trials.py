@@ -31,7 +31,7 @@ def train(plan: StepPlan, updates: int = 6) -> tuple[list[float], DetectionModel
     """Train as planned; returns losses, network, and the forms that its convolutions were given."""
     network = laid_out(tiny(), channels_last=plan.channels_last).train()
     made = setting(network)
-    engine = SingleEngine(network, made.criterion, amp_dtype=plan.precision.amp_dtype, clip=10.0, ledger=Ledger())
+    engine = SingleEngine(network, made.cast.criterion, amp_dtype=plan.precision.amp_dtype, clip=10.0, ledger=Ledger())
     step = EagerStep(engine, build_optimizer(SGD, network), Ema(network), Ledger())
     batch = noise(4, made)
     batch = batch if plan.channels_last else batch.channels_first()

@@ -13,6 +13,7 @@ from paceline.models.graph import DetectionModel, Node
 from paceline.models.heads import DetectionHead
 from paceline.training.optim import OptimPlan
 from paceline.training.trials import TrialSetting
+from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,13 +42,16 @@ def tiny() -> DetectionModel:
 def setting(network: DetectionModel, compile_cache: Callable[[StepPlan], CompileCache] | None = None) -> TrialSetting:
     """What its steps are made of."""
     return TrialSetting(
-        network=network,
-        criterion=DetectionLoss(LossConfig(), NUM_CLASSES),
-        optimizer=SGD,
+        cast=Cast(
+            network=network,
+            criterion=DetectionLoss(LossConfig(), NUM_CLASSES),
+            optimizer=SGD,
+            freeze=0,
+            clip=10.0,
+        ),
         device=torch.device("cpu"),
         imgsz=64,
         boxes=3,
         padded_boxes=4,
-        clip=10.0,
         compile_cache=compile_cache,
     )

@@ -245,6 +245,27 @@ def test_every_sampler_works_with_every_pruner(tmp_path: Path, sampler: str, pru
     assert all(0.001 <= value <= 10 for value in drawn)
 
 
+@pytest.mark.parametrize("pruner", ["halving", "hyperband", "median"])
+def test_nothing_is_ended_while_even_the_defaults_have_no_ap(tmp_path: Path, pruner: str) -> None:
+    """The first five of nine evaluations say nothing; the bad trial ends after them, and the good one never does."""
+    study = create(tmp_path, pruner=pruner, sampler="random")
+    for _ in range(4):  # the defaults, and others that are as good
+        known = study.ask("cores 0")
+        for step in range(1, 10):
+            study.report(known.number, float(step), 0.001 * (9 - step) if step < 6 else 0.1 * step)
+        study.finish(known.number, Outcome(ending="complete", value=0.9), 9.0)
+    ended = {}
+    for kind, factor in (("bad", 0.1), ("good", 1.0)):
+        trial = study.ask("cores 0")
+        ended[kind] = [
+            study.report(trial.number, float(step), 0.0 if step < 6 else factor * 0.1 * step) for step in range(1, 10)
+        ]
+        study.finish(trial.number, Outcome(ending="complete", value=factor * 0.9), 9.0)
+    assert not any(ended["good"])
+    assert not any(ended["bad"][:5])
+    assert any(ended["bad"][5:])
+
+
 def test_a_storage_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     for url in ("nonsense", f"sqlite:///{tmp_path}/missing/study.db", "nosuchdb://x/y"):
         with pytest.raises(UserError, match="cannot be kept"):

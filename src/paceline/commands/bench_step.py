@@ -65,18 +65,6 @@ class _Switch:
         return self._clock.read_ms()
 
 
-class _Average(Ema):
-    """The moving average, with a span of its own in the ledger."""
-
-    ledger: Ledger | None = None
-
-    def take_in(self) -> None:
-        """Take in the network's present values, as `advance` has said."""
-        assert self.ledger is not None
-        with self.ledger.span("ema", on_device=True):
-            super().take_in()
-
-
 class StepBench:
     """A training step on one batch, again and again; the weights move as they would in training."""
 
@@ -158,19 +146,15 @@ class StepBench:
             self._switch.on = False
 
     def _lap(self) -> dict[str, float]:
-        """Take the seconds of each part since the last lap; on a device the average is timed within the optimiser."""
+        """Take the seconds of each part since the last lap."""
         lap = self._ledger.lap()
         if self._switch is None:
             return lap.spans_s
-        seconds = {name: ms / 1e3 for name, ms in lap.device_ms.items()}
-        if {"optimiser", "ema"} <= seconds.keys():
-            seconds["optimiser"] -= seconds["ema"]
-        return seconds
+        return {name: ms / 1e3 for name, ms in lap.device_ms.items()}
 
 
 def step_of(engine: Engine, ledger: Ledger) -> EagerStep:
     """Put optimiser and moving average to an engine: SGD with momentum, which long runs take."""
     plan = plan_optimizer(OptimConfig(), num_classes=1, updates=LONG_RUN_UPDATES + 1, effective_batch=OptimConfig().nbs)
-    average = _Average(engine.network, average=engine.parts.twin())
-    average.ledger = ledger
+    average = Ema(engine.network, average=engine.parts.twin())
     return EagerStep(engine, build_optimizer(plan, engine.network, engine.parts.leaf), average, ledger)

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from paceline.parallel.rank import Rank
     from paceline.training.auto_batch import Choice, Line
     from paceline.training.peak import Peak
-    from paceline.training.rehearsal import Cast
+    from paceline.training.precision import Precision
+    from paceline.training.understudy import Cast
 
 log = logging.getLogger("paceline")
 
@@ -64,6 +65,7 @@ class FittingBatch:
     """Measures how many images a step should have. Every rank does it, on its own device."""
 
     cast: Cast
+    precision: Precision
     data: DataConfig
     augment: AugmentConfig
     train_index: Index
@@ -103,6 +105,7 @@ class FittingBatch:
         on_host = self.device.type == "cpu"
         return RehearsalMeter(
             cast=self.cast,
+            precision=self.precision,
             peak=peak,
             training=lambda images: densest_batch(self.train_index, self.augment, images, largest),
             evaluation=lambda images: densest_batch(self.val_index, None, images, self.data.imgsz),

@@ -16,7 +16,7 @@ from paceline.parallel.gather import from_first
 from paceline.training.machine import Machine
 from paceline.training.precision import precisions
 from paceline.training.recipe import Recipe
-from paceline.training.rehearsal import Cast
+from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel
     from paceline.options import TrainOptions
     from paceline.parallel.rank import Rank
+    from paceline.training.optim import OptimPlan
     from paceline.training.precision import Amp
 
 log = logging.getLogger("paceline")
@@ -61,8 +62,28 @@ def batch_of(
     """Find the batch; `batch=auto` is measured on copies of the network, on every rank."""
     asked, amp, fitted = options.data.batch, options.loop.amp, None
     if asked == AUTO_BATCH:
-        fitted, amp = _measured(options, network, criterion, train_index, val_index, device=device, rank=rank)
+        cast = Cast(
+            network=network,
+            criterion=criterion,
+            optimizer=_optimizer(options, len(train_index), network.num_classes),
+            freeze=options.loop.freeze,
+            clip=options.optim.clip,
+        )
+        precision = from_first(precisions(amp, Machine.of(device), device)[0])
+        fitted = FittingBatch(
+            cast=cast,
+            precision=precision,
+            data=options.data,
+            augment=options.augment,
+            train_index=train_index,
+            val_index=val_index,
+            device=device,
+            rank=rank,
+            nbs=options.optim.nbs,
+            beside=options.loop.val_async,
+        ).find()
         asked = fitted.batch
+        amp = "off" if precision.name == "fp32" else precision.name  # it holds in the precision it was measured in
     available, ranks = len(train_index), num_ranks()
     images = asked
     if asked > available:  # it would only repeat its images within one step
@@ -71,45 +92,16 @@ def batch_of(
     return RunBatch(images=images, asked=asked, amp=amp, fitted=fitted)
 
 
-def _measured(
-    options: TrainOptions,
-    network: DetectionModel,
-    criterion: DetectionLoss,
-    train_index: Index,
-    val_index: Index,
-    *,
-    device: torch.device,
-    rank: Rank,
-) -> tuple[Fitted, Amp]:
-    """Measure the batch that fits; it holds in the precision that it was measured in, the default."""
-    precision = from_first(precisions(options.loop.amp, Machine.of(device), device)[0])
+def _optimizer(options: TrainOptions, num_images: int, num_classes: int) -> OptimPlan:
+    """Plan the optimiser as for the nominal batch: the number of updates hardly changes what it takes of memory."""
     recipe = Recipe.of(
         options.optim,
-        num_images=len(train_index),
-        num_classes=network.num_classes,
+        num_images=num_images,
+        num_classes=num_classes,
         batch=options.optim.nbs,
         epochs=options.loop.epochs,
     )
-    cast = Cast(
-        network=network,
-        criterion=criterion,
-        optimizer=recipe.plan,
-        precision=precision,
-        freeze=options.loop.freeze,
-        clip=options.optim.clip,
-    )
-    fitted = FittingBatch(
-        cast=cast,
-        data=options.data,
-        augment=options.augment,
-        train_index=train_index,
-        val_index=val_index,
-        device=device,
-        rank=rank,
-        nbs=options.optim.nbs,
-        beside=options.loop.val_async,
-    ).find()
-    return fitted, "off" if precision.name == "fp32" else precision.name
+    return recipe.plan
 
 
 def require_statistics(options: TrainOptions, images: int) -> None:

@@ -19,6 +19,7 @@ from paceline.training.machine import Machine
 from paceline.training.plan_memory import PlanMemory
 from paceline.training.recipe import Recipe
 from paceline.training.trials import StepTrials, TrialSetting
+from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
     import torch
@@ -123,16 +124,19 @@ class RunStep:
             batch=self.batch,
             epochs=options.loop.epochs,
         )
-        setting = TrialSetting(
+        cast = Cast(
             network=self.loaded.network,
             criterion=self.criterion,
             optimizer=recipe.plan,
+            freeze=options.loop.freeze,
+            clip=options.optim.clip,
+        )
+        setting = TrialSetting(
+            cast=cast,
             device=self.device,
             imgsz=options.data.imgsz,
             boxes=self._boxes,
             padded_boxes=bucket(self._boxes),
-            clip=options.optim.clip,
-            freeze=options.loop.freeze,
             compile_cache=lambda plan: self._cache(plan, images, keeps=True),
         )
         return StepTrials(setting, images)

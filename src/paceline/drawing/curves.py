@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 
 _MOST_BARS = 60
 _SPAN_ORDER = (
-    "data", "transfer", "forward", "loss", "backward", "optimiser", "device_wait", "evaluation", "evaluation_wait",
-    "checkpoint", "checkpoint_wait", "pictures", "callbacks",
+    "data", "transfer", "forward", "loss", "backward", "optimiser", "ema", "device_wait", "evaluation",
+    "evaluation_wait", "checkpoint", "checkpoint_wait", "pictures", "callbacks",
 )  # fmt: skip
 _SPAN_NAMES = {
+    "ema": "average",
     "device_wait": "waiting for the device",
     "evaluation_wait": "waiting for an evaluation",
     "checkpoint_wait": "waiting for a checkpoint",

@@ -2,70 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.ledger import Ledger
 from paceline.models.fusion import fuse
 from paceline.parallel.exhaustion import is_out_of_memory
-from paceline.parallel.single import SingleEngine
 from paceline.training.auto_batch import Trial
-from paceline.training.ema import Ema
-from paceline.training.freeze import freeze_nodes
-from paceline.training.optim import build_optimizer
-from paceline.training.step import EagerStep
+from paceline.training.understudy import understudy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from paceline.batch import Batch
-    from paceline.models.graph import DetectionModel
-    from paceline.parallel.engine import Criterion
-    from paceline.training.optim import OptimPlan
     from paceline.training.peak import Peak
     from paceline.training.precision import Precision
+    from paceline.training.understudy import Cast
 
 WARM_UP_STEPS = 1
 """Libraries choose their ways, and the optimiser makes its state, in the first step."""
 _TIMED_S, _TIMED_STEPS = 0.5, 5
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cast:
-    """What a rehearsal makes its copies of."""
-
-    network: DetectionModel
-    criterion: Criterion
-    optimizer: OptimPlan
-    precision: Precision
-    freeze: int
-    """Nodes that are not trained."""
-    clip: float
-
-
 class Rehearsal:
-    """A copy of a network with an optimiser, an average and an engine of its own, on the network's device."""
+    """Steps and answers of an understudy, on the network's device."""
 
-    def __init__(self, cast: Cast) -> None:
-        network = copy.deepcopy(cast.network).train()
-        for module in freeze_nodes(network, cast.freeze):
-            module.eval()
-        precision, ledger = cast.precision, Ledger()
+    def __init__(self, cast: Cast, precision: Precision) -> None:
+        self.eager = understudy(cast, precision)
         self._amp_dtype = precision.amp_dtype
-        self._device = next(network.parameters()).device
-        engine = SingleEngine(
-            network,
-            cast.criterion,
-            amp_dtype=precision.amp_dtype,
-            clip=cast.clip,
-            ledger=ledger,
-            loss_scale=precision.loss_scale,
-        )
-        self.eager = EagerStep(engine, build_optimizer(cast.optimizer, network), Ema(network), ledger)
+        self._device = next(cast.network.parameters()).device
 
     def step(self, batch: Batch) -> None:
         """Train on a batch of the device: forward, loss, backward, update, average."""
@@ -108,6 +75,7 @@ class RehearsalMeter:
     """Measures memory and time of whole steps, each number of images with copies of its own."""
 
     cast: Cast
+    precision: Precision
     peak: Peak
     training: Callable[[int], Batch]
     """Makes the batch of a number of images that needs the most memory."""
@@ -132,7 +100,7 @@ class RehearsalMeter:
 
     def _tried(self, images: int, device: torch.device) -> Trial:
         held_bytes = self.peak.held_bytes()
-        rehearsal = Rehearsal(self.cast)
+        rehearsal = Rehearsal(self.cast, self.precision)
         batch = self.training(images).to(device)
         seconds: list[float] = []
         peak_bytes = self.peak.of(lambda: seconds.append(rehearsal.seconds_per_step(batch)))

@@ -71,6 +71,7 @@ class EagerStep:
         with self.ledger.span("optimiser", on_device=True):
             not_finite = self.engine.gradient()
             update(self.optimizer, not_finite)
+        with self.ledger.span("ema", on_device=True):
             self.ema.take_in()
         return StepOutcome(sums=sums, not_finite=not_finite)
 

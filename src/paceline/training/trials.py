@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import time
@@ -14,47 +13,35 @@ from typing import TYPE_CHECKING, Self
 import torch
 
 from paceline.batch import Batch
-from paceline.ledger import Ledger
-from paceline.parallel.single import SingleEngine
 from paceline.training.compiling import Compiler
-from paceline.training.ema import Ema
-from paceline.training.freeze import freeze_nodes
 from paceline.training.graphed import CudaCapture, GraphedStep, graphed
-from paceline.training.optim import build_optimizer
-from paceline.training.plan import laid_out
 from paceline.training.schedule import Rates
-from paceline.training.step import EagerStep
+from paceline.training.understudy import understudy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from paceline.models.graph import DetectionModel
-    from paceline.parallel.engine import Criterion
     from paceline.training.compile_cache import CompileCache
     from paceline.training.graphed import Capture
-    from paceline.training.optim import OptimPlan
     from paceline.training.plan import StepPlan
     from paceline.training.step import Step
+    from paceline.training.understudy import Cast
 
 log = logging.getLogger("paceline")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSetting:
-    """What a step is made of besides its plan."""
+    """What a step is made of, and what it is given."""
 
-    network: DetectionModel
-    criterion: Criterion
-    optimizer: OptimPlan
+    cast: Cast
     device: torch.device
     imgsz: int
     boxes: int
     """Ground truths in each image."""
     padded_boxes: int
     """Room for ground truths in each image."""
-    clip: float
-    freeze: int = 0
     compile_cache: Callable[[StepPlan], CompileCache] | None = None
     """Where compiled code of a plan is kept."""
 
@@ -130,24 +117,8 @@ class StepTrials:
         return self._steps[key]
 
     def _build(self, plan: StepPlan) -> Step:
-        setting = self._setting
-        network = laid_out(copy.deepcopy(setting.network), channels_last=plan.channels_last).train()
-        for module in freeze_nodes(network, setting.freeze):
-            module.eval()
-        criterion = setting.criterion
-        if plan.compile and setting.device.type == "cuda":
-            criterion = self._open_compiler(plan).compile_criterion(criterion)
-        engine = SingleEngine(
-            network,
-            criterion,
-            amp_dtype=plan.precision.amp_dtype,
-            clip=setting.clip,
-            ledger=Ledger(),
-            loss_scale=plan.precision.loss_scale,
-        )
-        if plan.compile:
-            self._open_compiler(plan).compile_network(network)
-        step = EagerStep(engine, build_optimizer(setting.optimizer, network), Ema(network), Ledger())
+        compiler = self._open_compiler(plan) if plan.compile else None
+        step = understudy(self._setting.cast, plan.precision, channels_last=plan.channels_last, compiler=compiler)
         return graphed(step, self._capture()) if plan.graphs else step
 
     def _open_compiler(self, plan: StepPlan) -> Compiler:
@@ -180,7 +151,7 @@ def noise(images: int, setting: TrialSetting) -> Batch:
     batch = Batch(
         images=pixels.contiguous(memory_format=torch.channels_last),
         boxes=torch.cat((corners, corners + sides), dim=-1) * valid.unsqueeze(-1),
-        labels=torch.randint(0, setting.network.num_classes, (images, count), generator=random) * valid,
+        labels=torch.randint(0, setting.cast.network.num_classes, (images, count), generator=random) * valid,
         valid=valid,
         samples=torch.arange(images),
         original_hw=torch.full((images, 2), side),

@@ -143,7 +143,7 @@ class Search:
             self._ready.clear()
 
     def _fill(self, source: Source) -> None:
-        """Start a job in every free slot, and a process ahead behind it."""
+        """Start a job in every free slot."""
         for slot in self._slots:
             if slot in self._runs or time.monotonic() < self._idle_until.get(slot, 0.0):
                 continue
@@ -165,7 +165,6 @@ class Search:
             }
             process.give(options, folder.path)
             self._runs[slot] = _Run(job=job, process=process, folder=folder, epochs=int(options["epochs"]))
-            self._ready[slot] = TrialProcess(self._command, slot)
             self._tell(self._runs[slot], "running")
 
     def _watch(self, slot: Slot, source: Source) -> None:
@@ -173,6 +172,8 @@ class Search:
         run = self._runs[slot]
         status = run.process.poll()  # before reading, so that the last lines are read too
         if self._read(run):
+            if slot not in self._ready:  # not earlier: it would take the core while the run gets ready
+                self._ready[slot] = TrialProcess(self._command, slot)
             for seconds, ap in evaluations(run.lines)[run.reported :]:
                 run.reported += 1
                 if source.report(run.job, seconds, ap) and status is None:

@@ -43,6 +43,8 @@ UNOWNED_S = 5.0
 _IDENTITY = "identity"
 _HALVINGS = 2
 _HALVING_FACTOR = 3
+_TELLING = 0.1
+"""Share of their best AP that the defaults had when comparing began: before that all AP is near zero, and luck."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,12 +241,19 @@ class Study:
         if whole is None or not whole.intermediate_values:
             return None
         last = max(whole.intermediate_values)
+        telling = _first_telling(whole.intermediate_values)
         if self._config.pruner == "median":
-            return pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=last // 4)
-        least = max(last // _HALVING_FACTOR**_HALVINGS, 1)
+            return pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=max(last // 4, telling - 1))
+        least = max(last // _HALVING_FACTOR**_HALVINGS, telling)
         if self._config.pruner == "hyperband":
             return pruners.HyperbandPruner(least, max(last, least + 1), _HALVING_FACTOR)
         return pruners.SuccessiveHalvingPruner(least, _HALVING_FACTOR)
+
+
+def _first_telling(reached: Mapping[int, float]) -> int:
+    """Return the first step at which a curve had risen enough to compare others with it."""
+    least = _TELLING * max(reached.values())
+    return min(step for step, ap in reached.items() if ap >= least)
 
 
 def _storage(url: str) -> optuna.storages.BaseStorage:
