@@ -67,6 +67,11 @@ class StopAfterOne(Callback):
         raise KeyboardInterrupt
 
 
+class StopAtTheStart(Callback):
+    def on_start(self, record: object) -> None:
+        raise KeyboardInterrupt
+
+
 # batch=auto
 
 
@@ -152,7 +157,7 @@ def test_less_memory_means_a_smaller_batch(
         monkeypatch.setattr("paceline.training.peak.free_memory_bytes", lambda free=free: free)
         caplog.clear()
         with caplog.at_level(logging.INFO, "paceline"), pytest.raises(KeyboardInterrupt):
-            train(options("shapes", tmp_path, **flat), [StopAfterOne()])
+            train(options("shapes", tmp_path, **flat), [StopAtTheStart()])
         (said,) = (line for line in caplog.messages if "chosen in" in line)
         limits[free] = (int(said.removeprefix("batch=").split(",")[0]), said)
     assert limits[8 * GB][0] >= 16

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -247,6 +248,32 @@ def test_a_harmed_disk_tier_is_mended(
     with loader(store, "disk") as batches:
         assert torch.equal(images(collect(batches)), expected)
     assert sum(store.reads) == 0
+
+
+def test_a_disk_tier_that_no_run_has_opened_for_long_is_removed(
+    store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with loader(store, "disk") as batches:
+        collect(batches)
+    old = disk_file()
+    long_ago = time.time() - 31 * 86_400
+    os.utime(old, (long_ago, long_ago))
+    other = MemoryStore(8)
+    with loader(store, "disk"):  # opened again, though nothing is written to it: it counts as used
+        os.utime(old, (long_ago, long_ago))
+        with loader(other, "auto"):
+            assert old.exists()  # old, but in use
+    os.utime(old, (long_ago, long_ago))
+    with loader(store, "disk"):
+        assert old.stat().st_mtime > long_ago + 86_400
+    os.utime(old, (long_ago + 2 * 86_400,) * 2)
+    with loader(other, "auto"):
+        assert old.exists()  # not old enough
+    os.utime(old, (long_ago, long_ago))
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "paceline"), loader(other, "auto"):
+        assert not old.exists()
+    assert [line for line in caplog.messages if "last opened 31 days ago" in line]
 
 
 def test_machines_with_one_home_have_a_disk_tier_each(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import weakref
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +42,8 @@ _SHARES_WHEN_ASKED: Mapping[Purpose, float] = {"training": 0.65, "evaluation": 0
 _SPARED_DISK_BYTES = 1 << 30
 _PROBED_IMAGES, _PROBE_S = 16, 1.0
 _MARGIN = 1.05
+_UNUSED_DAYS = 30
+"""A disk cache that no run has opened for so long is removed by the next run that could keep one itself."""
 _BYTES_BESIDE = 64
 """Of an image in a slab, at most: what its alignment takes."""
 
@@ -106,6 +108,8 @@ class Shelf:
 
     def _open_first(self, choice: Choice) -> str:
         """Choose and open as the first of this machine; returns the word for the others."""
+        if choice in ("auto", "disk"):
+            remove_old(_images_folder())
         facts = self._facts(choice)
         tier = choose(facts) if choice == "auto" else "ram" if choice == "device" else choice
         where = ""
@@ -156,6 +160,7 @@ class Shelf:
                 raise OSError(f"{path.parent} has no room left")
             self._capacity = capacity
             self._use(tier, Slab.open(path, count, capacity, kept=True))
+            os.utime(path)  # reading alone would leave it as old as its last image
             return str(path)
         share = self._share(_SHARES_WHEN_ASKED if choice in ("ram", "device") else _SHARES)
         needed = facts.decoded_bytes if tier == "ram" else facts.encoded_bytes
@@ -295,6 +300,21 @@ class Shelf:
             chosen,
             ", one copy for all ranks" if self._world > 1 and where else "",
         )
+
+
+def remove_old(folder: Path) -> None:
+    """Remove the disk caches that nobody has opened for long, and nobody uses."""
+    for path in folder.glob("*.slab"):
+        with suppress(OSError):  # another run was faster
+            status = path.stat()
+            days = (time.time() - status.st_mtime) / 86_400
+            if days > _UNUSED_DAYS and remove_unused(path):
+                log.info(
+                    "Removed %s (%s), a disk cache that was last opened %.0f days ago.",
+                    path,
+                    _size(512 * status.st_blocks),
+                    days,
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
