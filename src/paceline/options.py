@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 
 LAYOUT_OPTIONS = frozenset({"parallel", "stages", "microbatches", "schedule", "gradients"})
-"""What may change when a run goes on: how it is laid out over devices, which its checkpoints do not depend on."""
+"""How a run is laid out over devices, which its checkpoints do not depend on."""
+RESUMED_ANEW = LAYOUT_OPTIONS | {
+    "device",
+    *(entry.name for config in (RanksConfig, LimitsConfig) for entry in fields(config)),
+}
+"""What may be said anew when a run goes on; the rest it keeps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,8 +341,9 @@ def read_mapping(path: Path) -> dict[str, object]:
 def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
 
-    A resumed run keeps the options that it was started with, but may be laid out over devices in another way. Raises
-    UserError for any other option beside `resume`; beside `resume=auto` they are those of a run that may have to start.
+    A resumed run keeps the options that it was started with, but may go on on other devices, laid out over them in
+    another way, with other limits. Raises UserError for any other option beside `resume`; beside `resume=auto` they are
+    those of a run that may have to start.
     """
     settled = {name.replace("-", "_"): value for name, value in mapping.items()}
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
@@ -346,7 +352,7 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     if resume == "true" and str(settled.get("model", "")).endswith(".safetensors"):
         settled["resume"] = settled["model"]
     settled.pop("model", None)
-    others = sorted(set(settled) - {"resume", "project"} - LAYOUT_OPTIONS)
+    others = sorted(set(settled) - {"resume", "project"} - RESUMED_ANEW)
     if others:
         raise UserError(f"A resumed run keeps its own options; leave out {', '.join(others)}, or start a new run.")
     return settled

@@ -238,8 +238,8 @@ class RunFolder:
     def create(cls, project: Path, name: str, *, exist_ok: bool, default_name: str = "train") -> RunFolder:
         """Make a new folder; without a name, the first free one of train, train2, train3, ...
 
-        With `exist_ok` the records of an earlier run in the named folder are cleared. Raises UserError when the
-        user's own name is taken and `exist_ok` is False.
+        With `exist_ok` records, marks and weights of an earlier run in the named folder are cleared, so that nobody
+        goes on from them. Raises UserError when the user's own name is taken and `exist_ok` is False.
         """
         try:
             project.mkdir(parents=True, exist_ok=True)
@@ -254,6 +254,10 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 folder = cls(path=path)
                 folder.metrics.unlink(missing_ok=True)
+                folder.mark("")
+                for pattern in ("*.safetensors", "*.json"):
+                    for file in folder.weights.glob(pattern):
+                        file.unlink(missing_ok=True)
                 return folder
             number = 1
             while True:

@@ -151,7 +151,7 @@ def test_less_memory_means_a_smaller_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Through the whole of it: the second run is told that little is free."""
-    flat = {"cache": "none", "nbs": 64, "imgsz": 128, "fraction": 0.2}
+    flat = {"cache": "none", "nbs": 16, "imgsz": 128, "fraction": 0.1}
     limits = {}
     for free in (8 * GB, GB // 4):
         monkeypatch.setattr("paceline.training.peak.free_memory_bytes", lambda free=free: free)

@@ -261,7 +261,9 @@ def test_code_that_was_kept_broken_is_compiled_anew(tmp_path: Path, caplog: pyte
     with caplog.at_level(logging.WARNING, "paceline"):
         _, was_seeded, failure = compile_small(tmp_path / "kept")
     assert (was_seeded, failure) == (True, "")
-    assert any("compiled anew" in record.message for record in caplog.records)
+    # Before 2.12 torch takes such a file for one that is missing, and compiles anew without a word.
+    is_said = any("compiled anew" in record.message for record in caplog.records)
+    assert is_said or torch.__version__ < "2.12"
     assert compile_small(tmp_path / "kept")[1:] == (True, "")
 
 

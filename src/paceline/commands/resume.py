@@ -3,22 +3,57 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import TypeVar
 
 from paceline.errors import UserError
 from paceline.option_values import AUTO_BATCH
-from paceline.options import LAYOUT_OPTIONS, TrainOptions
-from paceline.parallel.config import LimitsConfig
+from paceline.options import RESUMED_ANEW, TrainOptions
+from paceline.parallel.config import RanksConfig
+from paceline.parallel.rank import rank_of_environment
 from paceline.records import RunFolder
 
 log = logging.getLogger("paceline")
+ConfigT = TypeVar("ConfigT")
 
 
-def resumed_folder(options: TrainOptions) -> RunFolder | None:
+def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | None, TrainOptions]:
+    """Find the run that is to go on, and the options that it goes on with: its own, but for what was said anew.
+
+    Without such a run, the folder is None and the options are as they were. Raises UserError where `resume` names
+    nothing that can go on. warns: of options beside `resume=auto` that come to nothing.
+    """
+    folder = resumed_folder(options, warns=warns)
+    if folder is None:
+        return None, options
+    stored = TrainOptions.read(folder.config)
+    device, ranks = options.loop.device, options.ranks
+    if device == TrainOptions().loop.device and ranks == RanksConfig():
+        device = stored.loop.device
+        ranks = stored.ranks if rank_of_environment() is None else ranks  # who starts the processes knows how many
+    return folder, replace(
+        stored,
+        loop=replace(stored.loop, resume="", device=device),
+        parallel=stored.parallel.relaid(options.parallel),
+        ranks=ranks,
+        limits=_said_anew(stored.limits, options.limits),
+    )
+
+
+def _said_anew(stored: ConfigT, asked: ConfigT) -> ConfigT:
+    """Take what was asked for where it is not the default."""
+    defaults = type(asked)()
+    values = {entry.name: getattr(asked, entry.name) for entry in fields(asked)}  # type: ignore[arg-type]
+    changed = {name: value for name, value in values.items() if value != getattr(defaults, name)}
+    return replace(stored, **changed)  # type: ignore[type-var]
+
+
+def resumed_folder(options: TrainOptions, *, warns: bool = True) -> RunFolder | None:
     """Find the run that `resume` names: a folder, a file in its weights, `true` for the newest run, or `auto`."""
     resume = options.loop.resume
     if resume == "auto":
-        return _begun_folder(options)
+        return _begun_folder(options, warns=warns)
     if not resume or resume.lower() in {"false", "no", "0"}:
         return None
     if resume.lower() in {"true", "yes", "1"}:
@@ -34,7 +69,7 @@ def resumed_folder(options: TrainOptions) -> RunFolder | None:
     return RunFolder(path=folder)
 
 
-def _begun_folder(options: TrainOptions) -> RunFolder | None:
+def _begun_folder(options: TrainOptions, *, warns: bool) -> RunFolder | None:
     """Find the named run if it has anything to go on from; None where it has to be started."""
     if not options.run.name:
         raise UserError("resume=auto needs the name of the run that it starts or goes on with; add name=...")
@@ -44,11 +79,11 @@ def _begun_folder(options: TrainOptions) -> RunFolder | None:
     if not (folder.weights / "resume.safetensors").is_file():
         return None
     before, now = TrainOptions.read(folder.config).to_flat(), options.to_flat()
-    free = {"resume", "device", "exist_ok"} | LAYOUT_OPTIONS | set(LimitsConfig.__dataclass_fields__)
-    if options.data.batch == AUTO_BATCH:  # the folder has the number that was found
-        free |= {"batch"}
+    free = {"resume", "exist_ok"} | RESUMED_ANEW
+    if options.data.batch == AUTO_BATCH:  # the folder has the number that was found, and the precision that it is for
+        free |= {"batch", "amp"}
     changed = [name for name in now if name not in free and now[name] != before[name]]
-    if changed:
+    if changed and warns:
         log.warning(
             "The run %s goes on with the options that it was started with, not with the new %s.",
             folder.path,

@@ -45,8 +45,12 @@ class RunBatch:
     """The measurement, where there was one."""
 
     def settled(self, options: TrainOptions) -> TrainOptions:
-        """Put the number into the options."""
-        return dataclasses.replace(options, data=dataclasses.replace(options.data, batch=self.asked))
+        """Put the number into the options, and the precision that it holds in."""
+        return dataclasses.replace(
+            options,
+            data=dataclasses.replace(options.data, batch=self.asked),
+            loop=dataclasses.replace(options.loop, amp=self.amp),
+        )
 
 
 def batch_of(

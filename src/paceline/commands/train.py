@@ -15,7 +15,7 @@ from paceline.commands.device import backend_of, count_devices, describe_device,
 from paceline.commands.evaluation import Evaluations
 from paceline.commands.memory import Exhaustion, held_bytes
 from paceline.commands.pictures import RunPictures
-from paceline.commands.resume import resumed_folder
+from paceline.commands.resume import going_on
 from paceline.commands.run_batch import batch_of, require_statistics
 from paceline.commands.run_data import RunData, splits
 from paceline.commands.step_choice import RunStep
@@ -27,7 +27,6 @@ from paceline.ledger import CudaClock, Ledger
 from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
 from paceline.option_values import AUTO_BATCH
-from paceline.options import TrainOptions
 from paceline.parallel.build import Ranks, num_ranks
 from paceline.parallel.fingerprint import digest_of, digest_of_package
 from paceline.parallel.gather import group_apart, largest
@@ -56,6 +55,7 @@ if TYPE_CHECKING:
 
     from paceline.callbacks import Callback
     from paceline.commands.weights import LoadedNetwork
+    from paceline.options import TrainOptions
     from paceline.parallel.engine import Criterion, Engine
     from paceline.parallel.process_group import ProcessGroup
     from paceline.training.compiling import Compiler
@@ -103,19 +103,9 @@ def train(
     run: files are written and callbacks called by rank 0 alone. `transform` changes each training picture, see
     `UserTransform`; it is not kept, so a resumed run needs it again.
     """
-    device = options.loop.device
-    with joined(backend=backend_of(device), limits=options.limits, devices=options.ranks.devices) as group:
+    resumed, options = going_on(options)
+    with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
         check_layout(options, group.rank.world)
-        resumed = resumed_folder(options)
-        if resumed is not None:
-            stored = TrainOptions.read(resumed.config)
-            options = dataclasses.replace(
-                stored,
-                loop=dataclasses.replace(stored.loop, resume=str(resumed.path), device=device),
-                parallel=stored.parallel.relaid(options.parallel),
-                ranks=options.ranks,
-                limits=options.limits,
-            )
         user = UserTransform(transform) if transform else None
         return _Training(options, callbacks if group.rank.is_main else (), resumed, group, user).run()
 
@@ -124,6 +114,7 @@ def ranks_to_launch(options: TrainOptions) -> int:
     """Count the processes that have to be started for these options: 1 where this process is all, or one of them."""
     if rank_of_environment() is not None:
         return 1
+    _, options = going_on(options, warns=False)
     count = count_devices(options.loop.device, options.ranks.devices)
     check_layout(options, count)
     return count
@@ -194,7 +185,7 @@ class _Training:
         self._ranks = Ranks(layout, self._device)
         done = 0 if resumed is None else max((line["epoch"] for line in resumed.records("epoch")), default=0)
         self._step = RunStep(
-            dataclasses.replace(options, loop=dataclasses.replace(options.loop, amp=self._sized.amp)),
+            options,
             self._loaded,
             self._train_index,
             criterion=self._criterion(),
@@ -239,26 +230,6 @@ class _Training:
             engine = self._engine(compiler)
         optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
         ema = Ema(engine.network, average=engine.parts.twin())
-        folder = self._folder()
-        keeper = WeightsKeeper(
-            run=folder,
-            model=self._loaded.model,
-            names=self._data_set.names,
-            imgsz=options.data.imgsz,
-            save_period=options.loop.save_period,
-            engine=engine,
-            ema=ema,
-            optimizer=optimizer,
-            writes=self._ranks.is_first,
-        )
-        state, best = TrainingState(epochs=options.loop.epochs), None
-        if self._resumed:
-            state = keeper.restore()
-            self._budget.spent_before_s = state.elapsed_s
-            best = keeper.best_evaluation(state)
-        if self._group.rank.is_main:
-            options.write(folder.config)
-            folder.mark("")
         with ExitStack() as stack:
             stack.enter_context(threads_of(plan))
             if compiler is not None:
@@ -266,6 +237,29 @@ class _Training:
                 compiler.compile_network(network)
             loader = stack.enter_context(self._data.train_loader())
             evaluation_loader = stack.enter_context(self._data.eval_loader())
+            feed = self._ranks.feed(self._data.on_device(loader, plan))
+            folder = self._folder()  # when all that the user might have to mend has been said
+            keeper = WeightsKeeper(
+                run=folder,
+                model=self._loaded.model,
+                names=self._data_set.names,
+                imgsz=options.data.imgsz,
+                save_period=options.loop.save_period,
+                engine=engine,
+                ema=ema,
+                optimizer=optimizer,
+                writes=self._ranks.is_first,
+            )
+            state, best = TrainingState(epochs=options.loop.epochs), None
+            if self._resumed:
+                state = keeper.restore()
+                self._budget.spent_before_s = state.elapsed_s
+                best = keeper.best_evaluation(state)
+            epochs_before = state.epoch
+            if self._group.rank.is_main:
+                # Without `resume`: who takes this file for a run of their own does not mean to go on with this one.
+                dataclasses.replace(options, loop=dataclasses.replace(options.loop, resume="")).write(folder.config)
+                folder.mark("")
             pictures = (
                 RunPictures(run=folder, names=self._data_set.names)
                 if options.loop.plots and self._group.rank.is_main
@@ -284,7 +278,7 @@ class _Training:
                 step=self._taken(EagerStep(engine, optimizer, ema, self._ledger), capture),
                 schedule=recipe.schedule,
                 ema=ema,
-                data=self._ranks.feed(self._data.on_device(loader, plan)),
+                data=feed,
                 evaluate=evaluations,
                 keeper=keeper,
                 state=state,
@@ -322,8 +316,14 @@ class _Training:
             self._group.report(state.step, "end")
             if pictures and not (self._resumed and pictures.has_training_batches):
                 pictures.training_batches(loader.epoch(0, mosaic=options.loop.epochs > options.augment.close_mosaic))
+            is_earlier = 0 < state.best_epoch <= epochs_before
+            if options.loop.plots and is_earlier and end.reason != "preempted":  # evaluated before this run went on
+                evaluations.best = None
+                keeper.load_best(ema.network)
+                evaluations(ema.network)
             if pictures and evaluations.best is not None:
                 pictures.evaluation(evaluations.best, evaluation_loader, self._val_index)
+            if pictures:
                 pictures.curves()
         if self._group.rank.is_main:
             folder.append("end", end)

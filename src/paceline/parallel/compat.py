@@ -6,6 +6,7 @@ import inspect
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
 from torch.nn.parallel import DistributedDataParallel
 
@@ -59,6 +60,13 @@ def run_schedule(schedule: ScheduleGPipe | Schedule1F1B, images: tuple[Tensor, .
     if target is not None:
         options |= {"target": target, "losses": []}
     schedule.step(*images, **options)
+
+
+def launch_config(*, stop_s: int, **settings: Any) -> LaunchConfig:
+    """Say how ranks are launched; 2.11 gives them 30 s to end and cannot be told otherwise."""
+    if "shutdown_timeout" in inspect.signature(LaunchConfig).parameters:
+        settings["shutdown_timeout"] = stop_s
+    return LaunchConfig(**settings)
 
 
 @cache

@@ -94,9 +94,14 @@ class GradientSum:
 
     @torch.no_grad()
     def load_pending(self, tensors: Mapping[str, Tensor], *, share: float = 1.0) -> None:
-        """Put back the whole of what `pending` gave, the gradients times `share`."""
+        """Put back the whole of what `pending` gave, the gradients times `share`.
+
+        They carry the scale that the loss had, which may be another one now: precision is chosen anew.
+        """
+        saved_scale = float(tensors.get("loss_scale", 1.0))
         if self.loss_scale.adaptive and "loss_scale" in tensors:
             self.loss_scale.value.copy_(tensors["loss_scale"])
+        share *= float(self.loss_scale.value) / saved_scale
         if "images" not in tensors:
             return
         self._images.copy_(tensors["images"])

@@ -111,9 +111,11 @@ def _run_agent(folder: Path, num_ranks: int) -> BaseException | None:
     """Run the ranks to their end; returns what ended them, None where they all succeeded."""
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from torch.distributed.launcher.api import elastic_launch
 
-    config = LaunchConfig(
+    from paceline.parallel.compat import launch_config
+
+    config = launch_config(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=num_ranks,
@@ -123,7 +125,7 @@ def _run_agent(folder: Path, num_ranks: int) -> BaseException | None:
         local_addr="127.0.0.1",
         max_restarts=0,
         monitor_interval=0.1,
-        shutdown_timeout=STOP_S,
+        stop_s=STOP_S,
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "paceline.parallel.worker", str(folder))

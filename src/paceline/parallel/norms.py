@@ -6,7 +6,8 @@ update,
 
     running = (1 - m)^K running + (1 - (1 - m)^K) x mean over all p and r of s_pr
 
-so the statistics forget as fast as if they were moved by m with each batch, whatever an update takes.
+so the statistics forget as fast as if they were moved by m with each batch, whatever an update takes. A channel whose
+mean of s is not finite keeps its own: an update whose gradient overflows is left out, and is to leave no trace here.
 
 - Over the parts: part p is given to the kernel with momentum 1 and a buffer of its own, which then holds s_p; it is
   added to a sum, and the update moves the running statistics towards the sum over the number of parts. No pass over the
@@ -134,11 +135,10 @@ class BatchStatistics:
             chosen = [norm for norm in norms if norm.momentum == momentum]
             assert momentum is not None
             running = [value for norm in chosen for value in norm.running()]
-            sums = [value for norm in chosen for value in norm.sums]
-            kept = torch.pow(1 - momentum, self._batches)
-            torch._foreach_mul_(running, kept)
-            torch._foreach_mul_(sums, (1 - kept) * each)
-            torch._foreach_add_(running, sums)
+            sums = torch.cat([value for norm in chosen for value in norm.sums])
+            moves = (sums * each - torch.cat(running)) * (1 - torch.pow(1 - momentum, self._batches))
+            moves = torch.nan_to_num(moves, nan=0.0, posinf=0.0, neginf=0.0)
+            torch._foreach_add_(running, torch.split(moves, [len(value) for value in running]))
             counts = [cast("Tensor", norm.num_batches_tracked) for norm in chosen]
             torch._foreach_add_(counts, [are_there.long()] * len(counts))
         self.drop()  # the next part takes all of the weight, but 0 x NaN would stay NaN

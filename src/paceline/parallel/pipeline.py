@@ -127,7 +127,7 @@ class PipelineEngine:
         mesh, layout = self._mesh, self._mesh.layout
         self._of_microbatches.clear()
         with self._ledger.span("pipeline", on_device=True):
-            images = (batch.images,) if mesh.stage == 0 else ()
+            images = (batch.images.contiguous(memory_format=torch.channels_last),) if mesh.stage == 0 else ()
             target = targets_of(batch) if mesh.stage == layout.pipeline - 1 else None
             run_schedule(self._schedule, images, target)
         with self._ledger.span("exchange", on_device=True):

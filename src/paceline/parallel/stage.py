@@ -121,7 +121,8 @@ def boundaries(
     values: tuple[Tensor, ...] = (
         torch.empty(images, 3, *size_hw, device="meta", dtype=next(skeleton.parameters()).dtype),
     )
-    found: list[tuple[Tensor, ...]] = [(torch.empty(images, 3, *size_hw, device="meta", dtype=torch.uint8),)]
+    pictures = torch.empty(images, 3, *size_hw, device="meta", dtype=torch.uint8, memory_format=torch.channels_last)
+    found: list[tuple[Tensor, ...]] = [(pictures,)]
     edges = (0, *cuts, len(skeleton.nodes))
     for first, stop in pairwise(edges):
         values = skeleton.segment(first, stop)(*values)

@@ -18,6 +18,7 @@ from paceline.training.checkpoint import (
     load_header,
     load_optimizer_tensors,
     load_resume_point,
+    load_weights,
     optimizer_tensors,
     save_resume_point,
     save_weights,
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from paceline.parallel.engine import Engine
     from paceline.records import LateEvaluationRecord, RunFolder
@@ -195,6 +196,11 @@ class WeightsKeeper:
         if self.writes and not self._has_last(state.epoch):
             self._save_weights("last", without_prefix("ema", point.tensors), state.epoch, None)
         return state
+
+    def load_best(self, network: nn.Module) -> None:
+        """Put the best weights so far into a network that is laid out as the average is."""
+        tensors, _ = load_weights(self.run.weights / "best.safetensors")
+        load_whole_state(network, tensors)
 
     def _has_last(self, epoch: int) -> bool:
         try:

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paceline")
 
+MOST_LOST = 20
+"""Updates left out, in epochs in a row that lose half of theirs or more, of a training that has diverged."""
+
 
 class TrainingData(Protocol):
     """Where batches come from."""
@@ -137,6 +140,7 @@ class Loop:
         self._apart = apart
         self._awaited = awaited
         self._judged = 0
+        self._lost = 0
         self._longest_evaluation_s = 0.0
         self._background_before: dict[str, float] = {}
 
@@ -230,6 +234,7 @@ class Loop:
         for module in self._frozen:
             module.eval()
         start = time.perf_counter()
+        updates_before = state.updates
         images, skipped, rates = 0, None, self._schedule.rates(state.epoch, state.epochs)
         batches = self._data.epoch(state.epoch, mosaic=mosaic)
         for number, batch in enumerate(ledger.each("data", batches), start=1):
@@ -250,7 +255,7 @@ class Loop:
             if self._stops(state.step):
                 raise Preempted
         if skipped is not None:
-            self._count_skipped(skipped)
+            self._count_skipped(skipped, state.updates - updates_before)
         return images, time.perf_counter() - start, rates
 
     def _count_step(self, *, completes: bool) -> None:
@@ -368,17 +373,19 @@ class Loop:
         """Read the clock of the first rank: what hangs on it has to be the same on all."""
         return self._engine.parts.first(self._budget.seconds_since_start())
 
-    def _count_skipped(self, skipped: Tensor) -> None:
+    def _count_skipped(self, skipped: Tensor, updates: int) -> None:
+        """Take in how many of an epoch's updates were left out."""
         with self._ledger.span("device_wait"):
             number = int(skipped.item())
         if number == 0:
             return
         self._state.skipped_updates += number
         log.warning("Epoch %d: %d updates left out, the gradient was not finite.", self._state.epoch + 1, number)
-        if self._state.skipped_updates >= max(20, self._state.updates // 2):
+        self._lost = self._lost + number if 2 * number >= updates else 0
+        if self._lost >= MOST_LOST:
             raise UserError(
-                f"The training diverged: {self._state.skipped_updates} of {self._state.updates} gradients were not "
-                "finite; choose a smaller lr0, or amp=off."
+                f"The training diverged: of the last gradients {self._lost} were not finite, half or more of each "
+                "epoch; choose a smaller lr0, or amp=off."
             )
 
     def _background(self) -> dict[str, float]:
