@@ -60,6 +60,12 @@ def test_every_bound_belongs_to_an_option_and_every_number_has_bounds() -> None:
     assert numbers <= {*BOUNDS, "imgsz"}
 
 
+def test_none_is_a_choice_where_it_is_one_and_else_the_default() -> None:
+    assert TuneOptions.from_flat({"pruner": "none", "trials": 1}).tune.pruner == "none"
+    assert TuneOptions.from_flat({"pruner": None, "trials": 1}).tune.pruner == "halving"
+    assert TuneOptions.from_flat({"sampler": "none", "trials": 1}).tune.sampler == "tpe"
+
+
 def test_yaml_repeats_the_options(tmp_path: Path) -> None:
     given = {
         "imgsz": 320,
@@ -95,6 +101,7 @@ def test_overrides_go_before_the_file(tmp_path: Path) -> None:
         ({"cache": "device"}, "data", {"cache": "device"}),
         ({"cache": "False"}, "data", {"cache": "none"}),
         ({"cache": "none"}, "data", {"cache": "none"}),
+        ({"cache": None}, "data", {"cache": "auto"}),
         ({"optimizer": "sgd"}, "optim", {"optimizer": "SGD"}),
         ({"optimizer": "ADAMW"}, "optim", {"optimizer": "AdamW"}),
         ({"resume": True}, "loop", {"resume": "true"}),

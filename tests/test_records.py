@@ -28,7 +28,12 @@ def test_a_named_folder_is_only_used_again_when_asked(tmp_path: Path) -> None:
     first.append("epoch", {"epoch": 1})
     with pytest.raises(UserError, match="exists already"):
         RunFolder.create(tmp_path, "mine", exist_ok=False)
+    (first.path / "weights").mkdir()
+    for name in ("DONE", "weights/resume.safetensors", "weights/best.safetensors", "weights/best.json", "notes.txt"):
+        (first.path / name).write_text("")
     again = RunFolder.create(tmp_path, "mine", exist_ok=True)
+    left = {path.name for path in again.path.rglob("*") if path.is_file()}
+    assert left <= {"config.yaml", "notes.txt", "something"}, "nobody goes on from what another run has left"
     assert list(again.records("epoch")) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file"):

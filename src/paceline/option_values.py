@@ -153,7 +153,8 @@ def typed(name: str, value: object, annotation: object, default: object) -> obje
 
     Raises UserError for a value of another type or out of bounds, with one that would do.
     """
-    if value is None or (isinstance(value, str) and value.strip().lower() in {"none", "null"} and name != "cache"):
+    is_choice = "none" in get_args(annotation)  # as of `cache` and `pruner`
+    if value is None or (isinstance(value, str) and value.strip().lower() in {"none", "null"} and not is_choice):
         return default
     if name in _SPELLINGS:
         value = _SPELLINGS[name](value)

@@ -38,7 +38,8 @@ def test_flags_take_the_next_word_only_if_it_is_a_truth_value() -> None:
 
 def test_lists_end_where_an_option_or_an_image_begins() -> None:
     options = sort_words(PredictOptions, ["--classes", "0", "2", "a.jpg", "--source", "b.jpg", "conf=0.5"]).options
-    assert options == {"classes": ["0", "2"], "source": ["b.jpg"], "conf": "0.5"}
+    assert options == {"classes": ["0", "2"], "source": ["a.jpg", "b.jpg"], "conf": "0.5"}
+    assert sort_words(PredictOptions, ["a.jpg", "source=b.jpg"]).options["source"] == ["a.jpg", "b.jpg"]
     assert sort_words(PredictOptions, ["a.jpg", "classes=0,2", "b.jpg"]).options["source"] == ["a.jpg", "b.jpg"]
 
 

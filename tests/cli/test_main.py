@@ -12,6 +12,7 @@ import pytest
 
 import paceline
 import paceline.cli.runs
+import paceline.cli.tune
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.cli.main import main
 from paceline.models.catalogue import CATALOGUE
@@ -101,7 +102,10 @@ def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
     monkeypatch.setattr(paceline.cli.runs, "run_train", interrupted)
     assert main(["train"]) == 130
-    assert "interrupted" in capsys.readouterr().err
+    assert "paceline train --resume" in capsys.readouterr().err
+    monkeypatch.setattr(paceline.cli.tune, "run_tune", interrupted)
+    assert main(["tune"]) == 130
+    assert "paceline tune --resume" in capsys.readouterr().err
 
 
 def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

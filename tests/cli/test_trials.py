@@ -27,6 +27,18 @@ def test_without_a_terminal_each_ended_trial_is_one_line_and_running_ones_are_no
     ]
 
 
+def test_reasons_are_shown_as_they_are() -> None:
+    """Also where they look like markup, as torch's sentence about memory does."""
+    reasons = ("RuntimeError: [enforce fail at alloc_cpu.cpp:117] no memory", "cannot read [/data/x]")
+    stream = io.StringIO()
+    with TrialTable(Console(file=stream, force_terminal=True, width=200)) as table:
+        for number, reason in enumerate(reasons):
+            table.show(row(f"{number:05d}", "failed", None, reason))
+        shown = io.StringIO()
+        Console(file=shown, width=200).print(table.table())
+    assert all(reason in shown.getvalue() for reason in reasons)
+
+
 def test_on_a_terminal_the_best_and_the_running_ones_are_always_shown() -> None:
     stream = io.StringIO()
     with TrialTable(Console(file=stream, force_terminal=True, width=120)) as table:

@@ -13,10 +13,13 @@ from safetensors.torch import load_file
 
 from paceline.callbacks import Callback
 from paceline.commands.evaluation import evaluate_network
+from paceline.commands.pictures import RunPictures
 from paceline.commands.train import TrainResult, train
 from paceline.commands.val import validate
 from paceline.errors import UserError
 from paceline.options import TrainOptions, ValOptions
+from paceline.training.checkpoint import ResumePoint, load_resume_point, save_resume_point
+from paceline.training.state import TrainingState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,6 +35,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+class StopsAtOnce(Callback):
+    """Interrupts a run at its first step."""
+
+    def on_step(self, record: StepRecord) -> None:
+        raise KeyboardInterrupt
 
 
 def options(data_yaml: Path, project: Path, **more: object) -> TrainOptions:
@@ -147,6 +157,8 @@ def test_a_resumed_run_equals_an_undisturbed_one(squares: Path, tmp_path: Path, 
         train(options(squares, tmp_path, name="cut", **more), [Witness(stop_after=1)])
     resumed = train(TrainOptions.from_flat({"resume": str(tmp_path / "cut")}))
     assert resumed.end.epochs == 3
+    repeats = TrainOptions.read(resumed.folder.config)
+    assert repeats.loop.resume == ""  # it would go on with this run otherwise
     expected, found = last_weights(whole.folder.path), last_weights(resumed.folder.path)
     for key, value in expected.items():
         assert torch.equal(found[key], value), key
@@ -255,6 +267,7 @@ def test_a_batch_larger_than_the_set_is_lowered(
         ({"freeze": 99}, "freeze=99"),
         ({"resume": "nowhere"}, "nowhere"),
         ({"amp": "fp16"}, "needs a GPU"),
+        ({"cache": "device"}, "keeps the images on a GPU"),
         ({"batch": 1, "imgsz": 32}, "no variance"),
         ({"batch": 1, "imgsz": 64, "multi_scale": True}, "no variance"),
     ],
@@ -274,6 +287,39 @@ def test_a_named_run_that_exists_is_not_overwritten(squares: Path, tmp_path: Pat
         train(options(squares, tmp_path, name="mine", epochs=1))
     again = train(options(squares, tmp_path, name="mine", epochs=1, exist_ok=True))
     assert len(list(again.folder.records("epoch"))) == 1
+
+
+def test_a_run_in_the_folder_of_another_never_goes_on_from_it(squares: Path, tmp_path: Path) -> None:
+    train(options(squares, tmp_path, name="mine", epochs=1))
+    with pytest.raises(KeyboardInterrupt):
+        train(options(squares, tmp_path, name="mine", exist_ok=True, lr0=0.1), [StopsAtOnce()])
+    with pytest.raises(UserError, match=r"no weights/resume\.safetensors"):
+        train(TrainOptions.from_flat({"resume": str(tmp_path / "mine")}))
+    assert not (tmp_path / "mine" / "DONE").exists()
+    assert not list((tmp_path / "mine").rglob("*.safetensors"))
+
+
+def test_pictures_show_the_best_weights_also_after_the_run_went_on(
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(options(squares, tmp_path, name="cut", plots=True), [Witness(stop_after=1)])
+    file = tmp_path / "cut" / "weights" / "resume.safetensors"
+    point = load_resume_point(file)
+    state = TrainingState.from_json(point.values["state"])
+    state.best_ap = 0.99  # no later epoch comes near
+    save_resume_point(file, ResumePoint(tensors=point.tensors, values=point.values | {"state": state.to_json()}))
+    drawn = []
+    monkeypatch.setattr(RunPictures, "evaluation", lambda self, evaluation, *more: drawn.append(evaluation))
+    monkeypatch.setattr(RunPictures, "curves", lambda self: drawn.append("curves"))
+    resumed = train(TrainOptions.from_flat({"resume": str(tmp_path / "cut")}))
+    assert resumed.end.best_epoch == 1
+    flat = {"model": str(tmp_path / "cut"), "device": "cpu", "project": str(tmp_path), "plots": False}
+    best = validate(ValOptions.from_flat(flat))
+    (evaluation, curves) = drawn
+    assert curves == "curves"
+    np.testing.assert_allclose(evaluation.detections.scores, best.detections.scores, atol=1e-6)
+    assert len(best.detections.scores)
 
 
 def test_the_resolved_config_repeats_the_run(finished: tuple[TrainResult, Witness], tmp_path: Path) -> None:

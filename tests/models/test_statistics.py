@@ -25,6 +25,12 @@ def test_operations_grow_with_the_area() -> None:
     assert count_gflops(model, 640) == pytest.approx(4 * count_gflops(model, 320), rel=1e-12)
 
 
+def test_images_of_one_cell_are_counted_too() -> None:
+    with torch.device("meta"):
+        model = build_model("yolo11n", 80).train()
+    assert count_gflops(model, 32) == pytest.approx(count_gflops(model, 640) / 400, rel=1e-12)
+
+
 def test_counting_leaves_the_model_as_it_was() -> None:
     model = build_model("yolov8n", 3).train()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}

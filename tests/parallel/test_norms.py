@@ -127,14 +127,33 @@ def test_parts_can_be_saved_and_put_back() -> None:
 
 
 def test_a_part_that_is_not_finite_is_forgotten_with_its_update() -> None:
+    """What such an update does to the weights is left out, so it must not show in the statistics either."""
     network = norm()
     statistics = BatchStatistics(network)
-    with statistics.part():
-        network(torch.full((2, CHANNELS, 3, 3), float("nan"), dtype=torch.float64))
-    statistics.commit()
-    network.load_state_dict(norm().state_dict())
+    for value in (float("nan"), float("inf")):
+        with statistics.part():
+            network(torch.full((2, CHANNELS, 3, 3), value, dtype=torch.float64))
+        statistics.commit()
+    for key in ("running_mean", "running_var"):
+        assert torch.equal(network[0].state_dict()[key], norm()[0].state_dict()[key])
     run(network, statistics, [[maps(2, seed=1)[0]]])
-    assert torch.isfinite(network[0].running_mean).all()
+    usual = norm()
+    run(usual, BatchStatistics(usual), [[maps(2, seed=1)[0]]])
+    torch.testing.assert_close(network[0].running_mean, usual[0].running_mean)
+    torch.testing.assert_close(network[0].running_var, usual[0].running_var)
+
+
+def test_of_a_part_the_finite_channels_count() -> None:
+    network, usual = norm(), norm()
+    values = maps(2, seed=1)[0]
+    run(usual, BatchStatistics(usual), [[values]])
+    values = values.clone()
+    values[0, 0, 0, 0] = float("inf")
+    run(network, BatchStatistics(network), [[values]])
+    for key in ("running_mean", "running_var"):
+        found, expected = network[0].state_dict()[key], usual[0].state_dict()[key]
+        torch.testing.assert_close(found[1:], expected[1:])
+        assert torch.equal(found[0], norm()[0].state_dict()[key][0])
 
 
 def test_a_network_keeps_its_keys_its_copies_and_its_fusion() -> None:

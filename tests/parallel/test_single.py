@@ -125,15 +125,17 @@ def test_a_gradient_that_is_not_finite_is_reported(network: torch.nn.Module) -> 
     assert runner.gradient().item() == 1.0
 
 
-def test_what_is_pending_can_be_saved_and_put_back(network: torch.nn.Module) -> None:
+@pytest.mark.parametrize(("before", "now"), [(1.0, 1.0), (64.0, 64.0), (64.0, 1.0), (1.0, 64.0)])
+def test_what_is_pending_can_be_saved_and_put_back(network: torch.nn.Module, before: float, now: float) -> None:
+    """Also where the precision, and with it the scale of the loss, is another one then."""
     batch = make_batch(4)
     first, second = part(batch, slice(0, 2)), part(batch, slice(2, 4))
     undisturbed = gradients(network, [first, second])
-    runner = engine(copy.deepcopy(network))
+    runner = engine(copy.deepcopy(network), loss_scale=before)
     runner.accumulate(first)
     saved = {name: value.clone() for name, value in runner.pending().items()}
     copied = copy.deepcopy(network)
-    resumed = engine(copied)
+    resumed = engine(copied, loss_scale=now)
     resumed.load_pending(saved)
     resumed.accumulate(second)
     resumed.gradient()

@@ -103,6 +103,9 @@ def _set(command: type[Options], result: Words, name: str, value: object) -> Non
         return
     if key not in option_fields(command) and find(command.COMMAND, key) is None:
         raise unknown_option(command, name)
+    before = result.options.get(key)
+    if key in command.POSITIONAL and isinstance(before, list):  # those without a name count as well
+        value = [*before, *(value if isinstance(value, list) else [value])]
     result.options[key] = value
 
 

@@ -59,7 +59,9 @@ def main(words: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 1
     except KeyboardInterrupt:
-        complain("interrupted; a run that has finished an epoch goes on by `paceline train --resume`.")
+        is_search = "tune" in (sys.argv[1:] if words is None else words)[:2]
+        what = "the search" if is_search else "a run that has finished an epoch"
+        complain(f"interrupted; {what} goes on by `paceline {'tune' if is_search else 'train'} --resume`.")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.table import Table
 
 from paceline.cli.wording import duration
@@ -67,7 +68,7 @@ class TrialTable:
                 "" if row.ap is None else f"{row.ap:.4f}",
                 duration(row.seconds),
                 row.device,
-                row.reason,
+                escape(row.reason),
             )
         return table
 

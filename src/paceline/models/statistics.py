@@ -58,12 +58,16 @@ def count_gflops(model: nn.Module, imgsz: int = 640) -> float:
     return sum(entry.operations for entry in arithmetic_of(model, imgsz) if entry.kind == "convolution") / 1e9
 
 
+_IMAGES = 2
+"""Of one image of 32 px, the coarsest map has a single value per channel, which batch norms refuse in training."""
+
+
 def arithmetic_of(model: nn.Module, imgsz: int = 640) -> tuple[Arithmetic, ...]:
     """Everything that multiplies matrices, for one image of `imgsz` x `imgsz` pixels, in the order in which it runs.
 
     Only shapes are computed, on the meta device; the model's tensors and mode are left alone.
     """
-    images = torch.empty(1, 3, imgsz, imgsz, device="meta", dtype=next(model.parameters()).dtype)
+    images = torch.empty(_IMAGES, 3, imgsz, imgsz, device="meta", dtype=next(model.parameters()).dtype)
     units = (unit for unit in model.modules() if isinstance(unit, ConvUnit))
     normed = {unit.conv for unit in units if isinstance(unit.bn, nn.BatchNorm2d)}
     names = {module: name for name, module in model.named_modules()}
@@ -76,9 +80,9 @@ def arithmetic_of(model: nn.Module, imgsz: int = 640) -> tuple[Arithmetic, ...]:
             Arithmetic(
                 name=names[module],
                 kind="convolution",
-                operations=2 * output.numel() * fan_in,
-                inputs=inputs[0].numel(),
-                outputs=output.numel(),
+                operations=2 * output.numel() * fan_in // _IMAGES,
+                inputs=inputs[0].numel() // _IMAGES,
+                outputs=output.numel() // _IMAGES,
                 weights=convolution.weight.numel(),
                 normed=module in normed,
                 takes_images=inputs[0] is images,

@@ -82,9 +82,9 @@ class GradientSum:
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was added up since the last update; of the gradients, this rank's."""
-        scale = {"loss_scale": self.loss_scale.value.clone()} if self.loss_scale.adaptive else {}
+        scale = {"loss_scale": self.loss_scale.value.clone()}
         if int(self._images) == 0:
-            return scale
+            return scale if self.loss_scale.adaptive else {}
         gradients = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
         return (
             with_prefix("gradient", gradients)

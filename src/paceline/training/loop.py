@@ -377,11 +377,11 @@ class Loop:
         """Take in how many of an epoch's updates were left out."""
         with self._ledger.span("device_wait"):
             number = int(skipped.item())
+        self._lost = self._lost + number if 2 * number >= updates else 0
         if number == 0:
             return
         self._state.skipped_updates += number
         log.warning("Epoch %d: %d updates left out, the gradient was not finite.", self._state.epoch + 1, number)
-        self._lost = self._lost + number if 2 * number >= updates else 0
         if self._lost >= MOST_LOST:
             raise UserError(
                 f"The training diverged: of the last gradients {self._lost} were not finite, half or more of each "

@@ -1,0 +1,65 @@
+"""Going on with a run: where it goes on may be said anew, everything else stays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from paceline.commands.resume import going_on
+from paceline.commands.train import ranks_to_launch
+from paceline.options import TrainOptions, settle_resume
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was started on two GPUs, with limits of its own."""
+    folder = tmp_path / "run"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights" / "resume.safetensors").write_bytes(b"")
+    flat = {"device": "2,3", "limit_silence": 120.0, "limit_step": 7.0, "epochs": 9, "parallel": "fsdp", "batch": 8}
+    TrainOptions.from_flat(flat).write(folder / "config.yaml")
+    return folder
+
+
+def resumed(run: Path, **said: object) -> TrainOptions:
+    folder, options = going_on(TrainOptions.from_flat(settle_resume({"resume": str(run)} | said)))
+    assert folder is not None
+    assert folder.path == run
+    assert options.loop.epochs == 9
+    assert options.data.batch == 8
+    assert options.loop.resume == ""
+    return options
+
+
+def test_what_is_not_said_stays(run: Path) -> None:
+    options = resumed(run)
+    assert options.loop.device == "2,3"
+    assert (options.limits.limit_silence, options.limits.limit_step) == (120.0, 7.0)
+    assert options.parallel.parallel == "fsdp"
+    assert ranks_to_launch(TrainOptions.from_flat({"resume": str(run)})) == 2
+
+
+def test_devices_layout_and_limits_may_be_said_anew(run: Path) -> None:
+    options = resumed(run, device="cpu", devices=4, limit_step=9)
+    assert (options.loop.device, options.ranks.devices) == ("cpu", 4)
+    assert (options.limits.limit_silence, options.limits.limit_step) == (120.0, 9.0)
+    assert options.parallel.parallel == "fsdp"
+    words = {"resume": str(run), "device": "cpu", "devices": 2, "parallel": "pipeline"}
+    assert ranks_to_launch(TrainOptions.from_flat(settle_resume(words))) == 2
+    assert resumed(run, devices=3).loop.device == "auto"  # the two GPUs of then are not three
+
+
+def test_processes_that_others_have_started_are_as_many_as_they_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = {"device": "cpu", "devices": 2, "epochs": 9, "batch": 8}
+    TrainOptions.from_flat(flat).write(run / "config.yaml")
+    assert resumed(run).ranks.devices == 2
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "4"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "4")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    options = resumed(run)
+    assert (options.loop.device, options.ranks.devices) == ("cpu", 0)
