@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from paceline.data.findings import printable
+from paceline.data.formats.coco_file import CocoFile
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -250,3 +254,101 @@ def test_polygons_are_outlines_and_nothing_else_is(
     assert found.get(10) == []
     assert found.get(11) == [[[1, 1], [5, 1], [5, 5], [1, 5]]]
     assert found.get(12) == [[[10, 10], [30, 10], [30.5, 20]], [[1, 1], [5, 1], [5, 5], [1, 5]]]
+
+
+@pytest.mark.parametrize(
+    ("key", "entry", "words"),
+    [
+        ("images", {"id": 10, "file_name": "b0.jpg"}, "image id 10 is given to 0.jpg and b0.jpg; give each its own"),
+        ("images", {"id": 10.0, "file_name": "b\ud800.jpg"}, "image id 10 is given to 0.jpg and b.*ud800.jpg; give"),
+        ("categories", {"id": "3", "name": "fox"}, "category id 3 is given to cat and fox; give each its own"),
+    ],
+)
+def test_an_id_belongs_to_one_thing(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], key: str, entry: dict[str, object], words: str
+) -> None:
+    """Else the boxes of the one would go to the other; an entry that is repeated as it is changes nothing."""
+    root = make_coco([_note(), _note(11)])
+    plain = CocoFile.read(root / "instances.json")
+    document = json.loads((root / "instances.json").read_text())
+    repeated = document | {key: document[key] + document[key]}
+    (root / "instances.json").write_text(json.dumps(repeated))
+    again, opened = CocoFile.read(root / "instances.json"), open_set(root)
+    assert again.categories == plain.categories
+    assert opened.train is not None
+    assert opened.val is not None
+    assert len(opened.train) + len(opened.val) == 4
+    assert len(opened.train.boxes) + len(opened.val.boxes) == 2
+    (root / "instances.json").write_text(json.dumps(document | {key: [*document[key], entry]}))
+    with pytest.raises(UserError, match=words) as caught:
+        CocoFile.read(root / "instances.json")
+    assert str(caught.value).encode()
+
+
+_NO_IDS = [1 << 62, -(1 << 62), 1 << 63, 1 << 127, float("inf"), float("nan"), 1.5, "9" * 5000, None, [1], "x"]
+
+
+@pytest.mark.parametrize("number", _NO_IDS, ids=lambda number: str(number)[:20])
+@pytest.mark.parametrize("key", ["images", "categories"])
+def test_ids_are_whole_numbers_that_64_bits_hold(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], key: str, number: object
+) -> None:
+    root = make_coco([_note()])
+    document = json.loads((root / "instances.json").read_text())
+    document[key][0]["id"] = number
+    (root / "instances.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=rf"every entry of `{key}` needs an `id` \(a whole number below 2\^62\)"):
+        open_set(root)
+
+
+@pytest.mark.parametrize("number", [*_NO_IDS[:-1], "-1"], ids=lambda number: str(number)[:20])
+def test_annotations_of_such_ids_are_named(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], number: object
+) -> None:
+    notes = [_note(), _note(11), _note() | {"image_id": number}, _note() | {"category_id": number}]
+    opened = open_set(make_coco(notes), splits=("train",))
+    assert opened.report.counts == {"line": 1, "class": 1}
+
+
+@given(st.integers(1 - (1 << 62), (1 << 62) - 1), st.sampled_from([int, str]))
+@settings(deadline=None)
+def test_ids_come_back(tmp_path_factory: pytest.TempPathFactory, number: int, form: Callable[[int], object]) -> None:
+    file = tmp_path_factory.getbasetemp() / "ids.json"
+    images = [{"id": form(number), "file_name": "a.jpg"}]
+    categories = [{"id": form(number), "name": "cat"}]
+    file.write_text(json.dumps({"images": images, "categories": categories}))
+    read = CocoFile.read(file)
+    assert read.image_ids.tolist() == [number]
+    assert read.categories == {number: "cat"}
+
+
+def test_file_name_that_is_no_text_is_absent(make_coco: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    images = [{"id": 10 + k, "file_name": f"{k}.jpg"} for k in range(20)] + [{"id": 99, "file_name": "x\ud800.jpg"}]
+    root = make_coco([_note(), _note(11)], num_images=20, images=images)
+    for opened in (open_set(root), open_set(root)):  # the second from the stored index
+        assert opened.report.counts == {"absent": 1}
+        assert "x\\ud800.jpg is not in" in str(opened.report.findings[0])
+
+
+@given(st.text(st.characters(), max_size=9))
+@example("x\ud800.jpg")
+@example("x\udce9.jpg")
+@example("\udce9\ud800")
+def test_what_is_printable_can_be_written(text: str) -> None:
+    """Any text, with halves of characters in it too; a text that can be written already stays as it is."""
+    written = printable(text)
+    assert written.encode().decode() == written
+    if not any("\ud800" <= letter <= "\udfff" for letter in text):
+        assert written == text
+    assert printable(written) == written
+
+
+def test_yaml_of_windows_names_annotations(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    make_coco([_note(), _note(11)]).rename(tmp_path / "deep")
+    (tmp_path / "mine.yaml").write_text("train: {annotations: deep\\instances.json, images: .\\deep\\images}\n")
+    opened = open_set(tmp_path / "mine.yaml")
+    assert opened.train is not None
+    assert opened.val is not None
+    assert len(opened.train) + len(opened.val) == 4

@@ -279,3 +279,175 @@ def test_polygons_give_boxes_and_outlines(make_yolo: Callable[..., Path], open_s
     assert found[0] == found[2] == []
     np.testing.assert_allclose(found[1], [[[6, 20], [30, 10], [30, 30]]], rtol=1e-6)
     np.testing.assert_allclose(found[3], [[[0, 0], [60, 0], [60, 40], [0, 40]]], rtol=1e-6)
+
+
+_CORNERS = "0 0.5 0.5 0.4 0.4 0.35 0.35 0.6 0.4 0.6 0.6 0 0\n"
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.lists(st.floats(0, 1), min_size=4, max_size=4)), max_size=4),
+    st.integers(1, 17),
+    st.integers(2, 3),
+    st.data(),
+)
+def test_keypoints_leave_the_box_as_it_is(
+    boxes: list[tuple[int, list[float]]], keypoints: int, numbers: int, data: st.DataObject
+) -> None:
+    count = keypoints * numbers
+    tails = [data.draw(st.lists(st.floats(0, 2), min_size=count, max_size=count)) for _ in boxes]
+    bare = [" ".join([str(label), *map(repr, quad)]) for label, quad in boxes]
+    posed = [" ".join([line, *map(repr, tail)]) for line, tail in zip(bare, tails, strict=True)]
+    expected = YoloLabels().read("\n".join(bare).encode(), _HEADER)
+    for lines in (bare, posed):
+        assert YoloLabels(keypoints=count).read("\n".join(lines).encode(), _HEADER) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "line"),
+    [
+        ("[4, 2]", _CORNERS),
+        ("[2, 3]", "0 0.5 0.5 0.4 0.4 0.35 0.35 1 0.6 0.4 0\n"),
+        ("[1, 3]", "0 0.5 0.5 0.4 0.4 1 1 2\n"),
+    ],
+)
+def test_kpt_shape_is_part_of_what_a_set_is(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], shape: str, line: str
+) -> None:
+    """The same files, opened with it, without it and with it again: no stored index stands in for another."""
+    root = make_yolo({"train": [line + GOOD], "val": [GOOD]})
+    plain = (root / "data.yaml").read_text()
+    x, y, width, height = (float(share) for share in line.split()[1:5])
+    expected = [60 * (x - width / 2), 40 * (y - height / 2), 60 * (x + width / 2), 40 * (y + height / 2)]
+    polygon = len(line.split()) % 2 == 1
+    for posed in (True, False, True):
+        (root / "data.yaml").write_text(plain + (f"kpt_shape: {shape}\n" if posed else ""))
+        train = open_set(root).train
+        assert train is not None
+        if posed:
+            assert np.allclose(train.boxes, [expected, [22.5, 10, 37.5, 30]])
+            assert train.polygons.outline(0) == []
+        elif polygon:
+            assert not np.allclose(train.boxes[0], expected)
+            assert len(train.polygons.outline(0)) == 1
+        else:
+            assert np.allclose(train.boxes, [[22.5, 10, 37.5, 30]])
+
+
+def test_line_of_other_length_in_a_set_of_poses_is_named(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    bad = "0 0.1 0.1 0.2 0.2 0.3 0.1\n"
+    root = make_yolo({"train": [_CORNERS + bad, GOOD], "val": [GOOD]}, yaml="names: [cat]\nkpt_shape: [4, 2]\n")
+    opened = open_set(root)
+    assert opened.report.counts == {"line": 1}
+    assert "has 7 numbers; a box has 5 (class x y width height), with its keypoints 13" in str(
+        opened.report.findings[0]
+    )
+
+
+@pytest.mark.parametrize("shape", ["17", "[17]", "[4, 2, 1]", "[4, x]", "{a: 4}", "[-4, 2]"])
+def test_kpt_shape_is_two_numbers(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], shape: str) -> None:
+    with pytest.raises(UserError, match="`kpt_shape`"):
+        open_set(make_yolo({"train": [GOOD]}, yaml=f"names: [cat]\nkpt_shape: {shape}\n"))
+
+
+@pytest.mark.parametrize("nothing", ["null", "Null", "NULL", "~", "", "''"])
+@pytest.mark.parametrize("classes", ["names: [cat, dog]\n", "nc: 2\n"])
+def test_a_key_without_a_value_is_a_key_left_out(make_yolo: Callable[..., Path], nothing: str, classes: str) -> None:
+    root = make_yolo({"train": [GOOD]}, yaml=classes)
+    text = (root / "data.yaml").read_text()
+    expected = YoloSource.open(root / "data.yaml")
+    keys = [key for key in ("path", "val", "valid", "test", "names", "nc", "kpt_shape") if f"{key}:" not in text]
+    (root / "data.yaml").write_text(text + "".join(f"{key}: {nothing}\n" for key in keys))
+    assert YoloSource.open(root / "data.yaml") == expected
+    (root / "data.yaml").write_text(f"train: {nothing}\nval: images/train\n{classes}")
+    assert YoloSource.open(root / "data.yaml").splits == ("val",)
+    (root / "data.yaml").write_text(f"train: images/train\nval: {nothing}\nvalid: images/train\n{classes}")
+    assert YoloSource.open(root / "data.yaml").splits == ("train", "val")
+
+
+@pytest.mark.parametrize("names", ["[null, ~, 'NULL']", "{0: null, 1: ~, 2: NULL}"])
+def test_a_class_may_be_called_null(make_yolo: Callable[..., Path], names: str) -> None:
+    root = make_yolo({"train": [GOOD]}, yaml=f"names: {names}\n")
+    assert YoloSource.open(root / "data.yaml").names == ("null", "~", "NULL")
+
+
+@pytest.mark.parametrize("train", ["images\\train", "..\\train\\images\\train", "[.\\images\\train]", "all.txt"])
+def test_paths_of_windows_lead_to_the_same_files(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path, train: str
+) -> None:
+    root = make_yolo({"train": [GOOD] * 3, "val": [GOOD]}, folder="deep/set")
+    if train.startswith("..\\train"):
+        (root / "train").mkdir()
+        for name in ("images", "labels"):
+            os.renames(root / name / "train", root / "train" / name / "train")
+    (root / "all.txt").write_bytes(b"images\\train\\00.jpg\r\n.\\images\\train\\01.jpg\r\nimages/train\\02.jpg\r\n")
+    text = f"train: {train}\nval: images\\val\nnames: [cat, dog]\n"
+    (root / "data.yaml").write_text(text)
+    (tmp_path / "beside.yaml").write_text(f"path: .\\deep\\set\n{text}")
+    for yaml in (root / "data.yaml", tmp_path / "beside.yaml"):
+        opened = open_set(yaml)
+        assert not opened.report.counts
+        assert opened.train is not None
+        assert [os.path.basename(path) for path in opened.train.paths] == ["00.jpg", "01.jpg", "02.jpg"]
+        assert len(opened.train.boxes) == 3
+
+
+def test_a_file_whose_name_holds_a_backslash_comes_first(
+    make_yolo: Callable[..., Path], write_image: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_yolo({"train": [GOOD], "val": [GOOD]})
+    write_image(root / "images\\train\\00.jpg", 10, 10)
+    (root / "all.txt").write_text("images\\train\\00.jpg")
+    (root / "data.yaml").write_text("train: all.txt\nval: images\\val\nnames: [cat, dog]\n")
+    source = YoloSource.open(root / "data.yaml")
+    assert source.list_files("train").images == [str(root / "images\\train\\00.jpg")]
+
+
+def test_path_of_windows_that_leads_nowhere_is_named_with_near_ones(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_yolo({"train": [GOOD]})
+    (root / "data.yaml").write_text("train: images\\trian\nnames: [cat, dog]\n")
+    with pytest.raises(UserError, match=r"did you mean .*images/train\?"):
+        open_set(root)
+
+
+def test_a_list_finds_the_labels_that_its_folder_does(make_yolo: Callable[..., Path], tmp_path: Path) -> None:
+    """Whatever the case of `.txt`, whether all have labels or some, and where one stem has two, the same one."""
+    root = make_yolo({"train": [GOOD] * 4 + [None], "val": [GOOD] * 2})
+    labels = root / "labels" / "train"
+    (labels / "00.txt").rename(labels / "00.TXT")
+    (labels / "01.txt").rename(labels / "01.Txt")
+    (labels / "02.TXT").write_text("")
+    text = "names: [cat, dog]\n"
+    for split in ("train", "val"):
+        (root / f"{split}.txt").write_text(
+            "".join(f"{image}\n" for image in sorted((root / "images" / split).iterdir()))
+        )
+    (root / "folders.yaml").write_text(
+        f"train: images/train\nval: images/val\ntest: [images/train, images/val]\n{text}"
+    )
+    (root / "lists.yaml").write_text(f"train: train.txt\nval: val.txt\ntest: [train.txt, val.txt]\n{text}")
+    (root / "mixed.yaml").write_text(
+        f"train: train.txt\nval: val.txt\ntest: [images/train, train.txt, val.txt]\n{text}"
+    )
+    for split in ("train", "val", "test"):
+        expected = YoloSource.open(root / "folders.yaml").list_files(split)
+        for yaml in ("lists.yaml", "mixed.yaml"):
+            got = YoloSource.open(root / yaml).list_files(split)
+            assert got.images == expected.images
+            assert got.labels == expected.labels
+            assert expected.stamps.items() <= got.stamps.items()
+    train = YoloSource.open(root / "lists.yaml").list_files("train").labels
+    assert [os.path.basename(label) for label in train] == ["00.TXT", "01.Txt", "02.txt", "03.txt", ""]
+
+
+def test_a_list_may_name_hidden_images(make_yolo: Callable[..., Path]) -> None:
+    root = make_yolo({"train": [GOOD, None]})
+    (root / "images/train/00.jpg").rename(root / "images/train/.00.jpg")
+    (root / "labels/train/00.txt").rename(root / "labels/train/.00.txt")
+    (root / "all.txt").write_text("images/train/.00.jpg\nimages/train/01.jpg")
+    (root / "data.yaml").write_text("train: all.txt\nnames: [cat, dog]\n")
+    assert YoloSource.open(root / "data.yaml").list_files("train").labels == [str(root / "labels/train/.00.txt"), ""]

@@ -53,8 +53,15 @@ class Finding:
 
 
 def printable(text: str) -> str:
-    r"""Write bytes of file names that are no UTF-8 as `\xe9`: no terminal or file would take the text as it is."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    r"""Write bytes of file names that are no UTF-8 as `\xe9`: no terminal or file would take the text as it is.
+
+    JSON may also hold halves of characters that stand for no byte; a text with one of them has all written as `\ud800`.
+    """
+    try:
+        content = text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        content = text.encode("utf-8", "backslashreplace")
+    return content.decode("utf-8", "backslashreplace")
 
 
 class FindingCollector:

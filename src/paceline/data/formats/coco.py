@@ -21,7 +21,7 @@ import numpy as np
 
 from paceline.data.findings import Finding, FindingCollector, ScanReport
 from paceline.data.formats.coco_file import CocoFile
-from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, root_of
+from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import Rows, clean
@@ -102,7 +102,7 @@ class CocoSource:
                     f"{path}: `{split}` must name a JSON file and a folder; "
                     f"write `{split}: {{annotations: {split}.json, images: images/{split}}}`."
                 )
-            annotations, images = (_existing(root / str(entry[key]), path) for key in ("annotations", "images"))
+            annotations, images = (_existing(root, str(entry[key]), path) for key in ("annotations", "images"))
             parts[split] = CocoPart(annotations=annotations, images=images)
         return cls(path=path, root=root, parts=parts, names=names_of(path, content))
 
@@ -292,8 +292,10 @@ def _places(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int
     return places
 
 
-def _existing(path: Path, named_by: Path) -> Path:
+def _existing(root: Path, text: str, named_by: Path) -> Path:
     """Return a path that exists; raises UserError with near names."""
-    if not path.exists():
-        raise no_such_path(str(path), f"which {named_by} names")
-    return path
+    paths = [root / spelling for spelling in spellings(text)]
+    for path in paths:
+        if path.exists():
+            return path
+    raise no_such_path(str(paths[-1]), f"which {named_by} names")

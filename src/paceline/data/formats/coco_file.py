@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paceline.data.findings import printable
 from paceline.data.polygons import Polygons
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 _FARTHEST_PX = 1e9
 """Points farther out belong to no image."""
+_MOST = 1 << 62
+"""Whole numbers from here on are none of this format."""
+_LONGEST = 100
+"""Digits of a number that is given as text; Python itself refuses some thousands."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +56,7 @@ class CocoFile:
 
     @classmethod
     def read(cls, path: Path) -> CocoFile:
-        """Read a file; raises UserError for what is no annotation file of this format."""
+        """Read a file; raises UserError for what is no annotation file of this format, or gives an id to two things."""
         document = _parse(path)
         images = _list_of(document, "images", path, '{"id": 1, "file_name": "a.jpg"}')
         categories = _list_of(document, "categories", path, '{"id": 1, "name": "cat"}')
@@ -58,23 +64,30 @@ class CocoFile:
         if not isinstance(annotations, list):
             raise UserError(f"{path}: `annotations` is not a list; export the file again.")
         try:
-            names = {int(entry["id"]): str(entry["name"]) for entry in categories}
+            category_ids = [_id(entry["id"]) for entry in categories]
+            names = [str(entry["name"]) for entry in categories]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: every entry of `categories` needs an `id` (a number) and a `name`.") from error
+            raise UserError(
+                f"{path}: every entry of `categories` needs an `id` (a whole number below 2^62) and a `name`."
+            ) from error
         try:
             file_names = tuple(str(entry["file_name"]).replace("\\", "/") for entry in images)
-            image_ids = np.array([int(entry["id"]) for entry in images], np.int64)
+            image_ids = [_id(entry["id"]) for entry in images]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: every entry of `images` needs an `id` (a number) and a `file_name`.") from error
+            raise UserError(
+                f"{path}: every entry of `images` needs an `id` (a whole number below 2^62) and a `file_name`."
+            ) from error
+        by_category = _by_id(path, "category", category_ids, names)
+        _by_id(path, "image", image_ids, file_names)
         entries = [entry if isinstance(entry, dict) else {} for entry in annotations]
         quads = [_quad(entry.get("bbox")) for entry in entries]
         boxes = np.array([quad or (0.0, 0.0, 0.0, 0.0) for quad in quads], np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
         return cls(
             path=path,
-            categories=dict(sorted(names.items())),
+            categories=dict(sorted(by_category.items())),
             file_names=file_names,
-            image_ids=image_ids,
+            image_ids=np.array(image_ids, np.int64),
             sizes=np.array(
                 [(_whole(entry.get("height")), _whole(entry.get("width"))) for entry in images], np.int64
             ).reshape(-1, 2),
@@ -114,6 +127,29 @@ def _list_of(document: dict[str, Any], key: str, path: Path, example: str) -> li
     return entries
 
 
+def _id(value: Any) -> int:
+    """Read an id; raises TypeError or ValueError for what is no whole number that 64 bits hold."""
+    if isinstance(value, float) and not value.is_integer():
+        raise ValueError(value)
+    number = int(value)
+    if abs(number) >= _MOST:
+        raise ValueError(value)
+    return number
+
+
+def _by_id(path: Path, noun: str, ids: Iterable[int], names: Iterable[str]) -> dict[int, str]:
+    """Return the name of each id; raises UserError where one is given to two names: nobody knows which boxes are whose.
+
+    An entry that is repeated as it is does no harm.
+    """
+    named: dict[int, str] = {}
+    for number, name in zip(ids, names, strict=True):
+        first = named.setdefault(number, name)
+        if first != name:
+            raise UserError(printable(f"{path}: {noun} id {number} is given to {first} and {name}; give each its own."))
+    return named
+
+
 def _quad(box: object) -> tuple[float, float, float, float] | None:
     """Return x, y, width and height; None for anything else."""
     if not isinstance(box, list) or len(box) != 4:
@@ -148,11 +184,11 @@ def _rings(segmentation: object) -> list[NDArray[np.float64]]:
 
 def _whole(value: object, missing: int = 0) -> int:
     """Return a whole number that 64 bits hold, else `missing`."""
-    if isinstance(value, str) and value.strip().isdecimal():
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < _LONGEST:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    return value if isinstance(value, int) and abs(value) < 1 << 62 else missing
+    return value if isinstance(value, int) and abs(value) < _MOST else missing
 
 
 def _real(value: object) -> float:

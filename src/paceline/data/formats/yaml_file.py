@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 SPLITS = ("train", "val", "test")
 
+_ABSENT = frozenset({"null", "Null", "NULL", "~", ""})
+"""How yaml writes that there is nothing; read as text, these are words like any other."""
+
 
 def read_yaml(path: Path) -> Mapping[str, object]:
     """Read a yaml mapping; every scalar stays text, so that a class may be called `no` or `1.0`.
@@ -41,16 +44,21 @@ def read_yaml(path: Path) -> Mapping[str, object]:
 def root_of(path: Path, content: Mapping[str, object]) -> Path:
     """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder."""
     own = Path(os.path.abspath(path)).parent
-    named = content.get("path") or ""
+    named = _given(content, "path") or ""
     if not isinstance(named, str):
         raise UserError(f"{path}: `path` must be one folder; write `path: folder`, or leave it out.")
-    root = Path(os.path.normpath(own / Path(named).expanduser()))
-    return root if root.is_dir() else own
+    roots = (Path(os.path.normpath(own / Path(text).expanduser())) for text in spellings(named))
+    return next((root for root in roots if root.is_dir()), own)
 
 
 def entry_of(content: Mapping[str, object], split: str) -> object:
     """Return what a yaml says of a split; empty where it says nothing (`valid` is taken for `val`)."""
-    return content.get(split) or (content.get("valid") if split == "val" else None) or ""
+    return _given(content, split) or (_given(content, "valid") if split == "val" else None) or ""
+
+
+def spellings(path: str) -> tuple[str, ...]:
+    r"""Return a path as it is written, and, where it holds `\`, how it would be written outside Windows."""
+    return (path, path.replace("\\", "/")) if "\\" in path else (path,)
 
 
 def names_of(path: Path, content: Mapping[str, object]) -> tuple[str, ...] | None:
@@ -58,7 +66,7 @@ def names_of(path: Path, content: Mapping[str, object]) -> tuple[str, ...] | Non
 
     Raises UserError where they contradict each other.
     """
-    names, count = content.get("names"), content.get("nc")
+    names, count = _given(content, "names"), _given(content, "nc")
     number = _integer(path, "nc", count) if count else None
     if not names:
         return None if number is None else tuple(str(label) for label in range(number))
@@ -75,6 +83,23 @@ def names_of(path: Path, content: Mapping[str, object]) -> tuple[str, ...] | Non
     if number is not None and number != len(result):
         raise UserError(f"{path}: `nc` is {number}, but `names` has {len(result)} entries; make them agree.")
     return result
+
+
+def keypoints_of(path: Path, content: Mapping[str, object]) -> int:
+    """Return how many numbers follow each box by `kpt_shape` (keypoints, numbers of each); 0 where a yaml has none."""
+    shape = _given(content, "kpt_shape")
+    if not shape:
+        return 0
+    if not isinstance(shape, list) or len(shape) != 2:
+        raise UserError(f"{path}: `kpt_shape` must be two numbers; write `kpt_shape: [17, 3]`, or leave it out.")
+    keypoints, numbers = (_integer(path, "kpt_shape", text) for text in shape)
+    return keypoints * numbers
+
+
+def _given(content: Mapping[str, object], key: str) -> object:
+    """Return what a yaml says under a key; None where it says that there is nothing."""
+    value = content.get(key)
+    return None if isinstance(value, str) and value in _ABSENT else value
 
 
 def _integer(path: Path, key: str, text: object) -> int:

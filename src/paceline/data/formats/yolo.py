@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.data.findings import Finding
-from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, read_yaml, root_of
+from paceline.data.formats.yaml_file import SPLITS, entry_of, keypoints_of, names_of, read_yaml, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import TOLERANCE
@@ -41,6 +42,8 @@ class YoloSource:
     names: tuple[str, ...]
     entries: Mapping[str, tuple[str, ...]]
     """Split -> folders and list files, as they are written."""
+    keypoints: int = 0
+    """Numbers that follow each box (a set of poses); 0 where longer lines are polygons."""
 
     format = "YOLO"
 
@@ -55,7 +58,8 @@ class YoloSource:
         entries = {split: texts for split, texts in entries.items() if texts}
         if not entries:
             raise UserError(f"{path} names no images; write `train: images/train` (a folder or a list of files) in it.")
-        return cls(path=path, root=root_of(path, content), names=names, entries=entries)
+        keypoints = keypoints_of(path, content)
+        return cls(path=path, root=root_of(path, content), names=names, entries=entries, keypoints=keypoints)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -63,8 +67,8 @@ class YoloSource:
         return tuple(self.entries)
 
     def identity(self) -> tuple[str, ...]:
-        """Return the class names: they decide which boxes are kept."""
-        return self.names
+        """Return the class names, which decide what boxes are kept, and the numbers of keypoints if there are any."""
+        return (*self.names, f"keypoints:{self.keypoints}") if self.keypoints else self.names
 
     def list_files(self, split: str) -> Listing:
         """Walk folders and read list files; labels are found by the images -> labels rule."""
@@ -85,11 +89,16 @@ class YoloSource:
                 stamps |= listed
                 stamps[place] = stamp(place) or (0, 0)
                 images |= dict.fromkeys(listed)
+                without: dict[str, None] = {}
                 for image in listed:
                     text = label_path(image)
                     mark = stamp(text)
                     if mark:
                         labels[text] = mark
+                    else:
+                        without[os.path.dirname(text)] = None
+                for folder in without:  # a label may end in .TXT; where there is .txt too, the latter counts
+                    labels = _stamp_labels(folder) | labels
         by_stem = {label[: label.rfind(".")]: label for label in labels}  # each ends in .txt
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}
@@ -97,7 +106,7 @@ class YoloSource:
 
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read images and label files."""
-        return scan_pairs(listing, self.root, self.names, YoloLabels())
+        return scan_pairs(listing, self.root, self.names, YoloLabels(keypoints=self.keypoints))
 
     def where_labels_are(self, split: str) -> str:
         """Name the folder that the rule leads to."""
@@ -109,14 +118,14 @@ class YoloSource:
     def _locate(self, entry: str) -> str:
         """Find a folder or list file; entries such as `../train/images` are looked for beside the yaml as well."""
         own = os.path.dirname(os.path.abspath(self.path))
-        text = os.path.expanduser(entry)
-        bare = text
-        while bare.startswith("../"):
-            bare = bare[3:]
-        candidates = [os.path.join(self.root, text), os.path.join(own, text), os.path.join(self.root, bare)]
-        for candidate in candidates:
-            if os.path.exists(candidate):
-                return os.path.normpath(candidate)
+        for text in spellings(os.path.expanduser(entry)):
+            bare = text
+            while bare.startswith("../"):
+                bare = bare[3:]
+            candidates = [os.path.join(self.root, text), os.path.join(own, text), os.path.join(self.root, bare)]
+            for candidate in candidates:
+                if os.path.exists(candidate):
+                    return os.path.normpath(candidate)
         raise no_such_path(os.path.normpath(candidates[0]), f"which {self.path} names")
 
     def _read_list(self, place: str, absent: list[Finding]) -> Stamps:
@@ -137,8 +146,8 @@ class YoloSource:
         for number, text in enumerate(lines, 1):
             if not text.strip():
                 continue
-            for folder in folders:
-                path = os.path.normpath(os.path.join(folder, text.strip()))
+            for spelling, folder in itertools.product(spellings(text.strip()), folders):
+                path = os.path.normpath(os.path.join(folder, spelling))
                 mark = stamp(path)
                 if mark:
                     found[path] = mark
@@ -151,7 +160,13 @@ class YoloSource:
 
 @dataclass(frozen=True, kw_only=True)
 class YoloLabels:
-    """Reads lines `class x y width height`, or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), all shares of the image."""
+    """Reads lines `class x y width height`, or `class x1 y1 x2 y2 x3 y3 ...` (a polygon), all shares of the image.
+
+    In a set of poses a box may be followed by its keypoints, which are passed over, and there are no polygons.
+    """
+
+    keypoints: int = 0
+    """Numbers that follow a box; 0 where longer lines are polygons."""
 
     def read(self, content: bytes, header: Header) -> Labels:
         """Parse a label file; where not one line is a box, the file is taken for something else."""
@@ -168,17 +183,17 @@ class YoloLabels:
                 continue
             if label != values[0] or abs(label) > _MOST_CLASSES:
                 entries.problems.append(("class", number, f"class {row[0]} is no number of a class; correct it"))
-            elif len(values) == 5:
+            elif len(values) in (5, 5 + self.keypoints):
                 entries.labels.append(label)
-                entries.quads += values[1:]
+                entries.quads += values[1:5]
                 entries.lines.append(number)
-            elif len(values) > 6 and len(values) % 2:
+            elif len(values) > 6 and len(values) % 2 and not self.keypoints:
                 entries.outlines[len(entries.labels)] = values[1:]
                 entries.labels.append(label)
                 entries.quads += _surround(values[1:])
                 entries.lines.append(number)
             else:
-                entries.problems.append(("line", number, _wrong_count(len(values))))
+                entries.problems.append(("line", number, _wrong_count(len(values), self.keypoints)))
         if entries.problems and not entries.labels and all(kind == "line" for kind, _, _ in entries.problems):
             raise BadLabels(f"holds no boxes (line {entries.problems[0][1]} {entries.problems[0][2]})")
         entries.difficult = [False] * len(entries.labels)
@@ -265,9 +280,12 @@ def _no_numbers(row: Iterable[str]) -> str:
     return f"reads {line[:40]!r}, which is not `class x y width height` in numbers; correct it"
 
 
-def _wrong_count(count: int) -> str:
+def _wrong_count(count: int, keypoints: int) -> str:
     """Say that a line has too few or too many numbers."""
-    return f"has {count} numbers; a box has 5 (class x y width height), a polygon a class and 3 or more points"
+    other = (
+        f"with its keypoints {5 + keypoints} by `kpt_shape`" if keypoints else "a polygon a class and 3 or more points"
+    )
+    return f"has {count} numbers; a box has 5 (class x y width height), {other}"
 
 
 def _texts(path: Path, split: str, entry: object) -> tuple[str, ...]:
