@@ -451,3 +451,26 @@ def test_a_list_may_name_hidden_images(make_yolo: Callable[..., Path]) -> None:
     (root / "all.txt").write_text("images/train/.00.jpg\nimages/train/01.jpg")
     (root / "data.yaml").write_text("train: all.txt\nnames: [cat, dog]\n")
     assert YoloSource.open(root / "data.yaml").list_files("train").labels == [str(root / "labels/train/.00.txt"), ""]
+
+
+@pytest.mark.parametrize("labels", ["none", "file", "locked"])
+def test_a_list_without_a_folder_of_labels(
+    make_yolo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, labels: str
+) -> None:
+    root = make_yolo({"train": [None, None]})
+    (root / "all.txt").write_text("images/train/00.jpg\nimages/train/01.jpg")
+    (root / "data.yaml").write_text("train: all.txt\nnames: [cat, dog]\n")
+    source = YoloSource.open(root / "data.yaml")
+    if labels == "locked":
+
+        def refuse(folder: str) -> list[str]:
+            raise PermissionError(13, "Permission denied", folder)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+        with pytest.raises(UserError, match=r"Cannot read the folder .*labels/train: Permission denied"):
+            source.list_files("train")
+        return
+    (root / "labels/train").rmdir()
+    if labels == "file":
+        (root / "labels/train").touch()
+    assert source.list_files("train").labels == ["", ""]

@@ -97,8 +97,8 @@ class YoloSource:
                         labels[text] = mark
                     else:
                         without[os.path.dirname(text)] = None
-                for folder in without:  # a label may end in .TXT; where there is .txt too, the latter counts
-                    labels = _stamp_labels(folder) | labels
+                for folder in without:
+                    labels = _stamp_capitals(folder) | labels  # where there is a.txt too, that counts
         by_stem = {label[: label.rfind(".")]: label for label in labels}  # each ends in .txt
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}
@@ -252,6 +252,21 @@ def _label_folder(folder: str) -> str:
 def _stamp_labels(folder: str) -> Stamps:
     """Stamp the label files of one folder, without those below it."""
     return walk(folder, _LABEL_SUFFIXES, deep=False) if os.path.isdir(folder) else {}
+
+
+def _stamp_capitals(folder: str) -> Stamps:
+    """Stamp those label files of one folder whose ending is not in lower case, such as a.TXT, without a look at others.
+
+    Raises UserError where the folder cannot be read.
+    """
+    try:
+        names = sorted(name for name in os.listdir(folder) if name[-4:].lower() == ".txt" and name[-4:] != ".txt")
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror}; check its permissions.") from error
+    marks = {path: stamp(path) for path in (os.path.join(folder, name) for name in names)}
+    return {path: mark for path, mark in marks.items() if mark}
 
 
 def _surround(points: list[float]) -> list[float]:
