@@ -28,6 +28,8 @@ from paceline.training.optim import build_optimizer, plan_optimizer, update
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from paceline.training.optimizer import Optimizer
+
 HEADER = WeightsHeader(model="yolo11n", names=("a", "ü"), imgsz=320, epoch=3, metrics={"ap": 0.5})
 
 
@@ -94,13 +96,13 @@ def test_resume_points_round_trip_and_say_when_they_are_missing(tmp_path: Path) 
 
 @pytest.mark.parametrize("name", ["SGD", "AdamW"])
 def test_an_optimiser_goes_on_as_if_undisturbed(name: str) -> None:
-    def setup() -> tuple[nn.Module, torch.optim.Optimizer]:
+    def setup() -> tuple[nn.Module, Optimizer]:
         torch.manual_seed(0)
         network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(memory_format=torch.channels_last)
         plan = plan_optimizer(OptimConfig(optimizer=name), num_classes=3, updates=1, effective_batch=64)  # type: ignore[arg-type]
         return network, build_optimizer(plan, network)
 
-    def step(network: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    def step(network: nn.Module, optimizer: Optimizer, seed: int) -> None:
         images = torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(seed))
         network(images).square().sum().backward()
         update(optimizer, torch.zeros(()))

@@ -23,7 +23,6 @@ def main() -> int:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)
     import torch
-    import torch._dynamo  # torch's optimisers load it when the first is made, which takes more than a second
 
     from paceline.commands.train import train
     from paceline.errors import UserError

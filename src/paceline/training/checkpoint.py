@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
 
+    from paceline.training.optimizer import Optimizer
+
 WEIGHTS_FORMAT = "paceline-weights"
 RESUME_FORMAT = "paceline-resume"
 VERSION = 1
@@ -112,7 +114,7 @@ def load_resume_point(path: Path) -> ResumePoint:
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Optimizer, network: Module, leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter
+    optimizer: Optimizer, network: Module, leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter
 ) -> dict[str, Tensor]:
     """Flatten the optimiser's state: `{the network's key of the parameter}.{name of the entry}`.
 
@@ -127,7 +129,7 @@ def optimizer_tensors(
 
 
 def load_optimizer_tensors(
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     network: Module,
     tensors: Mapping[str, Tensor],
     leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter,

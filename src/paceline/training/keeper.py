@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    import torch
     from torch import Tensor, nn
 
     from paceline.parallel.engine import Engine
     from paceline.records import LateEvaluationRecord, RunFolder
     from paceline.training.ema import Ema
+    from paceline.training.optimizer import Optimizer
 
 
 log = logging.getLogger("paceline")
@@ -65,7 +65,7 @@ class WeightsKeeper:
     save_period: int
     engine: Engine
     ema: Ema
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     writes: bool = True
     """Whether this rank writes files; the others only give their part of what is written."""
     awaited: dict[str, Tensor] = field(default_factory=dict, init=False)

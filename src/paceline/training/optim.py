@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
-from paceline.training.sgd import Sgd, rates_on_device
+from paceline.training.adamw import AdamW
+from paceline.training.sgd import Sgd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from paceline.training.config import OptimConfig
+    from paceline.training.optimizer import Optimizer
 
 LONG_RUN_UPDATES = 10_000
 """Runs of more updates than this take SGD under `optimizer=auto`."""
@@ -87,7 +89,7 @@ def parameter_groups(network: nn.Module) -> dict[str, list[Tensor]]:
 
 def build_optimizer(
     plan: OptimPlan, network: nn.Module, leaf: Callable[[Tensor], Tensor] = lambda parameter: parameter
-) -> torch.optim.Optimizer:
+) -> Optimizer:
     """Make the optimiser, fused, with one group per kind of parameter; each group keeps its `name`.
 
     Its rates are tensors beside the parameters, and its state is there from the start; both are changed in place.
@@ -105,27 +107,11 @@ def build_optimizer(
     ]
     if plan.name == "SGD":
         return Sgd(groups, lr=plan.lr0, momentum=plan.momentum, nesterov=plan.nesterov)
-    return _adamw(groups, plan)
+    return AdamW(groups, lr=plan.lr0, betas=(plan.momentum, 0.999))
 
 
-def _adamw(groups: list[dict[str, Any]], plan: OptimPlan) -> torch.optim.AdamW:
-    """Make torch's AdamW with rates on the device and all of its state there from the start."""
-    on_cuda = groups[0]["params"][0].is_cuda  # elsewhere there are no graphs to capture it in
-    optimizer = torch.optim.AdamW(groups, lr=plan.lr0, betas=(plan.momentum, 0.999), fused=True, capturable=on_cuda)
-    for group in optimizer.param_groups:
-        rates_on_device(group, "lr")
-        for parameter in group["params"]:
-            optimizer.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-    return optimizer
-
-
-def update(optimizer: torch.optim.Optimizer, not_finite: Tensor) -> None:
+def update(optimizer: Optimizer, not_finite: Tensor) -> None:
     """Apply the gradients and clear them; where `not_finite` is 1.0 the device skips the update by itself."""
-    optimizer.found_inf = not_finite.to(torch.float32)  # type: ignore[attr-defined]
-    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = not_finite.to(torch.float32)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()

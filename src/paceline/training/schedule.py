@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    import torch
-
     from paceline.training.config import OptimConfig
     from paceline.training.optim import OptimPlan
+    from paceline.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ class Schedule:
         return max(round(1 + (self.nominal_accumulation - 1) * self.warmth(epoch)), 1)
 
 
-def apply_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+def apply_rates(optimizer: Optimizer, rates: Rates) -> None:
     """Write the rates into the tensors of the optimiser's groups.
 
     The momentum of AdamW is not among them: no plan changes it on the way.

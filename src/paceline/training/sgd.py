@@ -17,37 +17,31 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+
+from paceline.training.optimizer import Optimizer, rates_on_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable, Mapping
+
+    from torch import Tensor
 
 
-class Sgd(torch.optim.Optimizer):
+class Sgd(Optimizer):
     """Changes parameters that have a gradient; its state is a `momentum_buffer` per parameter, there from the start.
 
-    `lr` and `momentum` of each group are 0-dim float32 tensors beside the parameters; they are changed in place.
+    `lr` and `momentum` of each group are 0-dim float32 tensors beside the parameters; they are changed in place. Weight
+    decay changes the gradients in place, too.
     """
 
-    found_inf: Tensor | None = None
-    """0-dim float32: 1.0 leaves the update out, without the host knowing; None always updates."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], *, lr: float, momentum: float, nesterov: bool = True) -> None:
+    def __init__(
+        self, groups: Iterable[Mapping[str, Any]], *, lr: float, momentum: float, nesterov: bool = True
+    ) -> None:
         """Take groups of `params` with their `weight_decay`; `lr` and `momentum` are where all of them start."""
-        super().__init__(groups, {"lr": lr, "momentum": momentum, "nesterov": nesterov, "weight_decay": 0.0})
+        super().__init__(groups, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=0.0)
         for group in self.param_groups:
             rates_on_device(group, "lr", "momentum")
             for parameter in group["params"]:
-                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Apply the gradients, which weight decay changes in place."""
-        assert closure is None
-        for group in self.param_groups:
-            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if parameters:
-                self._apply(group, parameters)
+                self.state[parameter] = {"momentum_buffer": torch.zeros_like(parameter)}
 
     def _apply(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
         gradients: list[Any] = [parameter.grad for parameter in parameters]
@@ -70,10 +64,3 @@ class Sgd(torch.optim.Optimizer):
             return
         torch._fused_sgd_(parameters, gradients, buffers, momentum=1.0, lr=lr * momentum, **fixed)
         torch._fused_sgd_(parameters, gradients, [], momentum=0.0, lr=lr, **fixed)
-
-
-def rates_on_device(group: dict[str, Any], *names: str) -> None:
-    """Turn numbers of an optimiser's group into 0-dim float32 tensors beside its parameters."""
-    device = group["params"][0].device
-    for name in names:
-        group[name] = torch.full((), float(group[name]), dtype=torch.float32, device=device)

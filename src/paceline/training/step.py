@@ -9,7 +9,6 @@ from paceline.training.optim import update
 from paceline.training.schedule import apply_rates
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from paceline.batch import Batch
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from paceline.losses.detection import LossSums
     from paceline.parallel.engine import Engine
     from paceline.training.ema import Ema
+    from paceline.training.optimizer import Optimizer
     from paceline.training.schedule import Rates
 
 
@@ -46,7 +46,7 @@ class EagerStep:
     ```
     """
 
-    def __init__(self, engine: Engine, optimizer: torch.optim.Optimizer, ema: Ema, ledger: Ledger) -> None:
+    def __init__(self, engine: Engine, optimizer: Optimizer, ema: Ema, ledger: Ledger) -> None:
         self.engine = engine
         self.optimizer = optimizer
         self.ema = ema
