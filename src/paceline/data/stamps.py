@@ -27,6 +27,15 @@ def stamp(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
+def stamp_file(path: str) -> tuple[int, int]:
+    """Return the stamp of a plain file, (0, 0) where there is none; a folder is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (0, 0)
+
+
 def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True) -> Stamps:
     """Stamp all files under a folder whose ending (in lower case) is among `suffixes`, in the order of their paths.
 
