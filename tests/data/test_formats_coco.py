@@ -188,6 +188,13 @@ def test_images_outside_of_the_folder_are_stamped_too(
     assert counts_after(4) == {"size": 1}
     (place / "5.jpg").unlink()
     assert counts_after(5) == {"absent": 1}
+    write_image(place / "5.jpg")
+    assert counts_after(6) == {}
+    moved = open_set(root.rename(root.parent / "moved"))
+    assert not moved.report.counts
+    for index in (moved.train, moved.val):
+        assert index is not None
+        assert all(index.path(row).is_file() for row in range(len(index)))
 
 
 def test_images_inside_of_the_folder_cost_no_further_look(

@@ -256,6 +256,29 @@ def test_label_without_an_image_is_noted_with_its_reason(
     assert not open_set(root).report.counts
 
 
+def test_folder_of_other_images_alone_is_noted_too(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    """The image in other letters has a label of its own, so it is no reason."""
+    root = make_yolo({"train": [GOOD] * 3, "val": [GOOD]})
+    for name in ("a", "b"):
+        (root / f"images/train/phone/{name}.heic").parent.mkdir(exist_ok=True)
+        (root / f"images/train/phone/{name}.heic").touch()
+        (root / f"labels/train/phone/{name}.txt").parent.mkdir(exist_ok=True)
+        (root / f"labels/train/phone/{name}.txt").write_text(GOOD)
+    shutil.copy(root / "images/train/00.jpg", root / "images/train/Y.jpg")
+    for name in ("Y", "y"):
+        (root / f"labels/train/{name}.txt").write_text(GOOD)
+    report = open_set(root).report
+    assert [finding.file for finding in report.findings] == [
+        "labels/train/phone/a.txt",
+        "labels/train/phone/b.txt",
+        "labels/train/y.txt",
+    ]
+    assert ["type that is not read" in finding.message for finding in report.findings] == [True, True, False]
+    assert "no image has its name" in report.findings[2].message
+
+
 def test_text_that_is_no_label_is_not_noted(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
     """Files of annotation tools, and lists of images, also where labels lie beside images; what a list leaves out."""
     root = make_yolo({"train": [GOOD] * 3, "val": [GOOD]})

@@ -34,7 +34,7 @@ def unpaired_labels(labels: Iterable[str], folders: Mapping[str, Iterable[str]],
         if folder not in beside:
             beside[folder] = _by_stem(folders.get(folder, ()))
         stem = os.path.splitext(name)[0]
-        message = next(filter(None, (_reason(path, stem) for path in beside[folder].get(stem.lower(), ()))), None)
+        message = next(filter(None, (_reason(path, label) for path in beside[folder].get(stem.lower(), ()))), None)
         message = message or "no image has its name; add the image, or remove the file"
         findings.append(Finding(kind="unpaired", file=shown(label, root), line=0, message=message))
     return findings
@@ -53,14 +53,16 @@ def _by_stem(folders: Iterable[str]) -> dict[str, list[str]]:
     return found
 
 
-def _reason(path: str, stem: str) -> str:
+def _reason(path: str, label: str) -> str:
     """Say why a file of about the same name is not the image of a label; empty where it never was meant to be."""
-    name = os.path.basename(path)
+    name, stem = os.path.basename(path), os.path.splitext(os.path.basename(label))[0]
     own, suffix = os.path.splitext(name)
     known, other = suffix.lower() in IMAGE_SUFFIXES, suffix.lower() in _OTHER_SUFFIXES
     if not (known or other):
         return ""
     if own != stem:
+        if os.path.exists(os.path.join(os.path.dirname(label), own + ".txt")):
+            return ""  # it has a label of its own
         return f"the image is called {name}; write both names in the same letters"
     if not os.path.exists(path):
         return f"its image {name} is a link to nothing; restore what it points at, or remove both"

@@ -81,10 +81,13 @@ class YoloSource:
         for entry in self.entries[split]:
             place = self._locate(entry)
             if os.path.isdir(place):
-                found = walk(place, IMAGE_SUFFIXES)
+                visited: list[str] = []
+                found = walk(place, IMAGE_SUFFIXES, visited=visited)
                 stamps |= found
                 images |= dict.fromkeys(found)
-                for folder in {image.rpartition(os.sep)[0] for image in found}:
+                folders = {image.rpartition(os.sep)[0] for image in found}
+                # Folders without an image may have had some of a type that is not read; labels lie elsewhere if so.
+                for folder in folders | {folder for folder in visited if _label_folder(folder) != folder}:
                     walked.setdefault(_label_folder(folder), []).append(folder)
                     labels |= _stamp_labels(_label_folder(folder))
             else:
