@@ -279,6 +279,20 @@ def test_folder_of_other_images_alone_is_noted_too(
     assert "no image has its name" in report.findings[2].message
 
 
+def test_labels_of_images_that_a_list_leaves_out_are_not_noted(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_yolo({"train": [GOOD] * 4, "val": [GOOD]})
+    for label in (root / "labels/train").iterdir():
+        label.rename(label.with_suffix(".TXT"))
+    (root / "list.txt").write_text("images/train/00.jpg\nimages/train/02.jpg\n")
+    (root / "data.yaml").write_text("train: list.txt\nval: images/val\nnames: [cat, dog]\n")
+    opened = open_set(root)
+    assert opened.train is not None
+    assert len(opened.train.labels) == 2
+    assert not opened.report.counts
+
+
 def test_text_that_is_no_label_is_not_noted(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
     """Files of annotation tools, and lists of images, also where labels lie beside images; what a list leaves out."""
     root = make_yolo({"train": [GOOD] * 3, "val": [GOOD]})

@@ -239,7 +239,7 @@ def _find_images(
             path = os.path.normpath(candidate)
             if path not in listing.stamps:
                 mark = stamp_file(path)
-                if any(mark) or not _is_walked(path, folder):
+                if any(mark) or not (_is_walked(path, folder) or _is_impossible(path)):
                     outside[path] = mark
             if path in listing.stamps or any(outside.get(path, ())):
                 paths.append(path)
@@ -249,6 +249,14 @@ def _find_images(
             message = f"the image {text} is not in {folder}; put it there, or take it out of `images`"
             absent.append(Finding(kind="absent", file=name, line=0, message=message))
     return paths, np.array(listed, np.int64), absent, outside
+
+
+def _is_impossible(path: str) -> bool:
+    """Say whether no file can have this path: it holds a zero, or is no text."""
+    try:
+        return b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        return True
 
 
 def _is_walked(path: str, folder: str) -> bool:

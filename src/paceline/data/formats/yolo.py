@@ -114,7 +114,8 @@ class YoloSource:
     def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> tuple[Finding, ...]:
         """Report label files in folders that were walked whole and have no image; lists of images are no labels."""
         lists = {os.path.basename(entry) for entries in self.entries.values() for entry in entries}
-        left = [label for label in labels if os.path.basename(label) not in lists]
+        places = [(label, *os.path.split(label)) for label in labels]
+        left = [label for label, folder, name in places if folder in walked and name not in lists]
         return tuple(unpaired_labels(left, walked, str(self.root)))
 
     def scan(self, split: str, listing: Listing) -> Scan:
