@@ -46,6 +46,23 @@ def test_a_set_that_cannot_be_trained_on_is_status_2(data: Path, capsys: pytest.
     assert "Traceback" not in output.out + output.err
 
 
+def test_a_test_split_that_is_not_there_is_status_0_and_left_out(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with data.open("a") as stream:
+        stream.write("test: ../test/images\n")
+    assert main(["data", "check", str(data)]) == 0
+    output = capsys.readouterr()
+    assert "test cannot be evaluated:" in output.out
+    assert "No training" not in output.out
+    assert main(["data", "pack", str(data), str(tmp_path / "set.pack")]) == 0
+    assert main(["data", "convert", str(data), str(tmp_path / "out"), "--format", "coco"]) == 0
+    assert caplog.text.count("test is left out") == 2
+    assert capsys.readouterr().out.count("5 images (train, val)") == 2
+    assert main(["data", "pack", str(data), str(tmp_path / "other.pack"), "--splits", "train", "test"]) == 2
+    assert not (tmp_path / "other.pack").exists()
+
+
 def test_plot(data: Path) -> None:
     plot = data.parent / "other.svg"
     assert main(["data", "plot", f"data={data}", str(plot)]) == 0

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from paceline.data.check import check_data, summarise
 from paceline.data.config import DataConfig
+from paceline.data.dataset import open_data_set
 from paceline.data.index import Index, Strings
 from paceline.errors import UserError
 
@@ -62,11 +63,50 @@ def test_what_stops_a_training_is_said_not_raised(make_yolo: Callable[..., Path]
     (root / "images/train/03.jpg").write_bytes(b"")
     report = check_data(_config(root))
     assert not report.usable
-    assert len(report.errors) == 3
+    assert len(report.errors) == 2
     assert "1 of 4 images cannot be used" in report.errors[0]
     assert "none of its 1 images has a label" in report.errors[1]
-    assert "images/test" in report.errors[2]
     assert "No training can start" in report.format_text()
+    assert len(report.test_errors) == 1
+    assert "images/test" in report.test_errors[0]
+
+
+@pytest.mark.parametrize(
+    ("splits", "lines", "usable"),
+    [
+        ({"train": [GOOD] * 3, "val": [GOOD]}, "", True),
+        ({"train": [GOOD] * 3, "val": [GOOD]}, "test: images/test\n", True),  # as exports write it, without the folder
+        ({"train": [GOOD] * 3, "val": [GOOD], "test": [None]}, "", True),
+        ({"train": [GOOD] * 3, "val": [GOOD], "test": ["7 1 1 1 1\n"]}, "", True),
+        ({"train": [GOOD] * 3}, "", True),
+        ({"train": [GOOD] * 2}, "", True),
+        ({"train": [GOOD]}, "", False),
+        ({"train": [GOOD, None, ""]}, "", False),
+        ({"train": [None] * 3}, "", False),
+        ({"train": [GOOD], "val": [GOOD]}, "", True),
+        ({"train": [GOOD], "val": [None]}, "", False),
+        ({"train": [GOOD] * 3}, "val: images/val\n", False),
+        ({"val": [GOOD] * 3}, "", False),
+        ({"test": [GOOD] * 3}, "", False),
+        ({"val": [GOOD] * 3, "test": [GOOD]}, "", False),
+    ],
+)
+def test_the_verdict_is_that_of_a_training(
+    make_yolo: Callable[..., Path], splits: dict[str, list[str | None]], lines: str, usable: bool
+) -> None:
+    root = make_yolo(splits, yaml=f"{lines}names: [cat, dog]\n")
+    report = check_data(_config(root))
+    assert report.usable == usable
+    if usable:
+        open_data_set(_config(root), seed=0)
+    else:
+        with pytest.raises(UserError) as caught:
+            open_data_set(_config(root), seed=0)
+        assert str(caught.value).split(":\n", 1)[0] in report.errors
+    assert ("No training can start" in report.format_text()) != usable
+    tested = "test" in splits or "test" in lines
+    assert ("test cannot be evaluated" in report.format_text()) == (tested and GOOD not in splits.get("test", []))
+    assert ("held back" in report.format_text()) == ("train" in splits and "val" not in splits and not lines)
 
 
 def test_images_in_two_splits_are_found(make_yolo: Callable[..., Path]) -> None:

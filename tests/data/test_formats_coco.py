@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paceline.data.findings import printable
+from paceline.data.formats.coco import CocoSource
 from paceline.data.formats.coco_file import CocoFile
 from paceline.errors import UserError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.data.dataset import DataSet
+    from paceline.data.scan import Listing, Scan
 
 
 def _note(image: int = 10, category: int = 3, box: object = (5, 10, 20, 15), **more: object) -> dict[str, object]:
@@ -143,6 +145,69 @@ def test_absent_image_and_other_size_are_named(
     assert opened.report.counts == {"absent": 1, "size": 1}
     assert len(opened.train) + len(opened.val) == 19
     assert 15 not in [*opened.train.image_ids, *opened.val.image_ids]
+
+
+@pytest.mark.parametrize("form", ["absolute", "parent", "beside"])
+def test_images_outside_of_the_folder_are_stamped_too(
+    make_coco: Callable[..., Path],
+    open_set: Callable[..., DataSet],
+    write_image: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    form: str,
+) -> None:
+    """A set with an image that is absent, broken or changed is read anew once that is mended, and not before."""
+    root = make_coco([_note(), _note(11)], num_images=20)
+    place = {"absolute": root.parent / "far", "parent": root / "near", "beside": root}[form]
+    text = {"absolute": f"{place}/5.jpg", "parent": "../near/5.jpg", "beside": "5.jpg"}[form]
+    document = json.loads((root / "instances.json").read_text())
+    document["images"][5]["file_name"] = text
+    (root / "instances.json").write_text(json.dumps(document))
+    (root / "images" / "5.jpg").unlink()
+    scans = 0
+    own = CocoSource.scan
+
+    def scan(self: CocoSource, split: str, listing: Listing) -> Scan:
+        nonlocal scans
+        scans += 1
+        return own(self, split, listing)
+
+    monkeypatch.setattr(CocoSource, "scan", scan)
+
+    def counts_after(expected: int) -> dict[str, int]:
+        found = open_set(root).report.counts
+        assert open_set(root).report.counts == found
+        assert scans == expected
+        return found
+
+    assert counts_after(1) == {"absent": 1}
+    write_image(place / "5.jpg").write_bytes(b"")
+    assert counts_after(2) == {"image": 1}
+    write_image(place / "5.jpg")
+    assert counts_after(3) == {}
+    write_image(place / "5.jpg", 30, 60)
+    assert counts_after(4) == {"size": 1}
+    (place / "5.jpg").unlink()
+    assert counts_after(5) == {"absent": 1}
+    write_image(place / "5.jpg")
+    assert counts_after(6) == {}
+    moved = open_set(root.rename(root.parent / "moved"))
+    assert not moved.report.counts
+    for index in (moved.train, moved.val):
+        assert index is not None
+        assert all(index.path(row).is_file() for row in range(len(index)))
+
+
+def test_images_inside_of_the_folder_cost_no_further_look(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> tuple[int, int]:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("paceline.data.formats.coco.stamp_file", fail)
+    monkeypatch.setattr("paceline.data.index_cache.stamp_file", fail)
+    root = make_coco([_note(), _note(11)])
+    for _ in range(2):
+        assert not open_set(root).report.counts
 
 
 @pytest.mark.parametrize(

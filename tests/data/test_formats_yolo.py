@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +19,6 @@ from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from paceline.data.dataset import DataSet
 
@@ -214,6 +215,100 @@ def test_listed_image_that_is_absent(make_yolo: Callable[..., Path], open_set: C
     assert opened.report.counts == {"absent": 1}
     assert opened.report.findings[0].line == 21
     assert "20.jpg" in str(opened.report.findings[0])
+
+
+def _make_link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "words"),
+    [
+        ("x.HEIC", Path.touch, "its image x.HEIC is of a type that is not read; convert it to JPEG or PNG"),
+        ("x.gif", Path.touch, "its image x.gif is of a type that is not read"),
+        ("x.jpg", _make_link, "its image x.jpg is a link to nothing"),
+        ("x.gif", _make_link, "its image x.gif is a link to nothing"),
+        ("x.png", Path.mkdir, "its image x.png is no file"),
+        ("X.jpg", lambda path: shutil.copy(path.parent / "00.jpg", path), "the image is called X.jpg"),
+        ("x.json", Path.touch, "no image has its name"),
+        ("y.gif", Path.touch, "no image has its name"),
+    ],
+)
+def test_label_without_an_image_is_noted_with_its_reason(
+    make_yolo: Callable[..., Path],
+    open_set: Callable[..., DataSet],
+    name: str,
+    make: Callable[[Path], object],
+    words: str,
+) -> None:
+    """Also from a stored index, and for as long as it is so; it is no bad file, and no image is lost for it."""
+    root = make_yolo({"train": [GOOD] * 4, "val": [GOOD]})
+    make(root / "images/train" / name)
+    open_set(root)  # without the label: nothing is wrong
+    (root / "labels/train/x.txt").write_text(GOOD)
+    for _ in range(2):
+        opened = open_set(root)
+        assert opened.report.counts == {"unpaired": 1}
+        assert str(opened.report.findings[0]).startswith(f"labels/train/x.txt: {words}")
+        assert opened.report.num_bad_files == 0
+        assert opened.report.num_images == (6 if name == "X.jpg" else 5)
+    (root / "labels/train/x.txt").unlink()
+    assert not open_set(root).report.counts
+
+
+def test_folder_of_other_images_alone_is_noted_too(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    """The image in other letters has a label of its own, so it is no reason."""
+    root = make_yolo({"train": [GOOD] * 3, "val": [GOOD]})
+    for name in ("a", "b"):
+        (root / f"images/train/phone/{name}.heic").parent.mkdir(exist_ok=True)
+        (root / f"images/train/phone/{name}.heic").touch()
+        (root / f"labels/train/phone/{name}.txt").parent.mkdir(exist_ok=True)
+        (root / f"labels/train/phone/{name}.txt").write_text(GOOD)
+    shutil.copy(root / "images/train/00.jpg", root / "images/train/Y.jpg")
+    for name in ("Y", "y"):
+        (root / f"labels/train/{name}.txt").write_text(GOOD)
+    report = open_set(root).report
+    assert [finding.file for finding in report.findings] == [
+        "labels/train/phone/a.txt",
+        "labels/train/phone/b.txt",
+        "labels/train/y.txt",
+    ]
+    assert ["type that is not read" in finding.message for finding in report.findings] == [True, True, False]
+    assert "no image has its name" in report.findings[2].message
+
+
+def test_labels_of_images_that_a_list_leaves_out_are_not_noted(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_yolo({"train": [GOOD] * 4, "val": [GOOD]})
+    for label in (root / "labels/train").iterdir():
+        label.rename(label.with_suffix(".TXT"))
+    (root / "list.txt").write_text("images/train/00.jpg\nimages/train/02.jpg\n")
+    (root / "data.yaml").write_text("train: list.txt\nval: images/val\nnames: [cat, dog]\n")
+    opened = open_set(root)
+    assert opened.train is not None
+    assert len(opened.train.labels) == 2
+    assert not opened.report.counts
+
+
+def test_text_that_is_no_label_is_not_noted(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    """Files of annotation tools, and lists of images, also where labels lie beside images; what a list leaves out."""
+    root = make_yolo({"train": [GOOD] * 3, "val": [GOOD]})
+    for label in (root / "labels/train").iterdir():
+        label.rename(root / "images/train" / label.name)
+    (root / "images/train").rename(root / "photos")
+    for name in ("classes.txt", "notes.txt", "README.txt"):
+        (root / "photos" / name).write_text("cat\n")
+    (root / "photos/val.txt").write_text("02.jpg\n")
+    (root / "data.yaml").write_text("train: photos\nval: photos/val.txt\nnames: [cat, dog]\n")
+    opened = open_set(root)
+    assert opened.train is not None
+    assert (len(opened.train), len(opened.train.labels)) == (3, 3)
+    assert not opened.report.counts
+    (root / "photos/other.txt").write_text(GOOD)
+    assert open_set(root).report.counts == {"unpaired": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from paceline.data.decode import decode
 from paceline.data.headers import BadImage, read_header
 
 if TYPE_CHECKING:
@@ -128,6 +129,22 @@ def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, words: str) -
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(BadImage, match=words):
         read_header(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("mode", "words"), [("F", "32-bit floating-point samples; convert it to 8 bits"), ("I", "32-bit samples")]
+)
+def test_tiff_that_no_decoder_reads_is_named(tmp_path: Path, mode: str, words: str) -> None:
+    """What the header lets pass is decoded, and what it refuses is not."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(_encoded(_picture("L", 20, 30).convert(mode), "tif"))
+    with pytest.raises(BadImage, match=words):
+        read_header(path)
+    with pytest.raises(BadImage):
+        decode(path)
+    for readable in _MODES["tif"]:
+        path.write_bytes(_encoded(_picture(readable, 20, 30), "tif"))
+        assert (read_header(path).height, read_header(path).width) == decode(path).shape[:2]
 
 
 def test_missing_file_and_folder_are_bad(tmp_path: Path) -> None:

@@ -298,6 +298,25 @@ def test_too_many_broken_images_stop_with_the_list(index: Index) -> None:
         list(evaluation)
 
 
+@pytest.mark.parametrize(
+    ("gone", "undecodable", "words"),
+    [
+        ((2, 5), (), "2 of 10 images cannot be read any more; restore them"),
+        ((), (2, 5), "2 of 10 images cannot be decoded; convert them to 8-bit JPEG or PNG"),
+        ((2,), (5,), "2 of 10 images cannot be read any more or cannot be decoded; restore or convert them"),
+    ],
+)
+def test_an_image_that_never_could_be_read_is_not_said_to_have_gone(
+    index: Index, gone: tuple[int, ...], undecodable: tuple[int, ...], words: str
+) -> None:
+    for number in gone:
+        index.path(number).unlink()
+    for number in undecodable:
+        index.path(number).write_bytes(b"II*\0 of some kind that no decoder knows")
+    with loader(index, workers=1) as batches, pytest.raises(UserError, match=words):
+        collect(batches, 3)
+
+
 def test_an_error_of_a_thread_reaches_the_consumer(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise MemoryError("no more")

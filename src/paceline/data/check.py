@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from paceline.data.dataset import VAL_SHARE, require_usable
+from paceline.data.dataset import VAL_SHARE, needed_splits, require_divisible, require_usable
 from paceline.data.findings import KINDS, ScanReport, printable
 from paceline.data.headers import BadImage
 from paceline.data.index_cache import scan_or_load
@@ -75,6 +75,10 @@ class CheckReport:
     report: ScanReport
     errors: tuple[str, ...]
     """Why this set cannot be trained on; empty if it can."""
+    test_errors: tuple[str, ...]
+    """Why its test split cannot be evaluated, which no training asks for; empty if it can, or if there is none."""
+    divided: bool
+    """Whether val is held back from the train images."""
     repeated: tuple[tuple[str, str], ...]
     """Images of equal content in two splits, as (`train: a.jpg`, `val: b.jpg`)."""
 
@@ -90,7 +94,7 @@ class CheckReport:
         for split in self.splits:
             lines += _describe(split)
         lines += self._class_table()
-        if "val" not in {split.name for split in self.splits}:
+        if self.divided:
             lines += ["", f"There is no val: {VAL_SHARE:.0%} of the train images are held back for it, by the seed."]
         if self.repeated:
             lines += [
@@ -118,6 +122,8 @@ class CheckReport:
         )
         if self.errors:
             lines += ["", "No training can start:", *(f"  {error}" for error in self.errors)]
+        if self.test_errors:
+            lines += ["", "test cannot be evaluated:", *(f"  {error}" for error in self.test_errors)]
         return lines
 
     def _class_table(self) -> list[str]:
@@ -139,14 +145,16 @@ def check_data(config: DataConfig, *, cache_folder: Path | None = None) -> Check
     What would stop a training is in the report's `errors`; raises UserError only where nothing can be opened at all.
     """
     source = recognise(config.data, cache_folder)
+    divided = "train" in source.splits and "val" not in source.splits
     summaries: list[SplitSummary] = []
     reports: list[ScanReport] = []
-    errors: list[str] = []
+    errors, test_errors = list[str](), list[str]()
     for name in source.splits:
+        own_errors = test_errors if name == "test" else errors
         try:
             scan = scan_or_load(source, name, cache_folder)
         except UserError as error:
-            errors.append(str(error))
+            own_errors.append(str(error))
             continue
         reports.append(scan.report)
         if isinstance(source, PackSource) and source.is_local:
@@ -154,10 +162,16 @@ def check_data(config: DataConfig, *, cache_folder: Path | None = None) -> Check
         summaries.append(summarise(name, scan.index))
         try:
             require_usable(source, name, scan)
+            if divided and name == "train":
+                require_divisible(scan.index, str(source.path))
         except UserError as error:
-            errors.append(str(error).split(":\n", 1)[0])  # the files are listed anyway
+            own_errors.append(str(error).split(":\n", 1)[0])  # the files are listed anyway
     if not summaries:
-        raise UserError(errors[0])
+        raise UserError([*errors, *test_errors][0])
+    try:
+        needed_splits(source, ("train", "val"))
+    except UserError as error:
+        errors.append(str(error))
     return CheckReport(
         source=source.path,
         root=source.root,
@@ -166,6 +180,8 @@ def check_data(config: DataConfig, *, cache_folder: Path | None = None) -> Check
         splits=tuple(summaries),
         report=ScanReport.join(reports),
         errors=tuple(errors),
+        test_errors=tuple(test_errors),
+        divided=divided,
         repeated=tuple(_repeated_images(summaries)),
     )
 

@@ -66,7 +66,7 @@ def open_data_set(
     source = recognise(config.data, cache_folder)
     if isinstance(source, PackSource):
         source.require_imgsz(config.imgsz)
-    scans = {name: scan_or_load(source, name, cache_folder) for name in _needed(source, splits)}
+    scans = {name: scan_or_load(source, name, cache_folder) for name in needed_splits(source, splits)}
     for name, scan in scans.items():
         require_usable(source, name, scan)
     report = ScanReport.join(scan.report for scan in scans.values())
@@ -128,6 +128,7 @@ def list_findings(report: ScanReport, severity: str, total: int) -> str:
 
 def divide(index: Index, seed: int, name: str = "the data set") -> tuple[Index, Index]:
     """Divide an index by `seed` into 90 and 10 parts of 100, images with and without boxes each in this proportion."""
+    require_divisible(index, name)
     held: list[NDArray[np.int64]] = []
     random = np.random.default_rng((seed, 0x5EED))
     labelled = _has_targets(index)
@@ -136,12 +137,17 @@ def divide(index: Index, seed: int, name: str = "the data set") -> tuple[Index, 
         held.append(random.permutation(group)[: max(round(len(group) * VAL_SHARE), least)])
     val = np.sort(np.concatenate(held))
     train = np.setdiff1d(np.arange(len(index)), val)
-    if not labelled[train].any():
+    assert labelled[train].any()
+    return index.select_images(train), index.select_images(val)
+
+
+def require_divisible(index: Index, name: str) -> None:
+    """Raise UserError where train and val cannot both have an image with boxes."""
+    if _has_targets(index).sum() < 2:
         raise UserError(
             f"{name} has a single image with boxes, which cannot be divided into train and val; add images, "
             "or name a validation split."
         )
-    return index.select_images(train), index.select_images(val)
 
 
 def _check_options(config: DataConfig) -> None:
@@ -150,8 +156,11 @@ def _check_options(config: DataConfig) -> None:
         raise UserError(f"fraction is {config.fraction}; give a share above 0, at most 1.")
 
 
-def _needed(source: Source, splits: Sequence[str]) -> list[str]:
-    """Return the splits to scan: those asked for, train standing in for a val that the set does not have."""
+def needed_splits(source: Source, splits: Sequence[str]) -> list[str]:
+    """Return the splits to scan: those asked for, train standing in for a val that the set does not have.
+
+    Raises UserError where the set has not got one.
+    """
     needed: list[str] = []
     for split in splits:
         assert split in ("train", "val", "test")

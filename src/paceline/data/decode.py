@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from paceline.data.headers import BadImage
+from paceline.data.headers import UNDECODABLE, BadImage
 from paceline.data.raw import from_raw, is_raw
 
 if TYPE_CHECKING:
@@ -149,9 +149,9 @@ def _imdecode(encoded: bytes, reduction: int) -> NDArray[np.uint8]:
     try:
         pixels: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
     except cv2.error as error:
-        raise BadImage("cannot be decoded") from error
+        raise BadImage(UNDECODABLE) from error
     if pixels is None:
-        raise BadImage("cannot be decoded")
+        raise BadImage(UNDECODABLE)
     assert pixels.dtype == np.uint8
     if pixels.ndim == 3:
         cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)

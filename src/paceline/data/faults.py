@@ -1,4 +1,4 @@
-"""Faults: images that could be read when the data set was indexed and cannot be read now."""
+"""Faults: images that are in the index and cannot be read now, or that no decoder here can read."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paceline.data.headers import UNDECODABLE
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,10 +66,18 @@ class Faults:
 
     def _list(self) -> str:
         with self._lock:
-            listed = [f"\n  {self._index.path(number)} {why}" for number, why in list(self._reasons.items())]
+            reasons = dict(self._reasons)
+        listed = [f"\n  {self._index.path(number)} {why}" for number, why in reasons.items()]
         more = len(listed) - _NUM_LISTED
         shown = "".join(listed[:_NUM_LISTED]) + (f"\n  and {more} more" if more > 0 else "")
+        undecodable = sum(why.startswith(UNDECODABLE) for why in reasons.values())
+        if undecodable == len(listed):
+            what, mend = UNDECODABLE, "convert them to 8-bit JPEG or PNG"
+        elif undecodable:
+            what, mend = "cannot be read any more or cannot be decoded", "restore or convert them"
+        else:
+            what, mend = "cannot be read any more", "restore them"
         return (
-            f"{len(listed)} of {len(self._index)} images cannot be read any more; restore them, or take them out of the"
-            f" data set and start again:{shown}"
+            f"{len(listed)} of {len(self._index)} images {what}; {mend}, or take them out of the data set and start "
+            f"again:{shown}"
         )

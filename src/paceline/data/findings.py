@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "duplicate": ("note", "boxes given twice (counted once)"),
     "clipped": ("note", "boxes that reach outside their image (clipped)"),
     "size": ("note", "images whose size differs from the annotation"),
+    "unpaired": ("note", "label files without an image"),
 }
 """Each kind of finding: a bad file is left out, a bad box is dropped, a note changes little; and its name in words."""
 

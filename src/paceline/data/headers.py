@@ -19,6 +19,12 @@ _LONGEST_SIDE_PX = (1 << 31) - 1
 """As PNG has it, and what an index can hold."""
 _JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _ORIENTATION_TAG = 274
+_TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339
+_MOST_TIFF_BITS = 16
+_TIFF_FLOAT = 3
+
+UNDECODABLE = "cannot be decoded"
+"""How the reason of a BadImage begins where the file is there, whole by its header, and no decoder takes it."""
 
 
 class BadImage(ValueError):  # noqa: N818
@@ -231,7 +237,7 @@ def _orientation_of_webp(file: _File) -> int:
 
 
 def _read_tiff(file: _File) -> tuple[int, int, int, str]:
-    """TIFF: tags of the first page; its strips or tiles must end within the file."""
+    """TIFF: tags of the first page; its strips or tiles must end within the file, its samples be what decoders read."""
     tags = _TiffTags(file.read, file.head)
     width, height = tags.first(256), tags.first(257)
     if not (width and height):
@@ -243,6 +249,9 @@ def _read_tiff(file: _File) -> tuple[int, int, int, str]:
     ]
     if not ends or max(ends) > file.size:
         raise BadImage("is cut off (a TIFF with fewer bytes than it says); download or export it again")
+    bits, is_float = max(tags.values(_TIFF_BITS), default=1), _TIFF_FLOAT in tags.values(_TIFF_SAMPLE_FORMAT)
+    if bits > _MOST_TIFF_BITS or is_float:
+        raise BadImage(f"is a TIFF of {bits}-bit {'floating-point ' if is_float else ''}samples; convert it to 8 bits")
     orientation = tags.first(_ORIENTATION_TAG)
     return height, width, orientation if 1 <= orientation <= 8 else 1, "tiff"
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from paceline.data.cache import SlabCache
 from paceline.data.decode import decode_compact
-from paceline.data.headers import BadImage
+from paceline.data.headers import UNDECODABLE, BadImage
 from paceline.data.shelf import Shelf
 from paceline.data.slab_file import WRITTEN
 from paceline.errors import UserError
@@ -182,7 +182,7 @@ class Images:
         except BadImage:
             raise
         except Exception as error:
-            raise BadImage(f"cannot be decoded ({type(error).__name__}: {error})") from error
+            raise BadImage(f"{UNDECODABLE} ({type(error).__name__}: {error})") from error
         height, width = self.index.sizes[number].tolist()
         if pixels.shape[:2] != (-(-height // reduction), -(-width // reduction)):
             raise BadImage("has another size than when it was indexed")

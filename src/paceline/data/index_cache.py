@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -14,16 +15,17 @@ from paceline.data import cache_folder as package_cache
 from paceline.data.findings import Finding, ScanReport
 from paceline.data.index import Index, OtherVersionError, TornIndexError
 from paceline.data.pack.source import PackSource
-from paceline.data.scan import Scan
-from paceline.data.stamps import fingerprint
+from paceline.data.scan import Scan, remarks
+from paceline.data.stamps import fingerprint, stamp_file
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from paceline.data.scan import Listing, Source
+    from paceline.data.stamps import Stamps
 
 FOLDER = ".paceline"
 """Folder beside the data."""
-_RECIPE = "2"
+_RECIPE = "3"
 """Goes up whenever the same files would give another index."""
 
 _log = logging.getLogger("paceline")
@@ -45,10 +47,17 @@ def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -
     for place in places:
         stored = _load(place, source.root, state)
         if stored:
-            return stored
+            return _remark(stored, listing)
     scan = source.scan(split, listing)
-    _store(places, scan, state)
-    return scan
+    _store(places, scan, source.root, state)
+    return _remark(scan, listing)
+
+
+def _remark(scan: Scan, listing: Listing) -> Scan:
+    """Add what the listing shows, which is never stored."""
+    if not listing.notes:
+        return scan
+    return dataclasses.replace(scan, report=ScanReport.join([scan.report, remarks(listing.notes)]))
 
 
 def _require_images(source: Source, split: str, listing: Listing) -> None:
@@ -76,7 +85,10 @@ def _load(place: Path, root: Path, state: str) -> Scan | None:
         index, notes = Index.load(place, root)
         if notes.get("fingerprint") != state:
             return None
-        return Scan(index=index, report=_report_of(json.loads(notes["report"])))
+        outside = _outside(notes, root)
+        if outside is None:
+            return None
+        return Scan(index=index, report=_report_of(json.loads(notes["report"])), outside=outside)
     except (FileNotFoundError, OtherVersionError):
         return None
     except (TornIndexError, OSError, KeyError, ValueError, TypeError) as error:
@@ -84,9 +96,30 @@ def _load(place: Path, root: Path, state: str) -> Scan | None:
         return None
 
 
-def _store(places: tuple[Path, ...], scan: Scan, state: str) -> None:
+def _outside(notes: dict[str, str], root: Path) -> Stamps | None:
+    """Stamp anew the files that a stored scan had looked for elsewhere; None where one has changed."""
+    if "outside" not in notes:
+        return {}
+    folders: dict[str, list[str]] = json.loads(notes["outside"])
+    found = {path: stamp_file(path) for folder, names in folders.items() for path in _joined(folder, names)}
+    return found if fingerprint(os.sep, found, (str(root),)) == notes["outside_fingerprint"] else None
+
+
+def _joined(folder: str, names: list[str]) -> list[str]:
+    return [os.path.join(folder, name) for name in names]
+
+
+def _store(places: tuple[Path, ...], scan: Scan, root: Path, state: str) -> None:
     """Write a scan to the first place that takes it; where none does, the next run scans again."""
     notes = {"fingerprint": state, "report": json.dumps(asdict(scan.report))}
+    if scan.outside:  # by folder, whose name so is written once
+        folders: dict[str, list[str]] = {}
+        for path in scan.outside:
+            folder, name = os.path.split(path)
+            folders.setdefault(folder, []).append(name)
+        ordered = {path: scan.outside[path] for folder, names in folders.items() for path in _joined(folder, names)}
+        notes["outside"] = json.dumps(folders)
+        notes["outside_fingerprint"] = fingerprint(os.sep, ordered, (str(root),))
     for place in places:
         try:
             scan.index.save(place, notes)

@@ -44,6 +44,8 @@ class Listing:
     """Absolute path of each image's label file, `""` where it has none."""
     absent: tuple[Finding, ...] = ()
     """Images that are listed but not there."""
+    notes: tuple[Finding, ...] = ()
+    """What the folders show to be wrong and no index depends on; it is looked for anew each time, never stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,8 @@ class Scan:
 
     index: Index
     report: ScanReport
+    outside: Stamps = field(default_factory=dict)
+    """Files that it looked for beyond those of the listing; (0, 0) for those that were not there."""
 
 
 @dataclass(kw_only=True)
@@ -213,10 +217,15 @@ def make_index(
 
 def absence(findings: Sequence[Finding]) -> ScanReport:
     """Report images that are listed but not there."""
+    return dataclasses.replace(remarks(findings), num_images=len(findings))
+
+
+def remarks(findings: Sequence[Finding]) -> ScanReport:
+    """Report what belongs to no image."""
     collector = FindingCollector()
     for finding in findings:
         collector.add(finding.kind, finding.file, finding.line, finding.message)
-    return _report(collector, len(findings), 0)
+    return _report(collector, 0, 0)
 
 
 def _scan_part(pairs: Sequence[tuple[str, str]], root: str, num_classes: int, reader: LabelReader) -> _Part:

@@ -27,12 +27,21 @@ def stamp(path: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True) -> Stamps:
+def stamp_file(path: str) -> tuple[int, int]:
+    """Return the stamp of a plain file, (0, 0) where there is none; a folder is none."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return 0, 0
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (0, 0)
+
+
+def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True, visited: list[str] | None = None) -> Stamps:
     """Stamp all files under a folder whose ending (in lower case) is among `suffixes`, in the order of their paths.
 
     Without `deep` only those in the folder itself. Links are followed, each folder once, by its own name if it lies
-    here; hidden files and folders are passed over, and so are links to nothing or in a circle. Raises UserError where
-    a folder cannot be read.
+    here; hidden files and folders are passed over, and so are links to nothing or in a circle. All folders that were
+    looked into are added to `visited`. Raises UserError where a folder cannot be read.
     """
     found: list[tuple[str, tuple[int, int]]] = []
     seen: set[tuple[int, int]] = set()
@@ -44,6 +53,8 @@ def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True) -> Stamps:
             if (own.st_dev, own.st_ino) in seen:
                 continue
             seen.add((own.st_dev, own.st_ino))
+            if visited is not None:
+                visited.append(current)
             with os.scandir(current) as entries:
                 for entry in entries:
                     name = entry.name

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.data.index import Index
+    from paceline.data.scan import Scan
 
 log = logging.getLogger("paceline")
 
@@ -39,15 +40,27 @@ class WholeSet:
 def open_whole_set(data: str, *, splits: Sequence[str] = (), cache_folder: Path | None = None) -> WholeSet:
     """Open the data set that `data` names, with all of its splits, or with those that are named.
 
-    An undivided set stays undivided, with `train` alone. A test split needs no labels. Raises UserError as a training
-    would, and for a split that is not there.
+    An undivided set stays undivided, with `train` alone. A test split needs no labels, and one whose images are not
+    there is left out with a warning, unless it is named. Raises UserError as a training would, and for a named split
+    that is not there.
     """
     source = recognise(data, cache_folder)
     missing = [split for split in splits if split not in source.splits]
     if missing:
         raise UserError(f"{source.path} has no {missing[0]} split; it has {', '.join(source.splits)}.")
     chosen = [split for split in source.splits if not splits or split in splits]
-    scans = {split: scan_or_load(source, split, cache_folder) for split in chosen}
+    scans: dict[str, Scan] = {}
+    for split in chosen:
+        try:
+            scan = scan_or_load(source, split, cache_folder)
+            if scan.report.num_images == 0:
+                require_usable(source, split, scan)
+        except UserError as error:
+            if split != "test" or splits or len(chosen) == 1:
+                raise
+            log.warning("test is left out: %s", error)
+        else:
+            scans[split] = scan
     for split, scan in scans.items():
         bad = scan.report.num_bad_files
         if split != "test" or scan.index.targets.any() or not len(scan.index):

@@ -26,7 +26,7 @@ from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import Rows, clean
 from paceline.data.scan import Images, Listing, Scan, absence, make_index, scan_headers, shown
-from paceline.data.stamps import stamp, walk
+from paceline.data.stamps import stamp, stamp_file, walk
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from paceline.data.stamps import Stamps
 
 _ROBOFLOW = "_annotations.coco.json"
 
@@ -129,7 +131,7 @@ class CocoSource:
         coco = self._read(part.annotations)
         collector = FindingCollector()
         name = shown(str(coco.path), root)
-        paths, listed, absent = _find_images(coco, str(part.images), listing, name)
+        paths, listed, absent, outside = _find_images(coco, str(part.images), listing, name)
         images, headers_report = scan_headers(paths, self.root)
         kept = listed[images.kept]
         _compare_sizes(coco, kept, images, collector)
@@ -147,7 +149,8 @@ class CocoSource:
             image_ids=coco.image_ids[kept],
             category_ids=np.array(list(categories), np.int64),
         )
-        return Scan(index=index, report=ScanReport.join([absence(absent), headers_report, boxes_report]))
+        report = ScanReport.join([absence(absent), headers_report, boxes_report])
+        return Scan(index=index, report=report, outside=outside)
 
     def where_labels_are(self, split: str) -> str:
         """Name the annotation file."""
@@ -219,9 +222,13 @@ def _images_of(file: Path) -> Path:
 
 def _find_images(
     coco: CocoFile, folder: str, listing: Listing, name: str
-) -> tuple[list[str], NDArray[np.int64], list[Finding]]:
-    """Return the images that are there, their numbers in the file, and findings for those that are not."""
+) -> tuple[list[str], NDArray[np.int64], list[Finding], Stamps]:
+    """Return the images that are there, their numbers in the file, and findings for those that are not.
+
+    Places that were looked at and that the walk of the folder would not show are returned as stamps, last.
+    """
     paths, listed, absent = [], [], []
+    outside: Stamps = {}
     seen: set[int] = set()
     for number, (text, image_id) in enumerate(zip(coco.file_names, coco.image_ids.tolist(), strict=True)):
         if image_id in seen:
@@ -230,14 +237,37 @@ def _find_images(
         candidates = (os.path.join(folder, text), os.path.join(os.path.dirname(folder), text))
         for candidate in candidates:
             path = os.path.normpath(candidate)
-            if path in listing.stamps or os.path.isfile(path):
+            if path not in listing.stamps:
+                mark = stamp_file(path)
+                if any(mark) or not (_is_walked(path, folder) or _is_impossible(path)):
+                    outside[path] = mark
+            if path in listing.stamps or any(outside.get(path, ())):
                 paths.append(path)
                 listed.append(number)
                 break
         else:
             message = f"the image {text} is not in {folder}; put it there, or take it out of `images`"
             absent.append(Finding(kind="absent", file=name, line=0, message=message))
-    return paths, np.array(listed, np.int64), absent
+    return paths, np.array(listed, np.int64), absent, outside
+
+
+def _is_impossible(path: str) -> bool:
+    """Say whether no file can have this path: it holds a zero, or is no text."""
+    try:
+        return b"\0" in os.fsencode(path)
+    except UnicodeEncodeError:
+        return True
+
+
+def _is_walked(path: str, folder: str) -> bool:
+    """Say whether the walk of the folder would show a file of this path, were it there."""
+    prefix = os.path.join(folder, "")
+    inner = path.removeprefix(prefix)
+    return (
+        path.startswith(prefix)
+        and f"{os.sep}." not in os.sep + inner
+        and os.path.splitext(inner)[1].lower() in IMAGE_SUFFIXES
+    )
 
 
 def _compare_sizes(coco: CocoFile, kept: NDArray[np.int64], images: Images, collector: FindingCollector) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.data.findings import Finding
+from paceline.data.formats.unpaired import unpaired_labels
 from paceline.data.formats.yaml_file import SPLITS, entry_of, keypoints_of, names_of, read_yaml, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
@@ -76,13 +77,18 @@ class YoloSource:
         labels: Stamps = {}
         images: dict[str, None] = {}
         absent: list[Finding] = []
+        walked: dict[str, list[str]] = {}  # folder of labels -> folders of images
         for entry in self.entries[split]:
             place = self._locate(entry)
             if os.path.isdir(place):
-                found = walk(place, IMAGE_SUFFIXES)
+                visited: list[str] = []
+                found = walk(place, IMAGE_SUFFIXES, visited=visited)
                 stamps |= found
                 images |= dict.fromkeys(found)
-                for folder in {image.rpartition(os.sep)[0] for image in found}:
+                folders = {image.rpartition(os.sep)[0] for image in found}
+                # Folders without an image may have had some of a type that is not read; labels lie elsewhere if so.
+                for folder in folders | {folder for folder in visited if _label_folder(folder) != folder}:
+                    walked.setdefault(_label_folder(folder), []).append(folder)
                     labels |= _stamp_labels(_label_folder(folder))
             else:
                 listed = self._read_list(place, absent)
@@ -102,7 +108,15 @@ class YoloSource:
         by_stem = {label[: label.rfind(".")]: label for label in labels}  # each ends in .txt
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}
-        return Listing(stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent))
+        notes = self._unpaired(labels.keys() - used.keys(), walked)
+        return Listing(stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent), notes=notes)
+
+    def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> tuple[Finding, ...]:
+        """Report label files in folders that were walked whole and have no image; lists of images are no labels."""
+        lists = {os.path.basename(entry) for entries in self.entries.values() for entry in entries}
+        places = [(label, *os.path.split(label)) for label in labels]
+        left = [label for label, folder, name in places if folder in walked and name not in lists]
+        return tuple(unpaired_labels(left, walked, str(self.root)))
 
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read images and label files."""
