@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,10 +16,15 @@ import yaml
 from paceline.commands.tune import settle_tune, tune
 from paceline.errors import UserError
 from paceline.options import TrainOptions, TuneOptions
+from paceline.tuning.outcome import Outcome
 from paceline.yolo import YOLO
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from paceline.commands.tune import TuneResult
+    from paceline.tuning.search import Source
 
 SMALL = {"data": "shapes", "epochs": 1, "imgsz": 32, "batch": 8, "fraction": 0.05, "amp": "off"}
 
@@ -44,6 +55,178 @@ def test_mistakes_are_named_before_anything_is_written(tmp_path: Path) -> None:
     assert "no search to resume" in refused(**project, trials=1, resume=True)
     assert "trials=NUMBER" in refused(**project, iterations=10)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    project = {"project": tmp_path / "runs", "trials": 1}
+    assert "pickle" in refused(**project, model="yolo11n.pt")
+    assert "yolo11q" in refused(**project, model="yolo11q")
+    assert "do not exist" in refused(**project, model="missing/best.safetensors")
+    file = tmp_path / "half.yaml"
+    file.write_text("close_mosaic: {low: 0, high: 20, step: 0.5}")
+    assert "whole step" in refused(**project, space=file)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_trial_says_whether_the_user_can_mend_why_it_failed(tmp_path: Path) -> None:
+    order = {"options": {**SMALL, "model": "yolo11q", "project": str(tmp_path), "name": "0"}, "folder": str(tmp_path)}
+    command = [sys.executable, "-m", "paceline.commands.trial", str(min(os.sched_getaffinity(0)))]
+    trial = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert trial.stdin is not None
+    trial.stdin.write(json.dumps(order).encode() + b"\n")
+    trial.stdin.flush()  # and left open: its end would end the trial
+    assert trial.wait(120) == 0
+    trial.stdin.close()
+    told = json.loads((tmp_path / "ending.json").read_text())
+    assert (told["ending"], told["is_mendable"]) == ("failed", True)
+
+
+class QuickSearch:
+    """In the place of the search: every trial has ended well as soon as it was taken."""
+
+    def __init__(self, **options: object) -> None:
+        pass
+
+    def run(self, source: Source, *, until: float | None = None) -> bool:
+        while (job := source.next("cores 0")) is not None:
+            source.finish(job, Outcome(ending="complete", value=0.25), 1.0)
+        return True
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., TuneResult]:
+    """Run a search without training."""
+    monkeypatch.setattr("paceline.commands.tune.Search", QuickSearch)
+
+    def run(**options: object) -> TuneResult:
+        return tune(settle_tune({"project": tmp_path / "runs", "trials": 2} | options), lambda row: None)
+
+    return run
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(file.relative_to(folder)): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in folder.rglob("*")
+        if file.is_file()
+    }
+
+
+def test_a_search_that_is_refused_changes_nothing(tmp_path: Path, quick: Callable[..., TuneResult]) -> None:
+    shared = SMALL | {"name": "street", "storage": f"sqlite:///{tmp_path}/shared.db"}
+    folder = quick(**shared).folder
+    (folder / "trials" / "00000").mkdir()
+    (folder / "trials" / "00000" / "metrics.jsonl").write_text("{}\n")
+    before = files_of(folder)
+    for options in (shared | {"exist_ok": True, "epochs": 7}, shared):
+        with pytest.raises(UserError, match="already"):
+            quick(**options)
+        assert files_of(folder) == before
+    with pytest.raises(UserError, match="already"):  # the name is taken in the storage, not on this machine
+        quick(**shared, project=tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+    resumed = settle_tune({"resume": str(folder), "trials": 4})
+    with pytest.raises(UserError, match="another model"):
+        tune(dataclasses.replace(resumed, model="yolo11s"), lambda row: None)
+    assert files_of(folder) == before
+
+
+def test_a_search_begun_anew_in_its_folder_has_nothing_of_the_old_one(
+    tmp_path: Path, quick: Callable[..., TuneResult]
+) -> None:
+    folder = quick(**SMALL, name="street").folder
+    (folder / "trials" / "00007").mkdir()
+    (folder / "confirm.jsonl").write_text("{}\n")
+    again = quick(**SMALL, name="street", exist_ok=True, trials=1)
+    assert again.num_trials == 1
+    assert again.folder == folder
+    assert not [*(folder / "trials").iterdir()]
+    assert not (folder / "confirm.jsonl").exists()
+
+
+def test_a_machine_may_join_too_early_and_with_a_mistake_and_again(
+    tmp_path: Path, quick: Callable[..., TuneResult]
+) -> None:
+    shared = SMALL | {"storage": f"sqlite:///{tmp_path}/shared.db"}
+    first, second = {"project": tmp_path / "first"}, {"project": tmp_path / "second"}
+    joining = shared | second | {"resume": "street"}
+    with pytest.raises(UserError, match="no study street"):
+        quick(**joining)
+    assert not (tmp_path / "second").exists()
+    with pytest.raises(UserError, match="no search to resume"):
+        quick(**second, resume=True)
+    quick(**shared, **first, name="street")
+    with pytest.raises(UserError, match="another model"):
+        quick(**joining, model="yolo11s")
+    assert not (tmp_path / "second").exists()
+    assert quick(**joining, trials=4).num_trials == 4
+    assert quick(**joining, trials=5).num_trials == 5  # the very same command goes on
+    with pytest.raises(UserError, match="keeps its own epochs, imgsz; leave them out"):
+        quick(**joining | {"epochs": 2, "imgsz": 64})
+    assert quick(**second, resume=True, trials=6).num_trials == 6
+
+
+def test_a_space_that_is_given_again_must_be_the_same(tmp_path: Path, quick: Callable[..., TuneResult]) -> None:
+    file, copy = tmp_path / "space.yaml", tmp_path / "copy.yaml"
+    file.write_text("lr0: {low: 0.0001, high: 0.1, log: true}")
+    copy.write_text(file.read_text())
+    quick(**SMALL, space=file)
+    assert quick(resume="tune", space=copy, trials=3).num_trials == 3
+    file.write_text("lr0: {low: 0.0001, high: 0.2, log: true}")
+    with pytest.raises(UserError, match="keeps its own space"):
+        quick(resume="tune", space=file, trials=4)
+
+
+def test_a_folder_with_another_name_still_finds_its_study(tmp_path: Path, quick: Callable[..., TuneResult]) -> None:
+    shared = SMALL | {"storage": f"sqlite:///{tmp_path}/shared.db"}
+    quick(**SMALL).folder.rename(tmp_path / "mine")
+    assert quick(resume=str(tmp_path / "mine"), trials=3).num_trials == 3
+    assert quick(resume=str(tmp_path / "mine"), trials=4).num_trials == 4
+    quick(**shared, name="street", project=tmp_path / "first")
+    joining = shared | {"resume": "street", "name": "here"}
+    assert quick(**joining, trials=3).folder == tmp_path / "runs" / "here"
+    assert quick(**joining, trials=4).num_trials == 4
+    assert quick(resume="here", trials=5).num_trials == 5
+
+
+def test_the_answer_of_a_measure_within_seconds_trains_as_long_as_it_is_told(
+    tmp_path: Path, quick: Callable[..., TuneResult]
+) -> None:
+    result = quick(**SMALL, objective="ap@10m", time="2h")
+    options = TrainOptions.read(result.best, {"epochs": 300})
+    assert (options.loop.time, options.loop.epochs) == ("", 300)
+    head = [line for line in result.best.read_text().splitlines() if line.startswith("# ")]
+    assert any("time=600s" in line for line in head)
+    assert any("time=600s" in line and str(result.best) in line for line in result.summary)
+    plain = quick(**SMALL)
+    assert TrainOptions.read(plain.best).loop.time == ""
+    assert not any("time=" in line for line in plain.summary)
+
+
+def test_the_confirmation_comes_after_the_time_and_says_how_long_it_takes(
+    quick: Callable[..., TuneResult], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "paceline"):
+        result = quick(**SMALL, time="1s", confirm=3, finalists=2, trials=4)
+    assert {len(entry.values) for entry in result.confirmed} == {3}
+    assert any("time=1s is for the search" in line for line in caplog.messages)
+    runs = 3 * len(result.confirmed)
+    assert any(f"{runs} runs, about 1 minute" in line for line in caplog.messages)
+
+
+def test_a_search_in_which_nothing_ended_well_names_the_reason(
+    tmp_path: Path, quick: Callable[..., TuneResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(self: QuickSearch, source: Source, *, until: float | None = None) -> bool:
+        while (job := source.next("cores 0")) is not None:
+            source.finish(job, Outcome(ending="failed", reason="the disk is full."), 1.0)
+        return True
+
+    monkeypatch.setattr(QuickSearch, "run", run)
+    with pytest.raises(UserError, match=r"most failed for this: the disk is full\. .*report\.html"):
+        quick(**SMALL)
+    with pytest.raises(UserError, match=r"first 3 trials have all failed.*: the disk is full\."):
+        quick(**SMALL, trials=9)
 
 
 @pytest.mark.slow

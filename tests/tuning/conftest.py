@@ -24,6 +24,10 @@ options, folder = order["options"], Path(order["folder"])
 lr0, how = options["lr0"], options.get("how", "")
 if how == "killed" and lr0 > 1:
     os.kill(os.getpid(), signal.SIGKILL)
+if how in ("mistake", "broken"):
+    told = {"ending": "failed", "reason": f"it is {how}", "is_mendable": how == "mistake"}
+    (folder / "ending.json").write_text(json.dumps(told))
+    sys.exit(0)
 if how == "hangs":
     threading.Event().wait()
 reached = max(0.0, 0.8 - abs(lr0 - 0.3)) + 0.001 * options.get("seed", 0)

@@ -104,6 +104,49 @@ def test_a_program_that_ends_without_a_word_has_failed(tmp_path: Path, program: 
     assert all("status 3" in trial.user_attrs[REASON] for trial in study.trials)
 
 
+@pytest.mark.parametrize(
+    ("how", "says", "most"),
+    [("mistake", "The defaults cannot be trained", 1), ("broken", "first [34] trials have all failed", 4)],
+)
+def test_a_search_that_can_only_fail_stops_and_says_why(
+    tmp_path: Path, program: Sequence[str], how: str, says: str, most: int
+) -> None:
+    study = create(tmp_path)
+    with pytest.raises(UserError, match=f"{says}.*: it is {how}"):
+        search(tmp_path, program, how=how).run(trials_of(study, tmp_path, 50))
+    failed = [trial for trial in study.trials if trial.user_attrs.get(ENDING) == "failed"]
+    assert 1 <= len(failed) <= max(most, len(SLOTS))
+    again = resume(tmp_path)  # when what was wrong is mended, the defaults are trained after all
+    before = again.num_started()
+    search(tmp_path, program).run(trials_of(again, tmp_path, before + 3))
+    assert again.defaults() is not None
+    assert len(again.best(50)) == 3
+
+
+def test_failures_do_not_stop_a_search_that_something_has_ended_well_in(tmp_path: Path, program: Sequence[str]) -> None:
+    study = create(tmp_path)
+    trials = trials_of(study, tmp_path, 50)
+    endings = ["complete", *["failed"] * 9]
+    for ending in endings:
+        job = trials.next("cores 0")
+        assert job is not None
+        value = 0.5 if ending == "complete" else None
+        trials.finish(job, Outcome(ending=ending, value=value, reason="bad luck"), 1.0)  # type: ignore[arg-type]
+    assert [trial.user_attrs[ENDING] for trial in study.trials] == endings
+
+
+def test_failures_wait_for_the_defaults_that_are_on_their_way(tmp_path: Path) -> None:
+    study = create(tmp_path)
+    trials = trials_of(study, tmp_path, 50)
+    jobs = [trials.next("cores 0") for _ in range(6)]
+    for job in jobs[1:5]:
+        assert job is not None
+        trials.finish(job, Outcome(ending="failed", reason="too large"), 1.0)
+    assert jobs[0] is not None
+    with pytest.raises(UserError, match=r"first 5 trials have all failed.*too large"):
+        trials.finish(jobs[0], Outcome(ending="failed", reason="out of memory"), 1.0)
+
+
 def test_hopeless_trials_are_pruned_and_good_ones_are_not(tmp_path: Path, program: Sequence[str]) -> None:
     study = create(tmp_path, pruner="halving", sampler="random")
     slots = SLOTS[:1]  # in turn, so that what is known when a trial reports does not hang on the machine

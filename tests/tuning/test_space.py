@@ -72,6 +72,9 @@ def test_equal_spaces_have_equal_fingerprints(tmp_path: Path) -> None:
         ("weight_decay: {low: 0, high: 1, log: true}", "starts above 0"),
         ("lr0: {low: 0.1, high: 1, log: true, step: 0.1}", "both log and step"),
         ("lr0: {low: 0.1, high: 1, step: 0}", "above 0"),
+        ("lr0: {low: 0.1, high: 1, step: .inf}", "above 0"),
+        ("close_mosaic: {low: 0, high: 20, step: 0.5}", "whole step"),
+        ("close_mosaic: {low: 0, high: 20, step: 2.5}", "whole step"),
         ("lr0: {low: 0.1, high: 1, log: 3}", "true or false"),
         ("scale: {low: 0.1, high: 3}", "out of range"),
         ("lr0: {low: a, high: b}", "lr0"),
@@ -86,6 +89,11 @@ def test_a_bad_space_is_answered_by_one_sentence(tmp_path: Path, text: str, says
     with pytest.raises(UserError, match=says.replace("{", r"\{")) as caught:
         read(tmp_path, text)
     assert "\n" not in str(caught.value)
+
+
+def test_a_whole_step_may_be_spelled_with_a_point(tmp_path: Path) -> None:
+    spaces = [read(tmp_path, f"close_mosaic: {{low: 0, high: 20, step: {step}}}") for step in ("5", "5.0")]
+    assert spaces[0].distributions() == spaces[1].distributions()
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

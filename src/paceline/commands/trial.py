@@ -36,17 +36,20 @@ def main() -> int:
     order = json.loads(line)
     folder = Path(order["folder"])
     _log_into(folder / "log.txt")
+    is_mendable = False
     try:
         train(TrainOptions.from_flat(order["options"]))
         ending, reason = "complete", ""
     except UserError as error:
         ending, reason = ("diverged" if "diverged" in str(error) else "failed"), str(error)
+        is_mendable = ending == "failed"
     except (torch.OutOfMemoryError, MemoryError) as error:
         ending, reason = "failed", f"it ran out of memory ({str(error).splitlines()[0] if str(error) else 'no detail'})"
     except Exception as error:
         logging.getLogger("paceline").error("%s", traceback.format_exc())
         ending, reason = "failed", f"{type(error).__name__}: {error}"
-    (folder / ENDING_FILE).write_text(json.dumps({"ending": ending, "reason": reason}), encoding="utf-8")
+    told = {"ending": ending, "reason": reason, "is_mendable": is_mendable}
+    (folder / ENDING_FILE).write_text(json.dumps(told), encoding="utf-8")
     return 0
 
 
@@ -60,8 +63,12 @@ def _log_into(file: Path) -> None:
 
 
 def _end_with_the_search(stream: BinaryIO) -> None:
-    """Nothing more ever comes through the input, so its end means that the search is gone: end as well."""
-    stream.read()
+    """Nothing more ever comes through the input, so its end means that the search is gone: end as well.
+
+    Read past the stream, whose lock would otherwise abort the interpreter when the trial has ended by itself.
+    """
+    while os.read(stream.fileno(), 1):
+        pass
     os._exit(1)
 
 

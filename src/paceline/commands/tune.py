@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
-import shutil
+import statistics
 import sys
 import time
 import zlib
@@ -26,18 +27,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from paceline.commands.weights import require_model
 from paceline.data.dataset import open_data_set
 from paceline.errors import UserError
 from paceline.option_values import AUTO_BATCH, typed
 from paceline.options import TrainOptions, TuneOptions, option_fields
-from paceline.records import RunConfig, RunFolder, write_atomically
+from paceline.records import RunConfig, write_atomically
 from paceline.training.budget import parse_duration
+from paceline.tuning.folder import SearchFolder
 from paceline.tuning.outcome import Objective
 from paceline.tuning.search import Row, Search
 from paceline.tuning.slots import divide
 from paceline.tuning.sources import Confirmation, Confirmed, Finalist, Trials
 from paceline.tuning.space import SearchSpace, default_space_text, read_space
-from paceline.tuning.study import DEFAULTS, ROLE, Study
+from paceline.tuning.study import DEFAULTS, ENDING, REASON, ROLE, SECONDS, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -81,7 +84,7 @@ class TuneResult:
 def settle_tune(mapping: Mapping[str, object]) -> TuneOptions:
     """Turn flat options into those of a search; a resumed one keeps its own but for a few.
 
-    Raises UserError for an option that resuming would ignore.
+    Raises UserError for an option that resuming would ignore; one that says what the search has anyway may be given.
     """
     given = {name.replace("-", "_"): value for name, value in mapping.items()}
     options = TuneOptions.from_flat(given)
@@ -90,13 +93,23 @@ def settle_tune(mapping: Mapping[str, object]) -> TuneOptions:
     folder = _resumed_folder(options)
     if folder is None:
         return options
-    fixed = sorted(set(given) - _MAY_CHANGE)
-    if fixed:
+    resumed = TuneOptions.read(folder.config)
+    own, asked = resumed.to_flat(), TuneOptions.from_flat(given, base=resumed).to_flat()
+    differing = {name for name in set(given) & set(own) - _MAY_CHANGE if asked[name] != own[name]}
+    if options.tune.space and folder.holds_space(Path(options.tune.space)):
+        differing.discard("space")
+    elif options.tune.space:
+        differing.add("space")  # also where the file has changed since
+    if options.run.name and Path(options.run.name).name == folder.path.name:
+        differing.discard("name")
+    if differing:
         raise UserError(
-            f"A resumed search keeps its own {', '.join(fixed)}; leave {'it' if len(fixed) == 1 else 'them'} out, "
-            f"or start a new one. It takes {', '.join(sorted(_MAY_CHANGE - {'resume', 'project'}))} anew."
+            f"A resumed search keeps its own {', '.join(sorted(differing))}; leave "
+            f"{'it' if len(differing) == 1 else 'them'} out, or start a new one. "
+            f"It takes {', '.join(sorted(_MAY_CHANGE - {'resume', 'project'}))} anew."
         )
-    return TuneOptions.read(folder / "config.yaml", {**given, "resume": str(folder)})
+    anew = {name: value for name, value in given.items() if name in _MAY_CHANGE}
+    return TuneOptions.from_flat({**anew, "resume": str(folder.path)}, base=resumed)
 
 
 def tune(options: TuneOptions, show: Callable[[Row], None]) -> TuneResult:
@@ -125,6 +138,7 @@ class _Tuning:
             )
         if options.ranks.devices > 1:
             raise UserError("A trial has one device; name the devices that run trials side by side: device=0,1.")
+        require_model(options.model)
         self._limit_s = parse_duration(options.loop.time) if options.loop.time else None
         self._objective = Objective.parse(config.objective)
         self._slots = _slots(options)
@@ -132,6 +146,8 @@ class _Tuning:
         self._options = options
         self._base = _concrete(options, data_set)
         self._space = _space(options, self._resumed)
+        file = self._resumed.space if self._resumed else Path(config.space) if config.space else None
+        self._space_text = file.read_text(encoding="utf-8") if file else default_space_text()
         self._space.require(self._defaults())
         assert data_set.train is not None
         assert data_set.val is not None
@@ -146,58 +162,65 @@ class _Tuning:
     def run(self, show: Callable[[Row], None]) -> TuneResult:
         """Search, confirm, write the answer and the page."""
         until = None if self._limit_s is None else time.monotonic() + self._limit_s
-        folder = self._folder()
-        study = self._study(folder)
+        opened, study = self._open()
+        folder = opened.path
         search = Search(
             slots=self._slots,
             command=[sys.executable, "-m", "paceline.commands.trial"],
             base=self._base_of_trials(),
-            folder=folder / "trials",
+            folder=opened.trials,
             objective=self._objective,
             show=show,
         )
         log.info("Searching %s in %s, %d trials at a time.", ", ".join(self._space.entries), folder, len(self._slots))
-        trials = Trials(study, most=self._options.tune.trials, runs=folder / "trials", objective=self._objective)
+        seeds = self._options.tune.confirm
+        if self._limit_s is not None and seeds:
+            log.info("time=%s is for the search; confirm=%d comes after it.", self._options.loop.time, seeds)
+        trials = Trials(study, most=self._options.tune.trials, runs=opened.trials, objective=self._objective)
         confirmed: list[Confirmed] = []
         try:
             search.run(trials, until=until)
-            confirmed = self._confirm(search, study, folder, None)
+            confirmed = self._confirm(search, study, folder)
         finally:
             result = self._write(study, folder, confirmed)
         if result is None:
-            raise UserError(
-                f"None of the trials ended well; {folder / 'report.html'} has the reason of each. Give them more time."
-            )
+            raise UserError(f"None of the trials ended well; {_why_none(study)}{folder / 'report.html'} lists them.")
         return result
 
-    def _folder(self) -> Path:
+    def _open(self) -> tuple[SearchFolder, Study]:
+        """Open or make the study, and only then write the folder: nothing has changed where the study is refused."""
         if self._resumed is not None:
-            self._options.write(self._resumed / "config.yaml")
-            return self._resumed
+            study = self._study(self._resumed)
+            write_atomically(self._resumed.config, self._stored(self._name_of_study(self._resumed)).encode())
+            return self._resumed, study
         run = self._options.run
-        name = run.name or (self._options.loop.resume if self._options.tune.storage else "")
-        folder = RunFolder.create(run.project, name, exist_ok=run.exist_ok, default_name="tune").path
-        for old in ("study.db", "confirm.jsonl"):
-            (folder / old).unlink(missing_ok=True)
-        shutil.rmtree(folder / "trials", ignore_errors=True)
-        (folder / "trials").mkdir()
-        stored = dataclasses.replace(self._options, loop=dataclasses.replace(self._options.loop, resume=""))
-        stored.write(folder / "config.yaml")
-        text = (
-            Path(self._options.tune.space).read_text(encoding="utf-8")
-            if self._options.tune.space
-            else default_space_text()
+        folder, study = SearchFolder.begin(
+            run.project,
+            run.name or (self._options.loop.resume if self._options.tune.storage else ""),
+            exist_ok=run.exist_ok,
+            shared=bool(self._options.tune.storage),
+            study=self._study,
         )
-        write_atomically(folder / "space.yaml", text.encode())
-        return folder
+        folder.describe(self._stored(self._name_of_study(folder)), self._space_text)
+        return folder, study
 
-    def _study(self, folder: Path) -> Study:
+    def _stored(self, name: str) -> str:
+        loop = dataclasses.replace(self._options.loop, resume="")
+        run = dataclasses.replace(self._options.run, name=name)
+        return dataclasses.replace(self._options, loop=loop, run=run).to_yaml()
+
+    def _name_of_study(self, folder: SearchFolder) -> str:
+        """Name under which the study is kept: another than the folder's where that was renamed, or joined by name."""
+        if self._resumed is not None:
+            return Path(self._options.run.name).name or folder.path.name
+        return self._options.loop.resume or folder.path.name
+
+    def _study(self, folder: SearchFolder) -> Study:
         config, seed = self._options.tune, self._options.loop.seed
-        storage = config.storage or f"sqlite:///{(folder / 'study.db').resolve()}"
-        joined = bool(self._options.loop.resume)
-        name = folder.name if self._resumed or not joined else self._options.loop.resume
-        if joined:
-            recover = Trials.recoverer(folder / "trials", self._objective)
+        storage = config.storage or f"sqlite:///{folder.database.resolve()}"
+        name = self._name_of_study(folder)
+        if self._options.loop.resume:
+            recover = Trials.recoverer(folder.trials, self._objective)
             return Study.resume(
                 storage, name, self._space, config, identity=self._identity, seed=seed + os.getpid(), recover=recover
             )
@@ -213,8 +236,8 @@ class _Tuning:
         shared = {"cache": "disk"} if self._base["cache"] == "auto" else {}  # one decoded set for all trials
         return self._base | {"plots": False, "save_period": -1, "time": limit, "resume": ""} | shared
 
-    def _confirm(self, search: Search, study: Study, folder: Path, until: float | None) -> list[Confirmed]:
-        """Train the best few, and the defaults, with other seeds."""
+    def _confirm(self, search: Search, study: Study, folder: Path) -> list[Confirmed]:
+        """Train the best few, and the defaults, with other seeds, however long that takes."""
         count = self._options.tune.confirm
         best = study.best(self._options.tune.finalists)
         if not count or not best:
@@ -228,8 +251,16 @@ class _Tuning:
         ]
         first = self._options.loop.seed + 1
         confirmation = Confirmation(finalists, range(first, first + count), folder / "confirm.jsonl")
-        log.info("Confirming %d configurations with %d other seeds each.", len(finalists), count)
-        search.run(confirmation, until=until)
+        rounds = math.ceil(confirmation.num_left / len(self._slots))
+        each_s = statistics.fmean(float(trial.user_attrs.get(SECONDS, 0.0)) for trial in best)
+        log.info(
+            "Confirming %d configurations with %d other seeds each: %d runs, about %.0f minutes.",
+            len(finalists),
+            count,
+            confirmation.num_left,
+            math.ceil(rounds * each_s / 60.0),
+        )
+        search.run(confirmation)
         return confirmation.results()
 
     def _write(self, study: Study, folder: Path, confirmed: list[Confirmed]) -> TuneResult | None:
@@ -247,6 +278,12 @@ class _Tuning:
             values = dict(answer.values) if answer else dict(best[0].params)
             trial = next(trial for trial in study.trials if trial.number == number)
             summary = _sentences(self._objective, number, trial.value or 0.0, defaults_value, confirmed)
+            if self._objective.within_s is not None:
+                budget = f"time={self._objective.within_s:g}s"
+                summary += (
+                    f"Each trial trained with {budget}; to repeat the measure: "
+                    f"paceline train --config {folder / 'best.yaml'} {budget}",
+                )
             write_atomically(folder / "best.yaml", self._answer(values, summary))
             result = TuneResult(
                 folder=folder,
@@ -264,8 +301,8 @@ class _Tuning:
         return result
 
     def _answer(self, values: Mapping[str, Any], summary: tuple[str, ...]) -> bytes:
-        """Options of a run with the answer, what concerned the search alone left out."""
-        flat = {**self._base, **values, "time": self._base_of_trials()["time"], "resume": "", "device": "auto"}
+        """Options of a run with the answer, what concerned the search alone left out: its time, and that of trials."""
+        flat = {**self._base, **values, "time": "", "resume": "", "device": "auto"}
         run = RunConfig()
         flat |= {"project": str(run.project), "name": run.name, "exist_ok": run.exist_ok}
         text = TrainOptions.from_flat(flat).to_yaml()
@@ -298,7 +335,7 @@ def _absolute(data: str) -> str:
     return str(path.resolve()) if path.exists() and data != "shapes" else data
 
 
-def _space(options: TuneOptions, resumed: Path | None) -> SearchSpace:
+def _space(options: TuneOptions, resumed: SearchFolder | None) -> SearchSpace:
     known = option_fields(TrainOptions)
     searched = {name: entry.annotation for name, entry in known.items() if entry.room in _SEARCHED_ROOMS}
     types = {name: kind if isinstance(kind, type) else object for name, kind in searched.items()}
@@ -307,7 +344,7 @@ def _space(options: TuneOptions, resumed: Path | None) -> SearchSpace:
         entry = known[name]
         return typed(name, value, entry.annotation, entry.default)  # type: ignore[return-value]
 
-    file = str(resumed / "space.yaml") if resumed else options.tune.space
+    file = str(resumed.space) if resumed else options.tune.space
     return read_space(file, check, types)
 
 
@@ -333,21 +370,25 @@ def _fingerprint(*indexes: Index) -> str:
     return f"{value:08x}"
 
 
-def _resumed_folder(options: TuneOptions) -> Path | None:
+def _resumed_folder(options: TuneOptions) -> SearchFolder | None:
     """Find the folder of the search to go on with; None for one that this machine joins by its storage."""
-    resume = options.loop.resume
+    resume, run = options.loop.resume, options.run
     if resume == "true":
-        found = sorted(options.run.project.glob("*/space.yaml"), key=lambda path: path.stat().st_mtime)
-        if not found:
-            raise UserError(f"There is no search to resume in {options.run.project}; name one: --resume runs/tune.")
-        return found[-1].parent
-    for path in (Path(resume), options.run.project / resume):
-        folder = path.parent if path.suffix == ".db" else path
-        if (folder / "space.yaml").is_file():
+        return SearchFolder.latest(run.project)
+    names = [resume, run.name] if run.name and options.tune.storage else [resume]
+    for path in (Path(resume), *(run.project / name for name in names)):
+        folder = SearchFolder(path=path.parent if path.suffix == ".db" else path)
+        if folder.is_search:
             return folder
     if options.tune.storage:
         return None
     raise UserError(f"{resume} is no folder of a search; name one such as runs/tune, or its storage as well.")
+
+
+def _why_none(study: Study) -> str:
+    """Say for what most of the trials have failed, or what to do where none has."""
+    reasons = [str(trial.user_attrs[REASON]) for trial in study.trials if trial.user_attrs.get(ENDING) == "failed"]
+    return f"most failed for this: {statistics.mode(reasons).rstrip('.')}. " if reasons else "give them more time. "
 
 
 def _sentences(

@@ -17,7 +17,7 @@ class TuneConfig:
     objective: str = "ap"
     """What is made as large as possible: `ap`, the best AP of a run, or `ap@600s`, the best within so many seconds."""
     confirm: int = 0
-    """Train the best configurations and the defaults again with this many other seeds, and choose by the mean."""
+    """Train the best ones and the defaults again with this many other seeds, beyond `time`, and choose by the mean."""
     finalists: int = 3
     """How many of the best configurations are confirmed, beside the defaults."""
     cores_per_trial: int = 0

@@ -28,6 +28,8 @@ class Outcome:
     """By the objective; None where no epoch was evaluated in time."""
     reason: str = ""
     """One sentence for all endings but `complete`."""
+    is_mendable: bool = False
+    """Whether it failed by something that the user can mend, and that other values would meet as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,8 +50,8 @@ class Source(Protocol):
     def report(self, job: Job, seconds: float, ap: float) -> bool:
         """Take the AP of an epoch; whether to end the job."""
 
-    def finish(self, job: Job, outcome: Outcome, seconds: float) -> None:
-        """Take the end of a job."""
+    def finish(self, job: Job, outcome: Outcome, seconds: float) -> Outcome:
+        """Take the end of a job; returns the ending that holds. Raises UserError where going on has no sense."""
 
     def tend(self) -> None:
         """Do what has to be done every half minute or so."""
@@ -207,9 +207,11 @@ class Search:
     def _settle(self, slot: Slot, source: Source, outcome: Outcome) -> None:
         run = self._runs.pop(slot)
         self._idle_until.clear()
-        source.finish(run.job, outcome, run.process.seconds)
-        run.process.end()
-        self._tell(run, outcome.ending, outcome)
+        try:
+            outcome = source.finish(run.job, outcome, run.process.seconds)
+        finally:
+            run.process.end()
+            self._tell(run, outcome.ending, outcome)
 
     def _interrupt(self, source: Source, reason: str) -> None:
         for slot in [*self._runs]:
@@ -241,4 +243,9 @@ def read_ending(folder: Path, objective: Objective) -> Outcome | None:
     value = objective.value(RunFolder(path=folder).epochs())
     if told["ending"] == "complete" and value is None:
         return Outcome(ending="failed", reason=f"no epoch was evaluated in time for {objective}; give it longer")
-    return Outcome(ending=told["ending"], value=value if told["ending"] == "complete" else None, reason=told["reason"])
+    return Outcome(
+        ending=told["ending"],
+        value=value if told["ending"] == "complete" else None,
+        reason=told["reason"],
+        is_mendable=bool(told.get("is_mendable", False)),
+    )

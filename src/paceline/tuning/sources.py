@@ -7,6 +7,7 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paceline.errors import UserError
 from paceline.tuning.search import Job, read_ending
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
     from paceline.tuning.outcome import Objective, Outcome
     from paceline.tuning.study import Study
+
+
+_HOPELESS = 3
+"""So many failures, and nothing else, since the search began here say that it will not get better."""
 
 
 def folder_of(number: int) -> str:
@@ -31,6 +36,8 @@ class Trials:
         self._most = most
         self._runs = runs
         self._objective = objective
+        self._failures: list[str] | None = []
+        """Reasons of the trials that failed here since the beginning; None once one has ended in another way."""
 
     def next(self, device: str) -> Job | None:
         """Take the next trial, unless there are enough."""
@@ -43,9 +50,28 @@ class Trials:
         """Take the AP of an epoch; whether to end the trial."""
         return self._study.report(job.number, seconds, ap)
 
-    def finish(self, job: Job, outcome: Outcome, seconds: float) -> None:
-        """Record the end of a trial."""
-        self._study.finish(job.number, outcome, seconds)
+    def finish(self, job: Job, outcome: Outcome, seconds: float) -> Outcome:
+        """Record the end of a trial.
+
+        Raises UserError where those that follow would fail as well: the defaults failed by something that the user can
+        mend, or the first three trials here, while the defaults are not on their way.
+        """
+        was_defaults = self._study.is_defaults(job.number)
+        settled = self._study.finish(job.number, outcome, seconds)
+        if settled.ending == "failed" and self._failures is not None:
+            self._failures.append(settled.reason)
+            if was_defaults and settled.is_mendable:
+                self._stop("The defaults cannot be trained", settled.reason)
+            if len(self._failures) >= _HOPELESS and not self._study.runs_defaults():
+                reason = statistics.mode(self._failures)
+                self._stop(f"The first {len(self._failures)} trials have all failed", reason)
+        elif settled.ending in ("complete", "pruned", "diverged"):
+            self._failures = None
+        return settled
+
+    def _stop(self, what: str, reason: str) -> None:
+        self._study.queue_defaults_again()
+        raise UserError(f"{what}, so the search has stopped: {reason}")
 
     def tend(self) -> None:
         """Show that the running trials are alive, and settle those of processes that are not."""
@@ -106,6 +132,11 @@ class Confirmation:
         ]
         self._seeds = tuple(seeds)
 
+    @property
+    def num_left(self) -> int:
+        """Number of runs that have not begun."""
+        return len(self._waiting)
+
     def next(self, device: str) -> Job | None:
         """Take the next run."""
         return self._waiting.pop(0) if self._waiting else None
@@ -114,15 +145,16 @@ class Confirmation:
         """Let every run come to its end."""
         return False
 
-    def finish(self, job: Job, outcome: Outcome, seconds: float) -> None:
+    def finish(self, job: Job, outcome: Outcome, seconds: float) -> Outcome:
         """Keep the result, also that of a run that failed; one that was interrupted is done again next time."""
         if outcome.ending == "interrupted":
-            return
+            return outcome
         seed = int(job.options["seed"])
         self._done[job.number, seed] = outcome.value
         line = {"trial": job.number, "seed": seed, "value": outcome.value, "reason": outcome.reason, "seconds": seconds}
         with self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
+        return outcome
 
     def tend(self) -> None:
         """Nothing waits here for a sign of life."""

@@ -160,8 +160,10 @@ def _range(
     log, step = entry.get("log", False), entry.get("step")
     if not isinstance(log, bool):
         raise UserError(f"{where}: log is {json.dumps(log)}; write true or false.")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not step > 0):
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step < math.inf):
         raise UserError(f"{where}: step is {json.dumps(step)}; give a number above 0.")
+    if whole and step is not None and not float(step).is_integer():
+        raise UserError(f"{where}: step is {step:g}, but {name} is a whole number; give a whole step.")
     if numbers["low"] >= numbers["high"]:
         raise UserError(
             f"{where} goes from {numbers['low']:g} to {numbers['high']:g}, which is empty; low must be below high."

@@ -5,6 +5,9 @@ alive. Whoever opens the study ends the trials of dead processes and queues thei
 
     search A (killed)   0 complete   1 complete   2 running (owner dead)   3 running (owner dead)
     search B --resume   2, 3 interrupted -> queued again as 4, 5                6 ...
+
+A machine that was out of touch for longer than STALE_S, but lives, finds its trials settled by others when it comes
+back: they are no longer its own, so it ends them and records nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +40,11 @@ ENDING, REASON, DEVICE, SECONDS, OWNER, SEEN, ROLE = "ending", "reason", "device
 DEFAULTS = "defaults"
 """Role of the trial that changes nothing; the search is never worse than it."""
 STALE_S = 600.0
-"""A trial of another host that was not seen for so long is dead."""
+"""A trial of another host that was not seen for so long is dead.
+
+Shorter than `patience.LONGEST_S`, for which a storage is asked again: after an outage in between, a machine that could
+not reach the storage goes on with the search, but not with the trials that others took over. Where nobody could reach
+it, nobody takes anything over (`Study.seen`)."""
 UNOWNED_S = 5.0
 """So long may pass between taking a trial and putting one's name to it."""
 _IDENTITY = "identity"
@@ -64,6 +71,9 @@ class Study:
         self._config = config
         self._running: dict[int, Trial] = {}
         self._is_defaults: dict[int, bool] = {}
+        self._last_seen = time.monotonic()
+        self._back_at = 0.0
+        """When this process was last back after an outage, in seconds of the epoch."""
         self._study.sampler = _sampler(config, seed)
 
     @classmethod
@@ -118,7 +128,8 @@ class Study:
             study = optuna.load_study(storage=opened, study_name=name)
         except KeyError as error:
             raise UserError(
-                f"There is no study {name} in {storage}; check the name, or start one without --resume."
+                f"There is no study {name} in {storage}; check the name, or start one without --resume; "
+                "where several machines share it, the others join when the first has begun."
             ) from error
         stored = study.user_attrs.get(_IDENTITY, {})
         for what, value in (dict(identity) | {"space": space.fingerprint}).items():
@@ -146,24 +157,39 @@ class Study:
         from optuna.trial import TrialState
 
         return sum(
-            trial.state != TrialState.WAITING and trial.user_attrs.get(ENDING) != "interrupted" for trial in self.trials
+            trial.state == TrialState.COMPLETE
+            or (trial.state != TrialState.WAITING and trial.user_attrs.get(ENDING) != "interrupted")
+            for trial in self.trials
         )
 
     def ask(self, device: str) -> Asked:
         """Take the next trial, which will run on `device`."""
-        trial = patiently(partial(self._study.ask, self._distributions))
-        self._running[trial.number] = trial
-        self._is_defaults[trial.number] = patiently(partial(getattr, trial, "user_attrs")).get(ROLE) == DEFAULTS
-        for name, value in ((OWNER, _owner()), (SEEN, time.time()), (DEVICE, device)):
-            patiently(partial(trial.set_user_attr, name, value))
-        return Asked(number=trial.number, values=dict(trial.params))
+        while True:
+            trial = patiently(partial(self._study.ask, self._distributions))
+            self._running[trial.number] = trial
+            self._is_defaults[trial.number] = patiently(partial(getattr, trial, "user_attrs")).get(ROLE) == DEFAULTS
+            if self._write(trial, {OWNER: _owner(), SEEN: time.time(), DEVICE: device}):
+                return Asked(number=trial.number, values=dict(trial.params))
+
+    def is_defaults(self, number: int) -> bool:
+        """Whether a trial that was taken here is that of the defaults."""
+        return self._is_defaults[number]
+
+    def runs_defaults(self) -> bool:
+        """Whether the trial of the defaults is on its way here."""
+        return any(self._is_defaults[number] for number in self._running)
 
     def report(self, number: int, seconds: float, ap: float) -> bool:
-        """Take the AP after some seconds of training; returns whether the trial should be ended now."""
-        trial = self._running[number]
+        """Take the AP after some seconds of training; returns whether the trial should be ended now.
+
+        That is so as well where another machine has settled it.
+        """
+        trial = self._running.get(number)
+        if trial is None:
+            return True
         step = max(round(10 * seconds), 1)  # tenths, since steps are whole numbers and runs may be short
-        patiently(partial(trial.report, ap, step))
-        patiently(partial(trial.set_user_attr, SEEN, time.time()))
+        if not self._ours(number, partial(trial.report, ap, step)) or not self._write(trial, {SEEN: time.time()}):
+            return True
         if self._is_defaults[number] or self._config.pruner == "none":
             return False
         pruner = self._pruner()
@@ -173,17 +199,38 @@ class Study:
         return patiently(trial.should_prune)
 
     def seen(self) -> None:
-        """Say that the running trials are alive."""
-        for trial in self._running.values():
-            patiently(partial(trial.set_user_attr, SEEN, time.time()))
+        """Say that the running trials are alive; to be called every minute or so.
 
-    def finish(self, number: int, outcome: Outcome, seconds: float) -> None:
-        """Record the end of a trial; what was interrupted is queued again."""
-        trial = self._running.pop(number)
-        patiently(partial(trial.set_user_attr, SECONDS, seconds))
-        self._settle(number, trial._trial_id, outcome)
-        if outcome.ending == "interrupted":
-            self._queue_again(trial.params, is_defaults=self._is_defaults[number])
+        Where that was not possible for longer, other machines may have been kept from it too: they get STALE_S anew.
+        """
+        for trial in [*self._running.values()]:
+            self._write(trial, {SEEN: time.time()})
+        now = time.monotonic()
+        if now - self._last_seen > STALE_S / 2:
+            self._back_at = time.time()
+        self._last_seen = now
+
+    def finish(self, number: int, outcome: Outcome, seconds: float) -> Outcome:
+        """Record the end of a trial; what was interrupted is queued again. Returns the ending that holds for it."""
+        trial = self._running.get(number)
+        if trial is not None and self._write(trial, {SECONDS: seconds}):
+            settled = self._settle(number, trial._trial_id, outcome)
+            self._running.pop(number, None)
+            if settled:
+                if outcome.ending == "interrupted":
+                    self._queue_again(trial.params, is_defaults=self._is_defaults[number])
+                return outcome
+        return Outcome(
+            ending="interrupted", reason="another machine had taken it over, since this one was out of touch"
+        )
+
+    def queue_defaults_again(self) -> None:
+        """Let the defaults be the next trial, where theirs failed for a reason that has nothing to do with them."""
+        from optuna.trial import TrialState
+
+        trials = [trial for trial in self.trials if trial.user_attrs.get(ROLE) == DEFAULTS]
+        if trials and trials[-1].state == TrialState.FAIL and trials[-1].user_attrs.get(ENDING) == "failed":
+            self._queue_again(trials[-1].params, is_defaults=True)
 
     def best(self, count: int) -> list[FrozenTrial]:
         """Return the best complete trials, best first."""
@@ -201,33 +248,50 @@ class Study:
         from optuna.trial import TrialState
 
         for trial in self.trials:
-            if trial.state != TrialState.RUNNING or trial.number in self._running or _is_alive(trial):
+            if trial.state != TrialState.RUNNING or trial.number in self._running or _is_alive(trial, self._back_at):
                 continue
             outcome = recover(trial.number) or Outcome(ending="interrupted", reason="the search that ran it was ended")
-            self._settle(trial.number, trial._trial_id, outcome)
-            if outcome.ending == "interrupted":
+            settled = self._settle(trial.number, trial._trial_id, outcome)
+            if settled and outcome.ending == "interrupted":
                 self._queue_again(trial.params, is_defaults=trial.user_attrs.get(ROLE) == DEFAULTS)
 
-    def _settle(self, number: int, identifier: int, outcome: Outcome) -> None:
+    def _write(self, trial: Trial, attributes: Mapping[str, Any]) -> bool:
+        """Put attributes to a running trial; False where it is no longer ours."""
+        return all(
+            self._ours(trial.number, partial(trial.set_user_attr, name, value)) for name, value in attributes.items()
+        )
+
+    def _ours(self, number: int, call: Callable[[], object]) -> bool:
+        """Make a call that writes to a running trial; False, and the trial forgotten, where another has settled it."""
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        try:
+            patiently(call)
+        except UpdateFinishedTrialError:
+            self._running.pop(number, None)
+            return False
+        return True
+
+    def _settle(self, number: int, identifier: int, outcome: Outcome) -> bool:
+        """Record an ending; False where another process came first, whose ending stays."""
         from optuna.trial import TrialState
 
         storage = self._study._storage
         for name, text in ((ENDING, outcome.ending), (REASON, outcome.reason)):
-            patiently(partial(storage.set_trial_user_attr, identifier, name, text))
+            if not self._ours(number, partial(storage.set_trial_user_attr, identifier, name, text)):
+                return False
         state, value = TrialState.FAIL, outcome.value
         if outcome.ending == "complete" and value is not None:
             state = TrialState.COMPLETE
         elif outcome.ending in ("pruned", "diverged"):
             state = TrialState.PRUNED
-        patiently(
-            partial(
-                self._study.tell,
-                number,
-                value if state == TrialState.COMPLETE else None,
-                state=state,
-                skip_if_finished=True,
-            )
-        )
+        told = value if state == TrialState.COMPLETE else None
+        try:
+            return self._ours(number, partial(self._study.tell, number, told, state=state))
+        except ValueError:  # what `tell` says where the trial was settled a moment ago
+            if patiently(partial(storage.get_trial, identifier)).state.is_finished():
+                return False
+            raise
 
     def _queue_again(self, values: Mapping[str, Any], *, is_defaults: bool) -> None:
         attributes = {ROLE: DEFAULTS} if is_defaults else {}
@@ -291,13 +355,16 @@ def _owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": process.pid, "started": process.create_time()}
 
 
-def _is_alive(trial: FrozenTrial) -> bool:
-    """Whether the process that runs a trial lives; on another host, whether it was seen lately."""
+def _is_alive(trial: FrozenTrial, back_at: float) -> bool:
+    """Whether the process that runs a trial lives; on another host, whether it was seen lately.
+
+    That host gets its time anew from `back_at`, when we were back after an outage ourselves.
+    """
     owner = trial.user_attrs.get(OWNER)
     if owner is None:  # it was taken a moment ago, or its process died between two writes
         return trial.datetime_start is not None and time.time() - trial.datetime_start.timestamp() < UNOWNED_S
     if owner["host"] != socket.gethostname():
-        return bool(time.time() - trial.user_attrs.get(SEEN, 0.0) < STALE_S)
+        return bool(time.time() - max(trial.user_attrs.get(SEEN, 0.0), back_at) < STALE_S)
     try:
         return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["started"]) < 1.0)
     except psutil.NoSuchProcess:
