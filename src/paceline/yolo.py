@@ -146,8 +146,8 @@ class YOLO:
         from paceline.commands.tune import settle_tune, tune
 
         given = dict(self._named(options))
-        if given.get("resume"):
-            del given["model"]  # a resumed search knows what it trains
+        if given.get("resume") and not given.get("storage"):
+            del given["model"]  # a resumed search knows what it trains; one that is joined is told
         with TemporaryDirectory() as folder, TrialTable() as table, logging_to(ConsoleHandler()):
             space = given.get("space")
             if isinstance(space, Mapping):
