@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paceline.callbacks import Callback
     from paceline.commands.sources import Source
     from paceline.commands.train import TrainResult
-    from paceline.commands.tune import TuneResult
+    from paceline.commands.tune_answer import TuneResult
     from paceline.evaluation.evaluator import Evaluation
     from paceline.keywords import BenchKeywords, PredictKeywords, TrainKeywords, TuneKeywords, ValKeywords
     from paceline.planning.record import BenchRecord

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from paceline.commands.tune import TuneResult
+    from paceline.commands.tune_answer import TuneResult
     from paceline.tuning.search import Source
 
 SMALL = {"data": "shapes", "epochs": 1, "imgsz": 32, "batch": 8, "fraction": 0.05, "amp": "off"}

@@ -14,7 +14,7 @@ from paceline.options import TuneOptions, read_mapping
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from paceline.commands.tune import TuneResult
+    from paceline.commands.tune_answer import TuneResult
 
 
 def run_tune(arguments: Sequence[str]) -> int:

@@ -20,19 +20,19 @@ import statistics
 import sys
 import time
 import zlib
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
 
+from paceline.commands.tune_answer import Answer, TuneResult, why_none
 from paceline.commands.weights import require_model
 from paceline.data.dataset import open_data_set
 from paceline.errors import UserError
 from paceline.option_values import AUTO_BATCH, typed
 from paceline.options import TrainOptions, TuneOptions, option_fields
-from paceline.records import RunConfig, write_atomically
+from paceline.records import write_atomically
 from paceline.training.budget import parse_duration
 from paceline.tuning.folder import SearchFolder
 from paceline.tuning.outcome import Objective
@@ -40,7 +40,7 @@ from paceline.tuning.search import Row, Search
 from paceline.tuning.slots import divide
 from paceline.tuning.sources import Confirmation, Confirmed, Finalist, Trials
 from paceline.tuning.space import SearchSpace, default_space_text, read_space
-from paceline.tuning.study import DEFAULTS, ENDING, REASON, ROLE, SECONDS, Study
+from paceline.tuning.study import DEFAULTS, ROLE, SECONDS, Study
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -58,27 +58,6 @@ _MAY_CHANGE = frozenset(
 """Options that a resumed search takes anew; the others decide what its trials mean."""
 _SEARCHED_ROOMS = ("augment", "loss", "optim")
 """Rooms of a run whose options may be searched; the others would change the measure itself."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TuneResult:
-    """What a search has found."""
-
-    folder: Path
-    best: Path
-    """YAML file that `paceline train --config` takes."""
-    page: Path
-    values: Mapping[str, Any]
-    """The searched options with the values of the answer."""
-    value: float
-    """The answer by the search's measure."""
-    defaults_value: float | None
-    """The defaults by the same; None where their trial did not end."""
-    confirmed: tuple[Confirmed, ...] = ()
-    """With other seeds, best mean first."""
-    num_trials: int = 0
-    summary: tuple[str, ...] = field(default=())
-    """The answer in sentences."""
 
 
 def settle_tune(mapping: Mapping[str, object]) -> TuneOptions:
@@ -182,9 +161,17 @@ class _Tuning:
             search.run(trials, until=until)
             confirmed = self._confirm(search, study, folder)
         finally:
-            result = self._write(study, folder, confirmed)
+            answer = Answer(
+                study=study,
+                folder=folder,
+                objective=self._objective,
+                base=self._base,
+                title=f"Search of {folder.name}: {self._options.model} on {self._options.data.data}",
+                confirmed=confirmed,
+            )
+            result = answer.write()
         if result is None:
-            raise UserError(f"None of the trials ended well; {_why_none(study)}{folder / 'report.html'} lists them.")
+            raise UserError(f"None of the trials ended well; {why_none(study)}{folder / 'report.html'} lists them.")
         return result
 
     def _open(self) -> tuple[SearchFolder, Study]:
@@ -263,51 +250,6 @@ class _Tuning:
         search.run(confirmation)
         return confirmation.results()
 
-    def _write(self, study: Study, folder: Path, confirmed: list[Confirmed]) -> TuneResult | None:
-        """Write the answer and the page; None where no trial has ended well."""
-        from paceline.tuning.page import draw_page
-
-        best, defaults = study.best(1), study.defaults()
-        defaults_value = None if defaults is None else defaults.value
-        page = folder / "report.html"
-        summary: tuple[str, ...] = ("No trial has ended well so far.",)
-        result = None
-        if best:
-            answer = confirmed[0].finalist if confirmed and confirmed[0].values else None
-            number = answer.number if answer else best[0].number
-            values = dict(answer.values) if answer else dict(best[0].params)
-            trial = next(trial for trial in study.trials if trial.number == number)
-            summary = _sentences(self._objective, number, trial.value or 0.0, defaults_value, confirmed)
-            if self._objective.within_s is not None:
-                budget = f"time={self._objective.within_s:g}s"
-                summary += (
-                    f"Each trial trained with {budget}; to repeat the measure: "
-                    f"paceline train --config {folder / 'best.yaml'} {budget}",
-                )
-            write_atomically(folder / "best.yaml", self._answer(values, summary))
-            result = TuneResult(
-                folder=folder,
-                best=folder / "best.yaml",
-                page=page,
-                values=values,
-                value=trial.value or 0.0,
-                defaults_value=defaults_value,
-                confirmed=tuple(confirmed),
-                num_trials=study.num_started(),
-                summary=summary,
-            )
-        title = f"Search of {folder.name}: {self._options.model} on {self._options.data.data}"
-        write_atomically(page, draw_page(study, title=title, summary=summary, confirmed=confirmed).encode())
-        return result
-
-    def _answer(self, values: Mapping[str, Any], summary: tuple[str, ...]) -> bytes:
-        """Options of a run with the answer, what concerned the search alone left out: its time, and that of trials."""
-        flat = {**self._base, **values, "time": "", "resume": "", "device": "auto"}
-        run = RunConfig()
-        flat |= {"project": str(run.project), "name": run.name, "exist_ok": run.exist_ok}
-        text = TrainOptions.from_flat(flat).to_yaml()
-        return "".join(f"# {line}\n" for line in summary).encode() + text.encode()
-
 
 def _concrete(options: TuneOptions, data_set: DataSet) -> dict[str, Any]:
     """Flat options of a run, with what `optimizer=auto` decides spelled out: it would not listen to a searched rate."""
@@ -383,29 +325,6 @@ def _resumed_folder(options: TuneOptions) -> SearchFolder | None:
     if options.tune.storage:
         return None
     raise UserError(f"{resume} is no folder of a search; name one such as runs/tune, or its storage as well.")
-
-
-def _why_none(study: Study) -> str:
-    """Say for what most of the trials have failed, or what to do where none has."""
-    reasons = [str(trial.user_attrs[REASON]) for trial in study.trials if trial.user_attrs.get(ENDING) == "failed"]
-    return f"most failed for this: {statistics.mode(reasons).rstrip('.')}. " if reasons else "give them more time. "
-
-
-def _sentences(
-    objective: Objective, number: int, value: float, defaults: float | None, confirmed: list[Confirmed]
-) -> tuple[str, ...]:
-    lines = [f"Best by {objective}: trial {number} with {value:.4f}"]
-    lines[0] += "." if defaults is None else f"; the defaults have {defaults:.4f}."
-    if confirmed and confirmed[0].values:
-        best = confirmed[0]
-        usual = next((entry for entry in confirmed if entry.finalist.is_defaults), None)
-        lines.append(
-            f"With {len(best.values)} other seeds it has {best.mean:.4f} ± {best.spread:.4f} (mean, standard deviation)"
-            + (f"; the defaults {usual.mean:.4f} ± {usual.spread:.4f}." if usual and usual is not best else ".")
-        )
-        if best.finalist.is_defaults:
-            lines.append("The defaults are the best of the confirmed configurations, so they are the answer.")
-    return tuple(lines)
 
 
 def _require_optuna() -> None:
