@@ -113,7 +113,12 @@ def test_train_hands_options_and_callbacks_on_and_holds_the_best_weights(
     assert model.model == str(run / "weights" / "best.safetensors")
     with pytest.raises(UserError, match="did you mean epochs"):
         model.train(epoch=3)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="cannot be resumed"):  # no run has left these weights
+        model.train(resume=True)
+    (run / "weights" / "resume.safetensors").touch()
+    TrainOptions.from_flat({"device": "cpu"}).write(run / "config.yaml")
     model.train(resume=True)
+    (run / "weights" / "resume.safetensors").unlink()
     assert seen[1][0].loop.resume == model.model
 
 
