@@ -40,6 +40,18 @@ def test_a_named_folder_is_only_used_again_when_asked(tmp_path: Path) -> None:
         RunFolder.create(tmp_path, "file", exist_ok=True)
 
 
+@pytest.mark.parametrize("kind", ["val", "predict", "tune"])
+def test_nothing_but_a_training_writes_over_a_training(tmp_path: Path, kind: str) -> None:
+    run = RunFolder.create(tmp_path, "mine", exist_ok=False)
+    run.append("epoch", {"epoch": 1})
+    run.weights.mkdir()
+    (run.weights / "best.safetensors").touch()
+    with pytest.raises(UserError, match="folder of a training"):
+        RunFolder.create(tmp_path, "mine", exist_ok=True, default_name=kind)
+    assert [entry["epoch"] for entry in run.records("epoch")] == [1]
+    assert (run.weights / "best.safetensors").exists()
+
+
 def test_records_come_back_by_kind_and_a_line_cut_off_is_passed_over(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "run", exist_ok=False)
     run.append("epoch", {"epoch": 1, "loss": LossRecord(box=1.5, cls=math.nan, dfl=0.25)})

@@ -238,8 +238,9 @@ class RunFolder:
     def create(cls, project: Path, name: str, *, exist_ok: bool, default_name: str = "train") -> RunFolder:
         """Make a new folder; without a name, the first free one of train, train2, train3, ...
 
-        With `exist_ok` records, marks and weights of an earlier run in the named folder are cleared, so that nobody
-        goes on from them. Raises UserError when the user's own name is taken and `exist_ok` is False.
+        With `exist_ok` records, marks and weights of an earlier training in the named folder are cleared for a new one,
+        so that nobody goes on from them. Raises UserError when the user's own name is taken and `exist_ok` is False, or
+        when it is that of a training and the folder is for something else.
         """
         try:
             project.mkdir(parents=True, exist_ok=True)
@@ -251,8 +252,12 @@ class RunFolder:
                     raise UserError(
                         f"The run folder {path} exists already; choose another name, or pass exist_ok=True."
                     )
-                path.mkdir(parents=True, exist_ok=True)
                 folder = cls(path=path)
+                if default_name != "train" and folder.weights.is_dir():
+                    raise UserError(
+                        f"{path} is the folder of a training, which must not be written over; choose another name."
+                    )
+                path.mkdir(parents=True, exist_ok=True)
                 folder.metrics.unlink(missing_ok=True)
                 folder.mark("")
                 for pattern in ("*.safetensors", "*.json"):

@@ -75,11 +75,10 @@ class SearchFolder:
         """
         named = project / name if name else None
         if named is not None and exist_ok and named.is_dir() and any(named.iterdir()):
-            found = cls(path=named)
+            found = cls(path=RunFolder.create(project, name, exist_ok=True, default_name="tune").path)
             if not shared:
                 found.database.unlink(missing_ok=True)
             opened = study(found)
-            RunFolder.create(project, name, exist_ok=True)
             found._clear()
             return found, opened
         was_there, had_project = named is not None and named.is_dir(), project.is_dir()
