@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -145,7 +146,8 @@ class PlannedBatch:
             pictures, boxes, labels = targets.transformed(index, planned.transforms)
         else:
             pictures, boxes, labels = planned.pictures, planned.boxes, planned.labels
-        first, last = np.searchsorted(pictures, (self._start, self._start + self._count))
+        first = bisect_left(pictures, self._start)  # numpy's would let other threads in, and wait for its turn
+        last = bisect_left(pictures, self._start + self._count, first)
         pictures, boxes, labels = pictures[first:last] - self._start, boxes[first:last], labels[first:last]
         if changed is not None:
             pictures, boxes, labels = targets.joined([changed[place] for place in range(self._count)])
