@@ -8,29 +8,9 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
+from weights import give_gradients, groups, parameters
 
 from paceline.training.adamw import AdamW
-
-
-def parameters(dtype: torch.dtype) -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    convolution = torch.randn(4, 3, 3, 3, generator=generator, dtype=dtype)
-    return [
-        nn.Parameter(convolution.to(memory_format=torch.channels_last)),
-        nn.Parameter(torch.randn(7, generator=generator, dtype=dtype)),
-        nn.Parameter(torch.randn(1, generator=generator, dtype=dtype)),
-    ]
-
-
-def give_gradients(to: list[nn.Parameter], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in to[:2]:  # the last one has none
-        gradient = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        parameter.grad = torch.empty_like(parameter).copy_(gradient)
-
-
-def groups(of: list[nn.Parameter]) -> list[dict[str, object]]:
-    return [{"params": of[:1], "weight_decay": 0.1}, {"params": of[1:], "weight_decay": 0.0}]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

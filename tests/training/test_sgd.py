@@ -5,31 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from weights import give_gradients, groups, parameters
 
 from paceline.training.sgd import Sgd
 
 RATES = [(0.1, 0.8), (0.07, 0.85), (0.05, 0.9), (0.02, 0.937), (0.01, 0.937)]
-
-
-def parameters() -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    convolution = torch.randn(4, 3, 3, 3, generator=generator, dtype=torch.float64)
-    return [
-        nn.Parameter(convolution.to(memory_format=torch.channels_last)),
-        nn.Parameter(torch.randn(7, generator=generator, dtype=torch.float64)),
-        nn.Parameter(torch.randn(1, generator=generator, dtype=torch.float64)),
-    ]
-
-
-def give_gradients(to: list[nn.Parameter], seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in to[:2]:  # the last one has none
-        gradient = torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-        parameter.grad = torch.empty_like(parameter).copy_(gradient)
-
-
-def groups(of: list[nn.Parameter]) -> list[dict[str, object]]:
-    return [{"params": of[:1], "weight_decay": 0.1}, {"params": of[1:]}]
 
 
 @pytest.mark.parametrize("nesterov", [True, False])

@@ -6,6 +6,7 @@ of the start of every run (docs/decisions/0059).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Optimizer:
+class Optimizer(ABC):
     """Parameters in groups that share their rates; what is derived from it says how they change."""
 
     found_inf: Tensor | None = None
@@ -42,8 +43,9 @@ class Optimizer:
             for parameter in group["params"]:
                 parameter.grad = None
 
+    @abstractmethod
     def _apply(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        raise NotImplementedError
+        """Change the parameters of a group that have a gradient."""
 
 
 def rates_on_device(group: dict[str, Any], *names: str) -> None:
