@@ -1,11 +1,24 @@
-"""What a result was measured on."""
+"""The machine: what a result was measured on, and how a process is kept to one of its cores."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import subprocess
 from pathlib import Path
+
+
+def run_on(core: int, command: list[str]) -> None:
+    """Run a program quietly on one core, with one thread."""
+    subprocess.run(
+        command,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
+    )
 
 
 def machine() -> dict[str, object]:

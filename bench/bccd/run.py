@@ -6,13 +6,12 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
-from machine import machine
+from machine import machine, run_on
 
 from paceline.commands.val import validate
 from paceline.options import ValOptions
@@ -33,14 +32,7 @@ def train(options: argparse.Namespace, kind: str, seed: int, cores: SimpleQueue[
             f"epochs={options.epochs}", f"seed={seed}", "device=cpu", "plots=False", f"project={options.runs}",
             f"name={kind}{seed}", "exist_ok=True", *KINDS[kind],
         ]  # fmt: skip
-        subprocess.run(
-            command,
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-        )
+        run_on(core, command)
         cores.put(core)
     return folder
 

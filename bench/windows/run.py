@@ -6,7 +6,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "bench" / "bccd"))
-from machine import machine  # noqa: E402
+from machine import machine, run_on  # noqa: E402
 
 KINDS = ("all", "window")
 
@@ -28,14 +27,7 @@ def train(data: Path, kind: str, seed: int, core: int, out: Path, options: argpa
         # With windows the set is treated as a large one: nothing is kept but what the windows need.
         f"cache={'none' if kind == 'window' else 'ram'}",
     ]  # fmt: skip
-    subprocess.run(
-        command,
-        check=True,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: os.sched_setaffinity(0, {core}),
-    )
+    run_on(core, command)
     lines = [json.loads(line) for line in (out / f"{kind}{seed}" / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     return {
