@@ -14,6 +14,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anyone imports Triton: its own functions are kernels too
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none."""

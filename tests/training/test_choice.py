@@ -305,11 +305,31 @@ def test_compilation_that_is_impossible_fails_or_saves_nothing(tmp_path: Path) -
     assert sentences == ["Compiling costs 5 s and saves nothing"]
 
 
-def test_graphs_are_timed_on_gpus_alone(tmp_path: Path) -> None:
-    gpu = Machine(name="GPU", physical_cores=8, logical_cores=16, bf16=True, fp16=True)
-    task = replace(TASK, device=torch.device("cuda"), uncompilable="of a reason")
-    assert choose(tmp_path, FakeMachine(), "full", task=task, on=gpu).plan == StepPlan(precision=BF16, graphs=True)
-    assert not choose(tmp_path, FakeMachine(), "full", task=replace(TASK, uncompilable="of a reason")).plan.graphs
+GPU = Machine(name="GPU", physical_cores=8, logical_cores=16, bf16=True, fp16=True)
+ON_GPU = replace(TASK, device=torch.device("cuda"), uncompilable="of a reason")
+
+
+@pytest.mark.parametrize("tune", ["quick", "full"])
+def test_graphs_are_timed_on_gpus_alone(tmp_path: Path, tune: str) -> None:
+    assert choose(tmp_path, FakeMachine(), tune, task=ON_GPU, on=GPU).plan == StepPlan(precision=BF16, graphs=True)
+    assert not choose(tmp_path, FakeMachine(), tune, task=replace(TASK, uncompilable="of a reason")).plan.graphs
+    shared = choose(tmp_path, FakeMachine(), tune, task=replace(ON_GPU, is_copied=False), on=GPU)
+    assert not shared.plan.graphs
+
+
+def test_a_gpu_takes_the_whole_batch_and_its_first_step_costs_nothing_of_the_budget(tmp_path: Path) -> None:
+    slow = FakeMachine()
+    first = [10 * QUICK_S]
+
+    def seconds(plan: StepPlan) -> float:
+        slow.now += first.pop() if first else 0.0
+        return usual(plan)
+
+    slow.speed = seconds
+    choice = choose(tmp_path, slow, "quick", task=ON_GPU, on=GPU)
+    assert {images for _, images in slow.trials} == {ON_GPU.batch}
+    assert {plan for plan, _ in slow.trials} == {StepPlan(precision=BF16), StepPlan(precision=BF16, graphs=True)}
+    assert choice.plan.graphs
 
 
 def test_no_step_is_measured_where_nothing_is_left_to_choose(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ submodules (`cv1`, `m`, `attn`, ...) are those of the published checkpoints, so 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,15 @@ from torch.nn import functional as F
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+class NormWithActivation(nn.BatchNorm2d):
+    """A batch norm that may carry out the activation after it too, so that what lies between is never written."""
+
+    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """Normalise BCHW and activate it."""
+        activated: Tensor = activation(self(x))
+        return activated
 
 
 class ConvUnit(nn.Module):
@@ -39,7 +49,10 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, activate."""
-        activated: Tensor = self.act(self.bn(self.conv(x)))
+        convolved = self.conv(x)
+        if isinstance(self.bn, NormWithActivation):
+            return self.bn.activated(convolved, self.act)
+        activated: Tensor = self.act(self.bn(convolved))
         return activated
 
 
@@ -207,10 +220,20 @@ class C2PSA(nn.Module):
 
 
 class Upsample(nn.Upsample):
-    """Nearest neighbour, twice the height and width."""
+    """Nearest neighbour, twice the height and width.
+
+    It copies numbers, so it stays out of autocast, which would make them float32, and with them all that they join.
+    """
 
     def __init__(self) -> None:
         super().__init__(scale_factor=2, mode="nearest")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """B C H W to B C 2H 2W, of one type."""
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            doubled: Tensor = super().forward(x)
+        return doubled
 
 
 class Concat(nn.Module):

@@ -30,6 +30,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from paceline.models.blocks import NormWithActivation
+from paceline.triton_kernels import usable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -47,7 +50,7 @@ class _Ranks:
         return self
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm(NormWithActivation):
     """`nn.BatchNorm2d` under the same keys, whose running statistics `BatchStatistics` moves."""
 
     def __init__(self, norm: nn.BatchNorm2d, ranks: _Ranks | None) -> None:
@@ -60,9 +63,10 @@ class BatchNorm(nn.BatchNorm2d):
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked = norm.num_batches_tracked
         self._ranks = ranks
-        self.latest = tuple(torch.zeros_like(value) for value in self.running())
+        mean, variance = self.running()
+        self.latest = (torch.zeros_like(mean), torch.zeros_like(variance))
         """Mean and unbiased variance of the part that was normalised last."""
-        self.sums = tuple(torch.zeros_like(value) for value in self.running())
+        self.sums = (torch.zeros_like(mean), torch.zeros_like(variance))
         """Of the parts since the last update."""
         self.train(norm.training)
 
@@ -86,9 +90,31 @@ class BatchNorm(nn.BatchNorm2d):
         variance.copy_(variance_of_ranks)
         return normalised  # type: ignore[no-any-return]
 
+    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
+        """Normalise and activate BCHW, in training by one kernel after the other's sums where there are such."""
+        if self.training and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x):
+            from paceline.models.norm_kernels import normed_and_activated  # which needs Triton
+
+            silu = isinstance(activation, nn.SiLU)
+            return normed_and_activated(x, self.weight, self.bias, self.latest, eps=self.eps, silu=silu)
+        return super().activated(x, activation)
+
+    def _has_kernels(self, x: Tensor) -> bool:
+        """Whether kernels take such values: half or single precision, channels-last, more than one per channel."""
+        return (
+            x.is_cuda
+            and self._ranks is None
+            and not torch.compiler.is_compiling()
+            and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+            and self.weight.dtype == torch.float32
+            and x.numel() > x.shape[1]
+            and x.is_contiguous(memory_format=torch.channels_last)
+            and usable(x.device)
+        )
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.latest, self.sums = (tuple(fn(value) for value in values) for values in (self.latest, self.sums))
+        self.latest, self.sums = ((fn(mean), fn(variance)) for mean, variance in (self.latest, self.sums))
         return self
 
 

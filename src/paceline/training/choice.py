@@ -3,8 +3,12 @@
 ```
 off     the documented default: bfloat16 where the hardware has it (float16 on a GPU that has not), channels-last
 quick   precision x memory layout, then threads, in a few seconds and with as many images as fit into these
-full    the same with the whole batch, then CUDA graphs, then compilation if the run is long enough to pay it back
+full    the same with the whole batch, then compilation if the run is long enough to pay it back
 ```
+On a GPU both take the whole batch, since a step is short there, and libraries choose their kernels for the shapes that
+they meet, for seconds, which the run is spared then. So `quick` looks at no other precision and layout than the
+default, and both time CUDA graphs beside the best.
+
 What one run has measured, the next on the same machine with the same task takes from the memory; of compilation it only
 counts anew whether it pays.
 """
@@ -108,11 +112,14 @@ class _Chooser:
     def choose(self) -> StepChoice:
         options = candidates(self.task, self.machine)
         default = options[0]
+        if self._on_gpu and self.tune == "quick":
+            options = (default,)
         if self.tune == "off":
             return _default(default, "tune_step=off takes the default")
         if self.task.deterministic:
             return _default(default, "deterministic leaves no choice")
         is_settled = len(options) == 1 and len(with_threads(default, self.task, self.machine)) == 1
+        is_settled = is_settled and not self._has_graphs
         if is_settled and self.tune == "quick":
             return _default(default, "nothing is left to choose")
         found, mode = self._recall()
@@ -140,6 +147,15 @@ class _Chooser:
             text=". ".join([text, *about_compiling]),
             entries=found.entries,
         )
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.task.device.type == "cuda"
+
+    @property
+    def _has_graphs(self) -> bool:
+        """Whether a step may be captured; where ranks share a network, the host takes part in every step."""
+        return self._on_gpu and self.task.is_copied
 
     def _recall(self) -> tuple[Measurement | None, TuneStep]:
         """Look for what a thorough measurement has found first, whoever asks."""
@@ -176,10 +192,12 @@ class _Chooser:
     def _measure(self, options: Sequence[StepPlan]) -> Measurement | StepChoice:
         """Time everything but compilation; the default where the run is too short for that."""
         task, start = self.task, self.clock()
-        probe = min(task.batch, 2)
+        probe = task.batch if self._on_gpu else min(task.batch, 2)
         with self.trials(probe) as runs:
             runs.seconds(options[0])
             probe_s = runs.seconds(options[0])
+        if self._on_gpu:
+            start = self.clock()  # what its libraries need at first, they need once, and the run does without
         if not math.isfinite(probe_s):
             return _default(options[0], "its trial failed")
         step_s = probe_s * task.batch / probe
@@ -194,7 +212,7 @@ class _Chooser:
             if not math.isfinite(entries[0].ms):
                 return _default(options[0], "every trial failed")
             further = [with_threads(entries[0].plan, task, self.machine)]
-            if self.tune == "full" and task.device.type == "cuda":
+            if self._has_graphs:
                 further.append((entries[0].plan, replace(entries[0].plan, graphs=True)))
             for stage in further:
                 if len(stage) > 1:
@@ -205,6 +223,8 @@ class _Chooser:
         """Seconds that the measurement may take, and with how many images, from a step with `probe` of them."""
         if self.tune == "full":
             return min(FULL_S, run_s), self.task.batch
+        if self._on_gpu:
+            return min(QUICK_S, SHORT_SHARE * run_s), self.task.batch
         budget_s = min(max(QUICK_S, QUICK_SHARE * run_s), QUICK_MOST_S)
         fitting = budget_s / (STEPS_PER_CANDIDATE * (num_options + 1) * probe_s / probe)
         images = 2 ** int(math.log2(fitting)) if fitting >= 2 * probe else probe

@@ -75,16 +75,19 @@ class StepTrials:
         torch.set_num_threads(self._threads)
 
     def seconds(self, plan: StepPlan) -> float:
-        """Take one step, an update included; infinite where this machine cannot."""
+        """Take one step, an update included; infinite where this machine cannot. A GPU's first one is not counted."""
         if self._setting.device.type == "cpu":
             torch.set_num_threads(plan.threads or self._threads)
         try:
             start = time.perf_counter()
             is_new = self._of_all_threads(plan) not in self._steps
             step = self._step(plan)
+            batch = self._batch if plan.channels_last else self._batch.channels_first()
+            if is_new and self._setting.device.type == "cuda":  # libraries load code and choose kernels, for seconds
+                step(batch, _RATES, completes=True)
             self._settle()
             begun = time.perf_counter()
-            step(self._batch if plan.channels_last else self._batch.channels_first(), _RATES, completes=True)
+            step(batch, _RATES, completes=True)
             self._settle()
             end = time.perf_counter()
         except RuntimeError as error:  # out of memory among them

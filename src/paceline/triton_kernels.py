@@ -1,0 +1,45 @@
+"""Triton kernels: whether a device can run them, which is asked once and said where it cannot."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+log = logging.getLogger("paceline")
+
+LEAST_CAPABILITY = (8, 0)
+"""Older GPUs have no bfloat16, and nobody has tried the kernels on them."""
+
+
+def usable(device: torch.device) -> bool:
+    """Whether kernels run on a device; where a CUDA device cannot, the reason is in the log, once per process."""
+    if device.type != "cuda":
+        return False
+    return _works_on(torch.cuda.current_device() if device.index is None else device.index)
+
+
+@functools.cache
+def _works_on(number: int) -> bool:
+    reason = _why_not(torch.device("cuda", number))
+    if reason:
+        log.warning("Triton's kernels cannot be used on cuda:%d: %s; torch's take their place.", number, reason)
+    return not reason
+
+
+def _why_not(device: torch.device) -> str:
+    """Compile and run the smallest kernel; return why that is not possible, or nothing."""
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"its compute capability is {capability[0]}.{capability[1]}, and they need {LEAST_CAPABILITY[0]}"
+    try:
+        from paceline.triton_probe import increment
+
+        with torch.cuda.device(device):
+            value = torch.zeros(1, device=device)
+            increment(value)
+            return "" if float(value) == 1.0 else "the first one gave a wrong result"
+    except Exception as error:  # no Triton, no C compiler for it, no driver: every one of its own kind
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        return f"{type(error).__name__}: {first.strip()[:200]}".rstrip(":. ")

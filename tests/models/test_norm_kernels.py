@@ -1,0 +1,238 @@
+"""Batch norm and activation by Triton's kernels, under its interpreter, against torch in double precision."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from paceline.models.blocks import ConvUnit, SplitChain
+from paceline.parallel.norms import BatchNorm, BatchStatistics
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
+    from typing import Self
+
+EPS = 1e-3
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[ModuleType]:
+    """Return the module of the kernels, run by Triton's interpreter."""
+    pytest.importorskip("triton")
+    name = "paceline.models.norm_kernels"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        before = sys.modules.pop(name, None)
+        yield importlib.import_module(name)
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+class Case:
+    """A map, and what it is normalised with."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, *, mean: float = 2.0) -> None:
+        torch.manual_seed(sum(shape))
+        channels = shape[1]
+        values = torch.randn(shape) * torch.rand(channels).add(0.1).view(1, -1, 1, 1) + mean
+        self.y = values.to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+        self.weight = torch.rand(channels).add(0.5).requires_grad_()
+        self.bias = torch.randn(channels).requires_grad_()
+        self.latest = (torch.full((channels,), 9.0), torch.full((channels,), 9.0))
+        self.of_z = torch.randn(shape).to(dtype)
+
+    def expected(self, *, silu: bool) -> tuple[Self, torch.Tensor]:
+        """Compute by torch, in double."""
+        other = object.__new__(type(self))
+        for name in ("y", "weight", "bias"):
+            setattr(other, name, getattr(self, name).detach().double().requires_grad_())
+        other.latest = tuple(torch.zeros_like(other.weight, requires_grad=False) for _ in range(2))  # type: ignore[assignment]
+        normed = F.batch_norm(other.y, *other.latest, other.weight, other.bias, True, 1.0, EPS)
+        z = F.silu(normed) if silu else normed
+        z.backward(self.of_z.double())
+        return other, z
+
+
+def differ(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Return the largest difference, as a share of the largest number."""
+    assert found is not None
+    assert expected is not None
+    return float((found.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max())
+
+
+SHAPES = [
+    pytest.param((2, 16, 9, 7), id="plain"),
+    pytest.param((3, 80, 5, 4), id="five blocks of channels"),
+    pytest.param((2, 8, 16, 16), id="few channels"),
+    pytest.param((1, 20, 3, 5), id="channels that no block divides"),
+    pytest.param((2, 1, 3, 3), id="one channel"),
+    pytest.param((2, 192, 1, 1), id="two rows"),
+    pytest.param((1, 72, 1, 9), id="one line"),
+]
+
+
+@pytest.mark.parametrize("silu", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_single_precision_is_double_up_to_rounding(
+    kernels: ModuleType, shape: tuple[int, int, int, int], silu: bool
+) -> None:
+    case = Case(shape, torch.float32)
+    z = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=silu, tile=256)
+    z.backward(case.of_z)
+    expected, expected_z = case.expected(silu=silu)
+    assert z.is_contiguous(memory_format=torch.channels_last)
+    assert differ(z, expected_z) < 1e-5
+    for found, right in zip(case.latest, expected.latest, strict=True):
+        assert differ(found, right) < 1e-5
+    assert differ(case.y.grad, expected.y.grad) < 2e-5
+    assert differ(case.weight.grad, expected.weight.grad) < 1e-5
+    assert differ(case.bias.grad, expected.bias.grad) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_at_the_end_alone(kernels: ModuleType, dtype: torch.dtype) -> None:
+    case = Case((2, 16, 12, 12), dtype)
+    z = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=512)
+    z.backward(case.of_z)
+    expected, expected_z = case.expected(silu=True)
+    bound = torch.finfo(dtype).eps
+    torch.testing.assert_close(z.detach().double(), expected_z.detach(), rtol=bound, atol=1e-5)
+    assert differ(case.y.grad, expected.y.grad) < bound
+    assert differ(case.weight.grad, expected.weight.grad) < 1e-5  # of sums nothing is lost
+    assert z.dtype == case.y.grad.dtype == dtype  # type: ignore[union-attr]
+
+
+def test_the_variance_of_large_values_is_not_lost(kernels: ModuleType) -> None:
+    """A sum of squares of numbers around 1,000 would keep no digit of a variance of a hundredth."""
+    case = Case((4, 8, 16, 16), torch.float32, mean=1000.0)
+    kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=False, tile=128)
+    expected = case.y.detach().double().var((0, 2, 3))
+    assert differ(case.latest[1], expected) < 1e-4
+
+
+@pytest.mark.parametrize("first", [0, 3, 8])
+def test_a_gradient_that_is_part_of_a_wider_map_is_read_where_it_lies(kernels: ModuleType, first: int) -> None:
+    case = Case((2, 16, 5, 6), torch.float32)
+    wide = torch.full((2, 28, 5, 6), float("nan")).contiguous(memory_format=torch.channels_last)
+    wide[:, first : first + 16] = case.of_z
+    part = wide[:, first : first + 16]
+    assert kernels.pitch_of(part) == 28
+    z = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=256)
+    z.backward(part)
+    expected, _ = case.expected(silu=True)
+    assert differ(case.y.grad, expected.y.grad) < 2e-5
+    assert differ(case.weight.grad, expected.weight.grad) < 1e-5
+
+
+def test_only_maps_with_cells_at_even_distances_have_a_pitch(kernels: ModuleType) -> None:
+    whole = torch.zeros(2, 6, 4, 5).contiguous(memory_format=torch.channels_last)
+    assert kernels.pitch_of(whole) == 6
+    assert kernels.pitch_of(whole[:, 2:4]) == 6
+    assert kernels.pitch_of(torch.zeros(2, 6, 4, 5)) is None
+    assert kernels.pitch_of(whole[:, :, ::2]) is None
+    assert kernels.pitch_of(whole[:, ::2]) is None
+    assert kernels.pitch_of(torch.zeros(1).expand(2, 6, 4, 5)) is None
+
+
+class Small(nn.Module):
+    """Units with and without an activation, and pieces that are cut and joined."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = ConvUnit(3, 16, 3, 2)
+        self.chain = SplitChain(16, 16, 8, [ConvUnit(8, 8, 3)])
+        self.last = ConvUnit(16, 5, activation=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """B3HW to B5."""
+        return self.last(self.chain(self.first(x))).mean((2, 3))
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, *, by_kernels: bool) -> dict[str, Any]:
+    """Two parts of an update of a small network: outputs, gradients, running statistics."""
+    torch.manual_seed(0)
+    network = Small().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    statistics = BatchStatistics(network)
+    monkeypatch.setattr(BatchNorm, "_has_kernels", lambda norm, x: by_kernels)
+    found: dict[str, Any] = {}
+    for number in range(2):
+        images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+        with statistics.part():
+            found[f"output {number}"] = output = network(images)
+        output.square().sum().backward()
+    statistics.commit()
+    found |= {f"gradient of {name}": value.grad for name, value in network.named_parameters()}
+    found |= network.state_dict()
+    network.eval()
+    found["answer"] = network(torch.rand(2, 3, 16, 16))
+    return found
+
+
+def test_a_network_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[bool] = []
+    taken = kernels.normed_and_activated
+
+    def counted(*arguments: Any, silu: bool, **named: Any) -> torch.Tensor:
+        calls.append(silu)
+        return taken(*arguments, silu=silu, **named)
+
+    monkeypatch.setattr(kernels, "normed_and_activated", counted)
+    found = trained(monkeypatch, by_kernels=True)
+    assert calls == [True, True, True, True, False] * 2
+    expected = trained(monkeypatch, by_kernels=False)
+    assert len(calls) == 10
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+_PROGRAM = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from paceline.models import norm_kernels
+
+kinds = dict.fromkeys(("y", "z", "of_z", "of_y"), "*bf16") | dict(eps="fp32")
+floats = ("parts", "kept", "weight", "bias", "of_affine", "sums", "latest_mean", "latest_variance")
+kinds |= dict.fromkeys(floats, "*fp32")
+kinds |= dict.fromkeys(("num_rows", "num_channels", "part_rows", "pitch", "num_parts"), "i32")
+of_tiles = dict(rows=32, channels=64, step=8)
+variants = [
+    (norm_kernels._statistics, of_tiles),
+    (norm_kernels._settle_statistics, dict(parts_room=512, channels=8)),
+    (norm_kernels._apply, of_tiles | dict(silu=True)),
+    (norm_kernels._gradient_sums, of_tiles | dict(silu=True)),
+    (norm_kernels._settle_sums, dict(parts_room=512, channels=8)),
+    (norm_kernels._apply_gradient, of_tiles | dict(silu=True)),
+    (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False)),
+]
+for kernel, fixed in variants:
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in fixed else kinds[name] for name in names}
+    aligned = [["tt.divisibility", 16]]
+    attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
+    constants = {(names.index(name),): value for name, value in fixed.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    assert len(made.asm["cubin"]) > 1000
+    if fixed.get("step") == 8:
+        assert "ld.global.v4.b32" in made.asm["ptx"], "eight channels are loaded at once"
+print("compiled")
+"""
+
+
+def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "compiled", run.stderr
