@@ -36,3 +36,20 @@ def test_to_moves_every_tensor_and_changes_nothing_else(batch):
 def test_a_batch_cannot_be_changed(batch):
     with pytest.raises(dataclasses.FrozenInstanceError):
         batch.images = batch.images
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_every_level_of_grey_becomes_the_number_that_float32_gives_rounded(batch, dtype):
+    levels = torch.arange(256, dtype=torch.uint8).expand(2, 3, 64, 256).contiguous(memory_format=torch.channels_last)
+    found = dataclasses.replace(batch, images=levels).network_input(dtype)
+    expected = (levels.float() / 255).to(dtype or torch.float32)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_lies_in_0_to_1_already_is_not_divided_again(batch):
+    drawn = dataclasses.replace(batch, images=torch.rand(2, 3, 64, 96).bfloat16())
+    assert drawn.network_input() is drawn.images
+    assert drawn.network_input(torch.bfloat16) is drawn.images
+    assert torch.equal(drawn.network_input(torch.float32), drawn.images.float())

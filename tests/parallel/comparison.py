@@ -21,7 +21,7 @@ def bound_of(run: Run) -> float:
 def single_of(run: Run) -> Run:
     """The same run in one process; ranks that normalise together see what one rank sees with the parts joined."""
     parts = 1 if run.bn == "sync" else run.parts
-    return replace(run, engine="single", bn="local", stages=1, parts=parts, schedule="1f1b", staged=False)
+    return replace(run, engine="single", bn="local", stages=1, parts=parts, schedule="1f1b", staged=False, drawn=False)
 
 
 def assert_same_run(found: dict[int, dict[str, Any]], expected: dict[int, dict[str, Any]], run: Run) -> None:

@@ -17,7 +17,10 @@ from paceline.parallel.stage import enter, leave, staged
 if TYPE_CHECKING:
     from pathlib import Path
 
-STAGED = {"pipeline x2": Run(engine="data", stages=2, staged=True)}
+STAGED = {
+    "pipeline x2": Run(engine="data", stages=2, staged=True),
+    "pipeline x2, drawn": Run(engine="data", stages=2, staged=True, drawn=True),
+}
 ONE = {"data x1": Run(engine="data"), "fsdp x1": Run(engine="fsdp")}
 TWO = {
     "data x2": Run(engine="data"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
 
@@ -65,6 +65,8 @@ class Run:
     staged: bool = False
     """Copy what crosses boundaries even where the group could send it as it is."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    drawn: bool = False
+    """Images come in [0, 1], as a device draws them, and not as bytes."""
 
 
 class Trainer:
@@ -89,6 +91,8 @@ class Trainer:
 
     def parts_of(self, batch: Batch) -> list[tuple[Batch, bool]]:
         """This rank's parts of a batch on its device, and whether they are the last."""
+        if self.run.drawn:
+            batch = replace(batch, images=batch.network_input(self.run.dtype))
         return [(rows(batch, mine).to(self.run.device), last) for mine, last in shares(self.run)]
 
     def run_parts(self, parts: list[tuple[Batch, bool]], *, completes: bool = True) -> Tensor:

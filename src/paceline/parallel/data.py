@@ -195,7 +195,7 @@ class DataEngine:
         """Run this rank's batch forward and backward; returns the detached sums of all ranks, on the device."""
         with self._exchange.scope(completes=completes):
             with self._ledger.span("forward", on_device=True), self._statistics.part(share):
-                images = batch.network_input().to(self._dtype)
+                images = batch.network_input(self._amp_dtype or self._dtype)
                 with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                     predictions = self._exchange.module(images)
             with self._ledger.span("loss", on_device=True):

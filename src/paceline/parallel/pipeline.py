@@ -127,7 +127,7 @@ class PipelineEngine:
         mesh, layout = self._mesh, self._mesh.layout
         self._of_microbatches.clear()
         with self._ledger.span("pipeline", on_device=True):
-            images = (batch.images.contiguous(memory_format=torch.channels_last),) if mesh.stage == 0 else ()
+            images = (self._network_input(batch),) if mesh.stage == 0 else ()
             target = targets_of(batch) if mesh.stage == layout.pipeline - 1 else None
             run_schedule(self._schedule, images, target)
         with self._ledger.span("exchange", on_device=True):
@@ -137,6 +137,9 @@ class PipelineEngine:
             of_all, images_of_all = GlobalSums(sums, images_here, mesh.world).wait()
         self._sum.add(of_all, images_of_all)
         return of_all
+
+    def _network_input(self, batch: Batch) -> Tensor:
+        return batch.network_input(self._stage.boundary_dtype).contiguous(memory_format=torch.channels_last)
 
     def gradient(self) -> Tensor:
         """Sum the gradients over the replicas, divide them once, clip them by the norm over all stages."""

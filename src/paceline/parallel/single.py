@@ -63,7 +63,7 @@ class SingleEngine:
     def accumulate(self, batch: Batch, *, completes: bool = True, share: float = 1.0) -> LossSums:
         """Run one batch, or this share of one, forward and backward; returns its detached sums, on the device."""
         with self._ledger.span("forward", on_device=True), self._statistics.part(share):
-            images = batch.network_input().to(self._dtype)
+            images = batch.network_input(self._amp_dtype or self._dtype)
             with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
                 predictions = self.network(images)
         with self._ledger.span("loss", on_device=True):

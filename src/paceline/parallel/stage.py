@@ -62,8 +62,7 @@ class Stage(nn.Module):
     def forward(self, *arrived: Tensor) -> tuple[Tensor, ...]:
         """Run the nodes on one micro-batch; each is a part of the optimiser's batch for the batch norms."""
         if self._is_first:
-            (images,) = arrived
-            live: tuple[Tensor, ...] = (images.float().div_(255.0).to(self._dtype),)
+            live = arrived
         else:
             live = tuple(enter(value if self._wire is None else staged(value, self._device)) for value in arrived)
         with (
@@ -112,7 +111,7 @@ def boundaries(
 ) -> list[tuple[Tensor, ...]]:
     """Shapes that each stage takes and gives, as tensors on the meta device: boundary s is what stage s takes.
 
-    All but the images ask for a gradient, which is how torch knows that gradients come back.
+    All are of one type. All but the images ask for a gradient, which is how torch knows that gradients come back.
 
 
     skeleton: the network on the meta device. cuts: node that each stage after the first begins with.
@@ -121,7 +120,7 @@ def boundaries(
     values: tuple[Tensor, ...] = (
         torch.empty(images, 3, *size_hw, device="meta", dtype=next(skeleton.parameters()).dtype),
     )
-    pictures = torch.empty(images, 3, *size_hw, device="meta", dtype=torch.uint8, memory_format=torch.channels_last)
+    pictures = torch.empty(images, 3, *size_hw, device="meta", dtype=dtype, memory_format=torch.channels_last)
     found: list[tuple[Tensor, ...]] = [(pictures,)]
     edges = (0, *cuts, len(skeleton.nodes))
     for first, stop in pairwise(edges):
