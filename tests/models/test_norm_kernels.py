@@ -86,7 +86,7 @@ def test_single_precision_is_double_up_to_rounding(
     kernels: ModuleType, shape: tuple[int, int, int, int], silu: bool
 ) -> None:
     case = Case(shape, torch.float32)
-    z = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=silu, tile=256)
+    (z,) = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=silu, tile=256)
     z.backward(case.of_z)
     expected, expected_z = case.expected(silu=silu)
     assert z.is_contiguous(memory_format=torch.channels_last)
@@ -101,7 +101,7 @@ def test_single_precision_is_double_up_to_rounding(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_at_the_end_alone(kernels: ModuleType, dtype: torch.dtype) -> None:
     case = Case((2, 16, 12, 12), dtype)
-    z = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=512)
+    (z,) = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=512)
     z.backward(case.of_z)
     expected, expected_z = case.expected(silu=True)
     bound = torch.finfo(dtype).eps
@@ -126,11 +126,45 @@ def test_a_gradient_that_is_part_of_a_wider_map_is_read_where_it_lies(kernels: M
     wide[:, first : first + 16] = case.of_z
     part = wide[:, first : first + 16]
     assert kernels.pitch_of(part) == 28
-    z = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=256)
+    (z,) = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=256)
     z.backward(part)
     expected, _ = case.expected(silu=True)
     assert differ(case.y.grad, expected.y.grad) < 2e-5
     assert differ(case.weight.grad, expected.weight.grad) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("channels", [16, 80, 256])
+def test_halves_are_the_halves_and_their_gradients_may_lie_anywhere(
+    kernels: ModuleType, channels: int, dtype: torch.dtype
+) -> None:
+    case = Case((2, channels, 5, 6), dtype)
+    halves = kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, pieces=2, tile=512
+    )
+    expected, expected_z = case.expected(silu=True)
+    bound = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
+    for half, right in zip(halves, expected_z.chunk(2, dim=1), strict=True):
+        assert half.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(half.detach().double(), right.detach(), rtol=bound, atol=1e-5)
+    first, second = case.of_z.chunk(2, dim=1)
+    wide = torch.full((2, channels + 8, 5, 6), float("nan"), dtype=dtype).contiguous(memory_format=torch.channels_last)
+    wide[:, 8 : 8 + channels // 2] = second
+    torch.autograd.backward(halves, (first, wide[:, 8 : 8 + channels // 2]))
+    assert differ(case.y.grad, expected.y.grad) < 2 * bound
+    assert differ(case.weight.grad, expected.weight.grad) < 1e-5
+    assert differ(case.bias.grad, expected.bias.grad) < 1e-5
+
+
+def test_a_half_that_nobody_uses_has_no_gradient(kernels: ModuleType) -> None:
+    case = Case((2, 16, 5, 6), torch.float32)
+    _, second = kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, pieces=2, tile=512
+    )
+    case.of_z[:, :8] = 0
+    second.backward(case.of_z[:, 8:])
+    expected, _ = case.expected(silu=True)
+    assert differ(case.y.grad, expected.y.grad) < 2e-5
 
 
 def test_only_maps_with_cells_at_even_distances_have_a_pitch(kernels: ModuleType) -> None:
@@ -181,7 +215,7 @@ def test_a_network_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pyte
     calls: list[bool] = []
     taken = kernels.normed_and_activated
 
-    def counted(*arguments: Any, silu: bool, **named: Any) -> torch.Tensor:
+    def counted(*arguments: Any, silu: bool, **named: Any) -> tuple[torch.Tensor, ...]:
         calls.append(silu)
         return taken(*arguments, silu=silu, **named)
 
@@ -201,19 +235,24 @@ from triton.compiler import ASTSource, compile
 
 from paceline.models import norm_kernels
 
-kinds = dict.fromkeys(("y", "z", "of_z", "of_y"), "*bf16") | dict(eps="fp32")
+kinds = dict.fromkeys(("y", "z", "of_first", "of_second", "of_y"), "*bf16") | dict(eps="fp32")
 floats = ("parts", "kept", "weight", "bias", "of_affine", "sums", "latest_mean", "latest_variance")
 kinds |= dict.fromkeys(floats, "*fp32")
-kinds |= dict.fromkeys(("num_rows", "num_channels", "part_rows", "pitch", "num_parts"), "i32")
+numbers = ("num_rows", "num_channels", "piece_channels", "part_rows", "first_pitch", "second_pitch", "num_parts")
+kinds |= dict.fromkeys(numbers, "i32")
 of_tiles = dict(rows=32, channels=64, step=8)
 variants = [
     (norm_kernels._statistics, of_tiles),
     (norm_kernels._settle_statistics, dict(parts_room=512, channels=8)),
     (norm_kernels._apply, of_tiles | dict(silu=True)),
-    (norm_kernels._gradient_sums, of_tiles | dict(silu=True)),
+    (norm_kernels._gradient_sums, of_tiles | dict(silu=True, pieces=1)),
+    (norm_kernels._gradient_sums, of_tiles | dict(silu=True, pieces=2)),
     (norm_kernels._settle_sums, dict(parts_room=512, channels=8)),
-    (norm_kernels._apply_gradient, of_tiles | dict(silu=True)),
-    (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False)),
+    (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=1)),
+    (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=2)),
+    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True)),
+    (norm_kernels._apply_gradient, dict(rows=256, channels=8, step=8, silu=True, pieces=2)),
+    (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1)),
 ]
 for kernel, fixed in variants:
     names = kernel.arg_names
@@ -226,6 +265,7 @@ for kernel, fixed in variants:
     assert len(made.asm["cubin"]) > 1000
     if fixed.get("step") == 8:
         assert "ld.global.v4.b32" in made.asm["ptx"], "eight channels are loaded at once"
+        assert "st.global.b16" not in made.asm["ptx"], "and never written one by one"
 print("compiled")
 """
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 class NormWithActivation(nn.BatchNorm2d):
     """A batch norm that may carry out the activation after it too, so that what lies between is never written."""
 
-    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
-        """Normalise BCHW and activate it."""
-        activated: Tensor = activation(self(x))
-        return activated
+    def activated(self, x: Tensor, activation: nn.Module, pieces: int = 1) -> tuple[Tensor, ...]:
+        """Normalise BCHW and activate it; in so many equal pieces along the channels."""
+        whole: Tensor = activation(self(x))
+        return (whole,) if pieces == 1 else torch.chunk(whole, pieces, dim=1)
 
 
 class ConvUnit(nn.Module):
@@ -51,9 +51,15 @@ class ConvUnit(nn.Module):
         """Convolve, normalise, activate."""
         convolved = self.conv(x)
         if isinstance(self.bn, NormWithActivation):
-            return self.bn.activated(convolved, self.act)
+            return self.bn.activated(convolved, self.act)[0]
         activated: Tensor = self.act(self.bn(convolved))
         return activated
+
+    def halves(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Give the result in two halves of the channels; the same numbers as cut out of it, but maybe not in place."""
+        if isinstance(self.bn, NormWithActivation):
+            return self.bn.activated(self.conv(x), self.act, 2)
+        return torch.chunk(self(x), 2, dim=1)
 
 
 class DepthwiseConv(ConvUnit):
@@ -95,7 +101,7 @@ class SplitChain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Join both halves and what every block of the chain answers."""
-        pieces = list(self.cv1(x).chunk(2, dim=1))
+        pieces = list(self.cv1.halves(x))
         for block in self.m:
             pieces.append(block(pieces[-1]))
         joined: Tensor = self.cv2(torch.cat(pieces, dim=1))
@@ -214,7 +220,7 @@ class C2PSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend on one half of the channels, carry the other."""
-        carried, attended = self.cv1(x).chunk(2, dim=1)
+        carried, attended = self.cv1.halves(x)
         joined: Tensor = self.cv2(torch.cat((carried, self.m(attended)), dim=1))
         return joined
 

@@ -11,6 +11,8 @@ backward   sums         z' y -> sum of n', sum of n' standard(y), of each part  
            settle       parts -> gradients of bias and weight                             small
            apply        z' y -> y'                                                        reads z', y, writes y'
 ```
+The result may be asked for in two halves of the channels, maps of their own, for a block that carries one and works on
+the other: both are contiguous then, and gradients that come back in parts are read where they lie.
 What lies between norm and activation is never written: its gradient n' is computed anew from z' and y in both passes.
 Sums are float32, around a first value of the part, and parts are joined by counts and means of
 each; nothing depends on the order in which programs run. This module needs Triton; nothing imports it before that is
@@ -59,8 +61,9 @@ class _Cut:
     """Rows of a part; the last may have fewer."""
 
     @classmethod
-    def of(cls, num_rows: int, num_channels: int, tile: int = _TILE) -> _Cut:
-        fitting = [width for width in _WIDTHS if num_channels % width == 0]
+    def of(cls, num_rows: int, num_channels: int, pieces: int, tile: int) -> _Cut:
+        fitting = [width for width in _WIDTHS if num_channels // pieces % width == 0]
+        assert fitting or pieces == 1, "tiles lie in one piece"
         channels = fitting[0] if fitting else min(triton.next_power_of_2(num_channels), _WIDTHS[0])
         blocks = triton.cdiv(num_channels, channels)
         rows = max(tile // channels, 1)
@@ -88,7 +91,15 @@ def _step(*pitches: int) -> int:
     return _VECTOR if all(pitch % _VECTOR == 0 for pitch in pitches) else 1
 
 
-class NormedAndActivated(torch.autograd.Function):
+def _readable(values: Tensor) -> tuple[Tensor, int]:
+    """Return a map, or a copy where its cells lie unevenly, and how far apart they lie."""
+    pitch = pitch_of(values)
+    if pitch is not None:
+        return values, pitch
+    return values.contiguous(memory_format=torch.channels_last), values.shape[1]
+
+
+class _NormedAndActivated(torch.autograd.Function):
     """Batch norm of the batch's own statistics, and SiLU or nothing after it."""
 
     @staticmethod
@@ -100,16 +111,18 @@ class NormedAndActivated(torch.autograd.Function):
         latest: tuple[Tensor, Tensor],
         eps: float,
         silu: bool,
+        pieces: int,
         tile: int,
-    ) -> Tensor:
-        """Return z BCHW, channels-last and of y's type; `latest` C takes mean and unbiased variance."""
+    ) -> tuple[Tensor, ...]:
+        """Return z BCHW, channels-last and of y's type, in pieces; `latest` C takes mean and unbiased variance."""
         y = y.contiguous(memory_format=torch.channels_last)
         num_channels = y.shape[1]
         num_rows = y.numel() // num_channels
-        cut = _Cut.of(num_rows, num_channels, tile)
+        cut = _Cut.of(num_rows, num_channels, pieces, tile)
         parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         kept = y.new_empty((2, num_channels), dtype=torch.float32)
-        z = torch.empty_like(y, memory_format=torch.channels_last)
+        images, _, height, width = y.shape
+        z = y.new_empty((pieces, images, height, width, num_channels // pieces))
         sizes = {"rows": cut.rows, "channels": cut.channels, "step": _step(num_channels)}
         _statistics[(cut.parts, cut.blocks)](y, parts, num_rows, num_channels, cut.part_rows, **sizes, num_warps=4)
         _settle_statistics[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
@@ -126,31 +139,30 @@ class NormedAndActivated(torch.autograd.Function):
             num_warps=4,
         )
         _apply[(triton.cdiv(num_rows, cut.rows), cut.blocks)](
-            y, kept, weight, bias, z, num_rows, num_channels, silu=silu, **sizes, num_warps=4
+            y, kept, weight, bias, z, num_rows, num_channels, num_channels // pieces, silu=silu, **sizes, num_warps=4
         )
         ctx.save_for_backward(y, weight, bias, kept)
-        ctx.cut, ctx.silu = cut, silu
-        return z
+        ctx.cut, ctx.silu, ctx.pieces = cut, silu, pieces
+        return tuple(piece.permute(0, 3, 1, 2) for piece in z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of y, weight and bias."""
         y, weight, bias, kept = ctx.saved_tensors
-        cut, silu = ctx.cut, ctx.silu
-        of_z = gradients[0]
-        pitch = pitch_of(of_z)
-        if pitch is None:
-            of_z = of_z.contiguous(memory_format=torch.channels_last)
-            pitch = of_z.shape[1]
+        cut = ctx.cut
+        (first, first_pitch), *others = map(_readable, gradients)
+        second, second_pitch = others[0] if others else (first, first_pitch)
+        of_z = (first, second, first_pitch, second_pitch)
         num_channels = y.shape[1]
         num_rows = y.numel() // num_channels
         parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         of_affine = y.new_empty((2, num_channels), dtype=torch.float32)
         of_y = torch.empty_like(y, memory_format=torch.channels_last)
-        sizes = {"rows": cut.rows, "channels": cut.channels, "step": _step(num_channels, pitch)}
+        sizes = {"rows": cut.rows, "channels": cut.channels, "silu": ctx.silu, "pieces": ctx.pieces}
+        sizes["step"] = _step(num_channels, first_pitch, second_pitch)
         _gradient_sums[(cut.parts, cut.blocks)](
-            of_z,
+            *of_z,
             y,
             kept,
             weight,
@@ -158,9 +170,7 @@ class NormedAndActivated(torch.autograd.Function):
             parts,
             num_rows,
             num_channels,
-            pitch,
             cut.part_rows,
-            silu=silu,
             **sizes,
             num_warps=4,
         )
@@ -174,7 +184,7 @@ class NormedAndActivated(torch.autograd.Function):
             num_warps=4,
         )
         _apply_gradient[(triton.cdiv(num_rows, cut.rows), cut.blocks)](
-            of_z,
+            *of_z,
             y,
             kept,
             weight,
@@ -183,13 +193,11 @@ class NormedAndActivated(torch.autograd.Function):
             of_y,
             num_rows,
             num_channels,
-            pitch,
-            silu=silu,
             **sizes,
             num_warps=4,
         )
         of_bias, of_weight = of_affine.to(weight.dtype)
-        return of_y, of_weight, of_bias, None, None, None, None
+        return of_y, of_weight, of_bias, None, None, None, None, None
 
 
 def normed_and_activated(
@@ -200,15 +208,17 @@ def normed_and_activated(
     *,
     eps: float,
     silu: bool,
+    pieces: int = 1,
     tile: int = _TILE,
-) -> Tensor:
+) -> tuple[Tensor, ...]:
     """Normalise BCHW by its own statistics and activate it; on the current stream, without waiting.
 
     y: float32, bfloat16 or float16, more than one value per channel. weight, bias: C, float32. latest: C each, float32;
-    take the mean and the unbiased variance. silu: whether SiLU follows. tile: changes the time only.
-    Returns z, channels-last, of y's type.
+    take the mean and the unbiased variance. silu: whether SiLU follows. pieces: 1, or 2 where eight divides the
+    channels of a half. tile: changes the time only.
+    Returns z, or its halves along the channels, each contiguous, channels-last and of y's type.
     """
-    z: Tensor = NormedAndActivated.apply(y, weight, bias, latest, eps, silu, tile)
+    z: tuple[Tensor, ...] = _NormedAndActivated.apply(y, weight, bias, latest, eps, silu, pieces, tile)
     return z
 
 
@@ -298,12 +308,13 @@ def _apply(
     z,
     num_rows,
     num_channels,
+    piece_channels,
     silu: tl.constexpr,
     rows: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
 ):
-    """Normalise and activate."""
+    """Normalise and activate; pieces of the result lie one after the other."""
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
@@ -317,16 +328,42 @@ def _apply(
     value = (value - mean[None, :]) * slope[None, :] + shift[None, :]
     if silu:
         value = value * tl.sigmoid(value)
+    piece = (tl.program_id(1) * channels) // piece_channels
+    width = piece_channels // step * step
+    place = _places(row, column - piece * width, width, step) + piece.to(tl.int64) * num_rows * width
     tl.store(z + place, value.to(z.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _standard_and_gradient(
-    of_z, y, pitch, num_channels, row, column, inside, mean, scale, weight, bias, silu: tl.constexpr, step: tl.constexpr
+    of_first,
+    of_second,
+    first_pitch,
+    second_pitch,
+    y,
+    num_channels,
+    row,
+    column,
+    inside,
+    mean,
+    scale,
+    weight,
+    bias,
+    silu: tl.constexpr,
+    pieces: tl.constexpr,
+    step: tl.constexpr,
 ):
     """Normalised values before weight and bias, and the gradient of what follows these."""
     value = tl.load(y + _places(row, column, num_channels, step), mask=inside, other=0).to(tl.float32)
-    gradient = tl.load(of_z + _places(row, column, pitch, step), mask=inside, other=0).to(tl.float32)
+    if pieces == 1:
+        gradient = tl.load(of_first + _places(row, column, first_pitch, step), mask=inside, other=0).to(tl.float32)
+    else:  # a tile lies in one of the pieces, so one of the two loads is of nothing
+        half = num_channels // 2 // step * step
+        is_second = (column >= half)[None, :]
+        place = _places(row, column, first_pitch, step)
+        gradient = tl.load(of_first + place, mask=inside & ~is_second, other=0).to(tl.float32)
+        place = _places(row, column - half, second_pitch, step)
+        gradient += tl.load(of_second + place, mask=inside & is_second, other=0).to(tl.float32)
     standard = (value - mean[None, :]) * scale[None, :]
     if silu:
         normed = standard * weight[None, :] + bias[None, :]
@@ -337,7 +374,10 @@ def _standard_and_gradient(
 
 @triton.jit
 def _gradient_sums(
-    of_z,
+    of_first,
+    of_second,
+    first_pitch,
+    second_pitch,
     y,
     kept,
     weight,
@@ -345,9 +385,9 @@ def _gradient_sums(
     parts,
     num_rows,
     num_channels,
-    pitch,
     part_rows,
     silu: tl.constexpr,
+    pieces: tl.constexpr,
     rows: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
@@ -367,7 +407,22 @@ def _gradient_sums(
         row = start + tl.arange(0, rows)
         inside = _inside(row < last, is_channel, step)
         standard, gradient = _standard_and_gradient(
-            of_z, y, pitch, num_channels, row, column, inside, mean, scale, slope, shift, silu, step
+            of_first,
+            of_second,
+            first_pitch,
+            second_pitch,
+            y,
+            num_channels,
+            row,
+            column,
+            inside,
+            mean,
+            scale,
+            slope,
+            shift,
+            silu,
+            pieces,
+            step,
         )
         of_bias += gradient
         of_weight += gradient * standard
@@ -393,7 +448,10 @@ def _settle_sums(parts, sums, num_channels, num_parts, parts_room: tl.constexpr,
 
 @triton.jit
 def _apply_gradient(
-    of_z,
+    of_first,
+    of_second,
+    first_pitch,
+    second_pitch,
     y,
     kept,
     weight,
@@ -402,8 +460,8 @@ def _apply_gradient(
     of_y,
     num_rows,
     num_channels,
-    pitch,
     silu: tl.constexpr,
+    pieces: tl.constexpr,
     rows: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
@@ -421,7 +479,22 @@ def _apply_gradient(
     mean_of_bias = tl.load(of_affine + column, mask=is_channel, other=0) / count
     mean_of_weight = tl.load(of_affine + num_channels + column, mask=is_channel, other=0) / count
     standard, gradient = _standard_and_gradient(
-        of_z, y, pitch, num_channels, row, column, inside, mean, scale, slope, shift, silu, step
+        of_first,
+        of_second,
+        first_pitch,
+        second_pitch,
+        y,
+        num_channels,
+        row,
+        column,
+        inside,
+        mean,
+        scale,
+        slope,
+        shift,
+        silu,
+        pieces,
+        step,
     )
     value = (gradient - mean_of_bias[None, :] - standard * mean_of_weight[None, :]) * (slope * scale)[None, :]
     place = _places(row, column, num_channels, step)

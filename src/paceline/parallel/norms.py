@@ -90,14 +90,18 @@ class BatchNorm(NormWithActivation):
         variance.copy_(variance_of_ranks)
         return normalised  # type: ignore[no-any-return]
 
-    def activated(self, x: Tensor, activation: nn.Module) -> Tensor:
-        """Normalise and activate BCHW, in training by one kernel after the other's sums where there are such."""
-        if self.training and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x):
-            from paceline.models.norm_kernels import normed_and_activated  # which needs Triton
+    def activated(self, x: Tensor, activation: nn.Module, pieces: int = 1) -> tuple[Tensor, ...]:
+        """Normalise and activate BCHW, in training by two passes over memory where there are kernels for it."""
+        if not (self.training and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x)):
+            return super().activated(x, activation, pieces)
+        from paceline.models.norm_kernels import normed_and_activated  # which needs Triton
 
-            silu = isinstance(activation, nn.SiLU)
-            return normed_and_activated(x, self.weight, self.bias, self.latest, eps=self.eps, silu=silu)
-        return super().activated(x, activation)
+        whole = x.shape[1] % (8 * pieces) != 0
+        silu = isinstance(activation, nn.SiLU)
+        found = normed_and_activated(
+            x, self.weight, self.bias, self.latest, eps=self.eps, silu=silu, pieces=1 if whole else pieces
+        )
+        return torch.chunk(found[0], pieces, dim=1) if whole else found
 
     def _has_kernels(self, x: Tensor) -> bool:
         """Whether kernels take such values: half or single precision, channels-last, more than one per channel."""
