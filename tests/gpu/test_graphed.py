@@ -29,6 +29,8 @@ pytestmark = [
 DEVICE = torch.device("cuda")
 BOUNDS = {None: 1e-3, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 """Of losses and weights, by type of autocast: sums by atomics differ from run to run, with or without a graph."""
+CHAOS = 8.0
+"""How many times further than two eager runs from each other a graphed one may be where these are beyond a bound."""
 
 
 def yolo(optimizer: str, amp_dtype: torch.dtype | None) -> EagerStep:
@@ -40,15 +42,24 @@ def yolo(optimizer: str, amp_dtype: torch.dtype | None) -> EagerStep:
     )
 
 
+def apart(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Return the largest difference, as a share of values above 1."""
+    pairs = zip(found, expected, strict=True)
+    return max(float(((one - other).abs() / other.abs().clamp(min=1)).max()) for one, other in pairs if one.numel())
+
+
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_a_warm_up_by_graphs_is_the_eager_one(optimizer: str, amp_dtype: torch.dtype | None) -> None:
+    """AdamW's first steps are as long for a gradient of rounding alone, so that eager runs part from each other too."""
     asked = works(30, optimizer, device="cuda")
-    eager, inner = yolo(optimizer, amp_dtype), yolo(optimizer, amp_dtype)
+    eager, again, inner = (yolo(optimizer, amp_dtype) for _ in range(3))
+    losses, losses_again = run(eager, asked), run(again, asked)
     said = run(GraphedStep(inner, CudaCapture(DEVICE)), asked)
-    bound = BOUNDS[amp_dtype]
-    torch.testing.assert_close(said, run(eager, asked), rtol=bound, atol=bound)
-    torch.testing.assert_close(everything(inner)["state"], everything(eager)["state"], rtol=bound, atol=bound)
+    state, state_again, found = (everything(step)["state"] for step in (eager, again, inner))
+    for mine, theirs, others in ((said, losses, losses_again), (found, state, state_again)):
+        bound = max(BOUNDS[amp_dtype], CHAOS * apart(others, theirs))
+        assert apart(mine, theirs) < bound, (apart(mine, theirs), apart(others, theirs))
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
@@ -127,5 +138,6 @@ def test_threads_may_lock_pages_and_query_events_while_a_step_is_recorded() -> N
 def test_ddp_over_nccl_by_graphs_is_the_eager_one(tmp_path: Path) -> None:
     case = Case("device_cases", "ddp_by_graphs", {"device": "cuda"})
     result = run_world(tmp_path, 1, {"ddp": case}, backend="cpu:gloo,cuda:nccl")["ddp"]
-    assert result["graphs"] >= 2
-    assert result["difference"] < 1e-6
+    assert result["graphs"][0] >= 2
+    assert result["graphs"][1] == 1
+    assert max(result["differences"]) < 1e-6, result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,9 +24,10 @@ from paceline.training.trials import StepTrials, TrialSetting
 from paceline.training.understudy import Cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from paceline.training.step import EagerStep
+    from paceline.batch import Batch
+    from paceline.training.step import EagerStep, StepOutcome
 
 
 def assert_same(found: EagerStep, expected: EagerStep) -> None:
@@ -172,6 +174,41 @@ def test_more_shapes_than_graphs_are_taken_eagerly_and_said_once(caplog: pytest.
     assert len(recorder.recordings) == 3
     assert [record.getMessage() for record in caplog.records if "3 graphs are recorded already" in record.getMessage()]
     assert len(caplog.records) == 1
+
+
+class Watched(Recorder):
+    """Knows whether it is aside, or records."""
+
+    place = ""
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        self.place = "aside"
+        yield
+        self.place = ""
+
+    def record(self, work: Callable[[], None]) -> Recording:
+        self.place = "recording"
+        recording = super().record(work)
+        self.place = ""
+        return recording
+
+
+def test_nothing_but_replays_runs_beside_the_stream_that_records() -> None:
+    """DDP frees memory of the stream that it was made on as if all work were there."""
+    capture, places = Watched(), []
+    inner = make_step()
+    taken = inner.run
+
+    def watched(batch: Batch, *, completes: bool) -> StepOutcome:
+        places.append(capture.place)
+        return taken(batch, completes=completes)
+
+    inner.run = watched  # type: ignore[method-assign]
+    run(GraphedStep(inner, capture, most_graphs=2), works(24, boxes=(3, 4, 5)))
+    assert set(places) == {"aside", "recording"}
+    assert places.count("recording") == 2
+    assert places.count("aside") > 2 * 3, "some are taken eagerly"
 
 
 def test_an_update_that_is_not_finite_is_left_out_by_the_graph_too() -> None:

@@ -60,7 +60,7 @@ class Capture(Protocol):
     """Records work for a device."""
 
     def aside(self) -> AbstractContextManager[None]:
-        """Surround runs that prepare a recording, and the making of what holds on to where it was made (DDP)."""
+        """Surround whatever runs without a graph, and the making of what holds on to where it was made (DDP)."""
 
     def record(self, work: Callable[[], None]) -> Recording:
         """Record what is started for the device; whether it is also done, and changes the state, is left open."""
@@ -152,7 +152,8 @@ class GraphedStep:
             self._graphs[key] = self._record(key, batch)
         graph = self._graphs[key]
         if graph is None or batch.boxes.shape[1] > key.boxes:
-            return self._step.run(batch, completes=completes)
+            with self._capture.aside():  # where DDP works: memory that it lets go is taken again in that order alone
+                return self._step.run(batch, completes=completes)
         with self._step.ledger.span("step", on_device=True):
             self._inputs.place(batch, key.boxes)
             if key.adds:
