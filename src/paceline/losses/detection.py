@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from paceline.boxes import anchor_points, box_distances, decode_boxes, paired_ciou
 from paceline.losses.assign import Scene, TaskAlignedAssigner, may_ask
+from paceline.triton_kernels import usable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from paceline.batch import Batch
     from paceline.losses.config import LossConfig
 
+KERNEL_DTYPES = {torch.float32, torch.bfloat16, torch.float16}
+"""Types of raw outputs that kernels take; they compute in float32."""
 LAST_BIN_MARGIN = 0.01
 """Distances to learn stay this far below the last bin, in units of the stride."""
 
@@ -82,20 +85,56 @@ class DetectionLoss:
         assert raw.shape[-1] == 4 * self.reg_max, raw.shape
         assert logits.shape[-1] == self.num_classes, logits.shape
         with torch.autocast(raw.device.type, enabled=False):
+            if self._suits_kernels(raw, logits):
+                return self._sums_by_kernels(raw.contiguous(), logits.contiguous(), batch)
             dtype = torch.promote_types(raw.dtype, torch.float32)
             return self._sums(raw.to(dtype), logits.to(dtype), batch)
 
-    def _anchors(self, size_hw: tuple[int, int], raw: Tensor) -> tuple[Tensor, Tensor]:
+    def _suits_kernels(self, raw: Tensor, logits: Tensor) -> bool:
+        """Say whether kernels compute this loss here; a compiler writes its own."""
+        return (
+            not torch.compiler.is_compiling()
+            and usable(raw.device)
+            and isinstance(self.assigner, TaskAlignedAssigner)
+            and self.reg_max & (self.reg_max - 1) == 0
+            and {raw.dtype, logits.dtype} <= KERNEL_DTYPES
+        )
+
+    def _anchors(self, size_hw: tuple[int, int], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return points and strides for images of a size, made once; a compiler puts them into its own code."""
         if torch.compiler.is_compiling():
-            return anchor_points(size_hw, self.strides, device=raw.device, dtype=raw.dtype)
-        key = (size_hw, raw.device, raw.dtype)
+            return anchor_points(size_hw, self.strides, device=device, dtype=dtype)
+        key = (size_hw, device, dtype)
         if key not in self._made:
-            self._made[key] = anchor_points(size_hw, self.strides, device=raw.device, dtype=raw.dtype)
+            self._made[key] = anchor_points(size_hw, self.strides, device=device, dtype=dtype)
         return self._made[key]
 
+    def _sums_by_kernels(self, raw: Tensor, logits: Tensor, batch: Batch) -> LossSums:
+        from paceline.losses import fused  # needs Triton
+
+        points, strides = self._anchors(batch.size_hw, raw.device, torch.float32)
+        targets = fused.assign(
+            raw.detach(),
+            logits.detach(),
+            points,
+            strides,
+            batch,
+            topk=self.assigner.topk,
+            least_side_px=self.assigner.least_side_px,
+        )
+        # Rows are taken before they become float32, so that the gradient of all others is a zero of the smaller type.
+        rows = raw.flatten(0, 1).index_select(0, targets.cell.flatten()).float()
+        box, dfl, normaliser = self._box_sums(
+            rows,
+            targets.slot_box.flatten(0, 1),
+            targets.slot_point.flatten(0, 1),
+            targets.slot_stride.flatten(),
+            targets.slot_weight.flatten(),
+        )
+        return self._weighed(box, fused.class_sum(logits, targets), dfl, normaliser)
+
     def _sums(self, raw: Tensor, logits: Tensor, batch: Batch) -> LossSums:
-        points, strides = self._anchors(batch.size_hw, raw)
+        points, strides = self._anchors(batch.size_hw, raw.device, raw.dtype)
         scene = Scene(
             points=points,
             predicted_boxes=decode_boxes(raw.detach(), points, strides),
@@ -118,14 +157,20 @@ class DetectionLoss:
             point = cell % len(points)
             raw, boxes, weight = (t.flatten(0, 1).index_select(0, cell) for t in (raw, boxes, weight.unsqueeze(-1)))
             points, strides, weight = points[point], strides[point], weight.squeeze(-1)
+        box, dfl, normaliser = self._box_sums(raw, boxes, points, strides, weight)
+        return self._weighed(box, classes, dfl, normaliser)
+
+    def _box_sums(
+        self, raw: Tensor, boxes: Tensor, points: Tensor, strides: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over points ... of the overlap part, the focal part and the weights."""
         overlap = paired_ciou(decode_boxes(raw, points, strides), boxes)
         focal = distribution_focal_loss(raw, box_distances(points, boxes) / strides.unsqueeze(-1))
-        return LossSums(
-            box=self.config.box * ((1 - overlap) * weight).sum(),
-            cls=self.config.cls * classes,
-            dfl=self.config.dfl * (focal * weight).sum(),
-            normaliser=weight.sum(),
-        )
+        return ((1 - overlap) * weight).sum(), (focal * weight).sum(), weight.sum()
+
+    def _weighed(self, box: Tensor, classes: Tensor, dfl: Tensor, normaliser: Tensor) -> LossSums:
+        gains = self.config
+        return LossSums(box=gains.box * box, cls=gains.cls * classes, dfl=gains.dfl * dfl, normaliser=normaliser)
 
 
 def distribution_focal_loss(raw: Tensor, distances: Tensor) -> Tensor:
