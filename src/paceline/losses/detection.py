@@ -122,16 +122,8 @@ class DetectionLoss:
             topk=self.assigner.topk,
             least_side_px=self.assigner.least_side_px,
         )
-        # Rows are taken before they become float32, so that the gradient of all others is a zero of the smaller type.
-        rows = raw.flatten(0, 1).index_select(0, targets.cell.flatten()).float()
-        box, dfl, normaliser = self._box_sums(
-            rows,
-            targets.slot_box.flatten(0, 1),
-            targets.slot_point.flatten(0, 1),
-            targets.slot_stride.flatten(),
-            targets.slot_weight.flatten(),
-        )
-        return self._weighed(box, fused.class_sum(logits, targets), dfl, normaliser)
+        box, classes, dfl, normaliser = fused.sums(raw, logits, points, strides, batch.boxes, targets)
+        return self._weighed(box, classes, dfl, normaliser)
 
     def _sums(self, raw: Tensor, logits: Tensor, batch: Batch) -> LossSums:
         points, strides = self._anchors(batch.size_hw, raw.device, raw.dtype)
@@ -157,16 +149,9 @@ class DetectionLoss:
             point = cell % len(points)
             raw, boxes, weight = (t.flatten(0, 1).index_select(0, cell) for t in (raw, boxes, weight.unsqueeze(-1)))
             points, strides, weight = points[point], strides[point], weight.squeeze(-1)
-        box, dfl, normaliser = self._box_sums(raw, boxes, points, strides, weight)
-        return self._weighed(box, classes, dfl, normaliser)
-
-    def _box_sums(
-        self, raw: Tensor, boxes: Tensor, points: Tensor, strides: Tensor, weight: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Sums over points ... of the overlap part, the focal part and the weights."""
         overlap = paired_ciou(decode_boxes(raw, points, strides), boxes)
         focal = distribution_focal_loss(raw, box_distances(points, boxes) / strides.unsqueeze(-1))
-        return ((1 - overlap) * weight).sum(), (focal * weight).sum(), weight.sum()
+        return self._weighed(((1 - overlap) * weight).sum(), classes, (focal * weight).sum(), weight.sum())
 
     def _weighed(self, box: Tensor, classes: Tensor, dfl: Tensor, normaliser: Tensor) -> LossSums:
         gains = self.config

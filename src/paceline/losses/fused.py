@@ -1,6 +1,6 @@
-"""Fused: what kernels find in one walk over all points, as tensors of fixed shapes and sums that can be differentiated.
+"""Fused: the assignment and the sums of the loss by a few kernels, differentiable, for tensors on a GPU.
 
-The same law as `assign.py`, for a GPU. This module needs Triton; nothing imports it before tensors on a GPU ask for it.
+The same law as `assign.py` and `detection.py`. Needs Triton; nothing imports it before tensors on a GPU ask for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from paceline.losses.kernels import _claim, _class_gradient, _contest, _search, _sum_classes, _target
+from paceline.losses.assign_kernels import _claim, _contest, _search, _target
+from paceline.losses.sum_kernels import _box_gradient, _class_gradient, _sum_boxes, _sum_classes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,31 +21,29 @@ if TYPE_CHECKING:
 
 _MOST_PAIRS = 2**26
 """Pairs of points and ground truths that are looked at together, at most, at 4 bytes each; one image always is."""
-_POINTS, _SCANNED, _SLOTS, _LOGITS = 128, 1024, 128, 2048
-"""Lanes of a program of each kernel; they change the time only."""
+_POINTS, _SCANNED, _SLOTS, _ROWS, _LOGITS = 128, 1024, 128, 32, 2048
+"""Lanes of a program: of points, of points for a claim, of slots, of slots with their bins, of logits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targets:
-    """What B images learn: in dense tables of their A points, and in the S slots of each, where few have a weight.
+    """What B images learn: in tables of their A points, and in the S slots of each.
 
-    A slot is room for one claim. Each point that learns something has its weight in exactly one slot.
+    A slot is room for one claim; each point that is claimed counts in exactly one.
     """
 
+    predicted: Tensor
+    """BA4, float32, predicted boxes, xyxy in pixels."""
     label: Tensor
     """BA, int32, class that a point learns; -1 where it learns none."""
     weight: Tensor
     """BA, float32, target score, 0 where the point learns none."""
-    cell: Tensor
-    """BS, int64, number of the slot's point among all BA."""
-    slot_weight: Tensor
-    """BS, float32, target score, 0 in slots that do not count."""
-    slot_box: Tensor
-    """BS4, float32, the ground truth of the slot's point, xyxy in pixels; zeros in slots that do not count."""
     slot_point: Tensor
-    """BS2, float32, the slot's point."""
-    slot_stride: Tensor
-    """BS, float32, its stride."""
+    """BS, int32, point that a slot counts for; -1 in slots that do not count."""
+    slot_owner: Tensor
+    """BS, int32, number of that point's ground truth; -1 in slots that do not count."""
+    slot_weight: Tensor
+    """BS, float32, its target score; 0 in slots that do not count."""
 
 
 @torch.no_grad()
@@ -59,32 +58,22 @@ def assign(
     least_side_px: float,
     most_pairs: int = _MOST_PAIRS,
 ) -> Targets:
-    """Assign contiguous raw outputs BA(4R) and logits BAK of any floating type, R a power of two; float32 A2 and A."""
+    """Assign raw outputs BA(4R) and logits BAK, contiguous, R a power of two, with points A2 and strides A, float32."""
     num_images, num_points, num_classes = logits.shape
     num_boxes = batch.labels.shape[1]
     num_slots = min(num_boxes * topk, num_points)
-    every = num_slots == num_points
+    every = num_slots == num_points  # a slot per point is then less than one per claim
     boxes, labels = batch.boxes.contiguous(), batch.labels.contiguous()
     valid = batch.valid.contiguous().view(torch.uint8)
-    bins = raw.shape[-1] // 4
 
-    predicted = points.new_empty(num_images, num_points, 4)
-    best, first, last, label = predicted.new_empty(4, num_images, num_points, dtype=torch.int32)
-    weight = predicted.new_empty(num_images, num_points)
+    predicted, weight = points.new_empty(num_images, num_points, 4), points.new_empty(num_images, num_points)
+    best, first, last, label = points.new_empty(4, num_images, num_points, dtype=torch.int32)
     picked = best.new_empty(num_images, num_boxes, topk)
     step = min(max(most_pairs // (num_boxes * num_points), 1), num_images)
-    alignment = predicted.new_empty(step, num_boxes, num_points)
-    owner, slot_alignment = best.new_empty(num_images, num_slots), predicted.new_empty(num_images, num_slots)
-    best_overlap, best_alignment = predicted.new_zeros(2, num_images, num_boxes)
-    targets = Targets(
-        label=label,
-        weight=weight,
-        cell=labels.new_empty(num_images, num_slots),
-        slot_weight=predicted.new_empty(num_images, num_slots),
-        slot_box=predicted.new_empty(num_images, num_slots, 4),
-        slot_point=predicted.new_empty(num_images, num_slots, 2),
-        slot_stride=predicted.new_empty(num_images, num_slots),
-    )
+    alignment = points.new_empty(step, num_boxes, num_points)
+    slot_point, slot_owner = best.new_empty(2, num_images, num_slots)
+    slot_alignment, slot_weight = points.new_empty(2, num_images, num_slots)
+    best_overlap, best_alignment = points.new_zeros(2, num_images, num_boxes)
     with torch.cuda.device_of(raw):
         for start in range(0, num_images, step):
             part = slice(start, start + step)
@@ -108,9 +97,8 @@ def assign(
                 num_boxes,
                 num_classes,
                 least_side_px,
-                bins=bins,
+                bins=raw.shape[-1] // 4,
                 block=_POINTS,
-                num_warps=4,
             )
             _claim[num_boxes, images](
                 alignment,
@@ -122,7 +110,6 @@ def assign(
                 num_boxes,
                 topk=topk,
                 block=_SCANNED,
-                num_warps=4,
             )
         _contest[_blocks(num_slots, _SLOTS), num_images](
             logits,
@@ -133,7 +120,7 @@ def assign(
             best,
             first,
             last,
-            owner,
+            slot_owner,
             slot_alignment,
             best_overlap,
             best_alignment,
@@ -144,70 +131,104 @@ def assign(
             topk=topk,
             every=every,
             block=_SLOTS,
-            num_warps=4,
         )
         _target[_blocks(num_slots, _SLOTS), num_images](
-            points,
-            strides,
-            boxes,
             labels,
             picked,
-            owner,
             slot_alignment,
             best_overlap,
             best_alignment,
             label,
             weight,
-            targets.cell,
-            targets.slot_weight,
-            targets.slot_box,
-            targets.slot_point,
-            targets.slot_stride,
+            slot_owner,
+            slot_point,
+            slot_weight,
             num_points,
             num_boxes,
             num_slots,
             every=every,
             block=_SLOTS,
-            num_warps=4,
         )
-    return targets
+    return Targets(
+        predicted=predicted,
+        label=label,
+        weight=weight,
+        slot_point=slot_point,
+        slot_owner=slot_owner,
+        slot_weight=slot_weight,
+    )
 
 
-def class_sum(logits: Tensor, targets: Targets) -> Tensor:
-    """Sum of the binary cross-entropies of contiguous logits BAK, float32; its gradient has the type of the logits."""
-    return _ClassSum.apply(logits, targets.label, targets.weight)  # type: ignore[no-any-return, no-untyped-call]
+def sums(
+    raw: Tensor, logits: Tensor, points: Tensor, strides: Tensor, boxes: Tensor, targets: Targets
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sums of the overlap part, the classes and the focal part, and of the weights, float32 and without dimensions.
+
+    raw, logits: BA(4R) and BAK, contiguous; their gradients have their types. boxes: BG4, xyxy in pixels.
+    """
+    tables = (targets.predicted, targets.slot_owner, targets.slot_point, targets.slot_weight)
+    found: tuple[Tensor, Tensor, Tensor, Tensor] = _Sums.apply(  # type: ignore[no-untyped-call]
+        raw, logits, points, strides, boxes.contiguous(), *tables, targets.label, targets.weight
+    )
+    return found
 
 
-class _ClassSum(torch.autograd.Function):
+class _Sums(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(logits, label, weight)
-        num_blocks = _blocks(logits.numel(), _LOGITS)
-        sums = weight.new_empty(num_blocks)
-        with torch.cuda.device_of(logits):
-            _sum_classes[num_blocks,](
-                logits, label, weight, sums, logits.numel(), num_classes=logits.shape[-1], block=_LOGITS, num_warps=4
+    def forward(ctx: Any, raw: Tensor, logits: Tensor, *given: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(raw, logits, *given)
+        points, _, boxes, _, _, slot_point, weight, *classes = given
+        num_images, num_slots = slot_point.shape
+        num_rows, num_blocks = _blocks(num_slots, _ROWS), _blocks(logits.numel(), _LOGITS)
+        of_rows, of_blocks = weight.new_empty(num_images * num_rows, 3), weight.new_empty(num_blocks)
+        with torch.cuda.device_of(raw):
+            _sum_boxes[num_rows, num_images](
+                raw,
+                *given[:7],
+                of_rows,
+                len(points),
+                boxes.shape[1],
+                num_slots,
+                bins=raw.shape[-1] // 4,
+                block=_ROWS,
             )
-        return sums.sum()
+            _sum_classes[num_blocks,](
+                logits, *classes, of_blocks, logits.numel(), num_classes=logits.shape[-1], block=_LOGITS
+            )
+        box, focal, normaliser = of_rows.sum(dim=0).unbind()
+        ctx.mark_non_differentiable(normaliser)
+        return box, of_blocks.sum(), focal, normaliser
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_sum: Tensor) -> tuple[Tensor, None, None]:
-        logits, label, weight = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        with torch.cuda.device_of(logits):
+    @once_differentiable  # type: ignore[misc, no-untyped-call]
+    def backward(ctx: Any, of_box: Tensor, of_classes: Tensor, of_focal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        raw, logits, *given = ctx.saved_tensors
+        points, _, boxes, _, _, slot_point, _, *classes = given
+        num_images, num_slots = slot_point.shape
+        of_raw, of_logits = torch.zeros_like(raw), torch.empty_like(logits)
+        with torch.cuda.device_of(raw):
+            _box_gradient[_blocks(num_slots, _ROWS), num_images](
+                raw,
+                *given[:7],
+                of_box,
+                of_focal,
+                of_raw,
+                len(points),
+                boxes.shape[1],
+                num_slots,
+                bins=raw.shape[-1] // 4,
+                block=_ROWS,
+            )
             _class_gradient[_blocks(logits.numel(), _LOGITS),](
                 logits,
-                label,
-                weight,
-                of_sum,
-                gradient,
+                *classes,
+                of_classes,
+                of_logits,
                 logits.numel(),
                 num_classes=logits.shape[-1],
                 block=_LOGITS,
-                num_warps=4,
             )
-        return gradient, None, None
+        return of_raw, of_logits, *(None for _ in given)
 
 
 def _blocks(count: int, block: int) -> int:
