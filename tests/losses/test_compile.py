@@ -19,7 +19,8 @@ from paceline.losses.assign_kernels import _claim, _contest, _search, _target
 from paceline.losses.sum_kernels import _box_gradient, _class_gradient, _sum_boxes, _sum_classes
 
 folder = Path(sys.argv[1])
-kinds = dict.fromkeys(("best", "first", "last", "label", "picked", "owner", "point", "slot_owner", "slot_point"), "*i32")
+kinds = dict.fromkeys(("best", "first", "last", "label", "picked"), "*i32")
+kinds |= dict.fromkeys(("owner", "owners", "point", "slot_owner", "slot_point"), "*i32")
 kinds |= {"labels": "*i64", "valid": "*u8", "least_side": "fp32", "num_logits": "i64"}
 kinds |= dict.fromkeys(("num_points", "num_boxes", "num_slots", "num_classes"), "i32")
 side, slots, classes = {"bins": 16}, {"topk": 10}, {"num_classes": 80, "block": 2048}
@@ -53,9 +54,7 @@ def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TRITON_INTERPRET", raising=False)
         patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
-        run = subprocess.run(
-            [sys.executable, "-c", _PROGRAM, folder], capture_output=True, text=True, check=False
-        )
+        run = subprocess.run([sys.executable, "-c", _PROGRAM, folder], capture_output=True, text=True, check=False)
     assert run.stdout.split() == ["compiled", "48"], run.stderr
     return folder
 

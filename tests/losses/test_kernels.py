@@ -232,9 +232,7 @@ def test_views_with_the_points_last_give_the_same() -> None:
     raw, scores, batch = outputs("few", torch.float32)
     views = raw.mT.contiguous().mT, scores.mT.contiguous().mT
     assert not views[0].is_contiguous()
-    for value, other in zip(
-        sums_and_gradients(*views, batch), sums_and_gradients(raw, scores, batch), strict=True
-    ):
+    for value, other in zip(sums_and_gradients(*views, batch), sums_and_gradients(raw, scores, batch), strict=True):
         assert torch.equal(value, other)
 
 

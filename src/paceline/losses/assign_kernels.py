@@ -35,10 +35,10 @@ def _alignment(logit, overlap):
 @triton.jit
 def _mean_bin(place, shown, bins: tl.constexpr):
     """Mean of the distributions on 0..bins-1 whose logits begin at `place`."""
-    bin = tl.arange(0, bins)
-    logits = tl.load(place[:, None] + bin[None, :], mask=shown[:, None], other=0.0).to(tl.float32)
+    number = tl.arange(0, bins)
+    logits = tl.load(place[:, None] + number[None, :], mask=shown[:, None], other=0.0).to(tl.float32)
     odds = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    return tl.sum(odds * bin[None, :].to(tl.float32), axis=1) / tl.sum(odds, axis=1)
+    return tl.sum(odds * number[None, :].to(tl.float32), axis=1) / tl.sum(odds, axis=1)
 
 
 @triton.jit(do_not_specialize=["num_boxes"])

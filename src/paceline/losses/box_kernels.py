@@ -30,7 +30,7 @@ def aspect_angle(width, height):
 
 @triton.jit
 def ciou(a_x1, a_y1, a_x2, a_y2, a_angle, b_x1, b_y1, b_x2, b_y2, b_angle):
-    """Complete IoU, step by step as `ciou_of_sides`."""
+    """Find the complete IoU, step by step as `ciou_of_sides`."""
     area_a = tl.maximum(a_x2 - a_x1, 0.0) * tl.maximum(a_y2 - a_y1, 0.0)
     area_b = tl.maximum(b_x2 - b_x1, 0.0) * tl.maximum(b_y2 - b_y1, 0.0)
     common_w = tl.maximum(tl.minimum(a_x2, b_x2) - tl.maximum(a_x1, b_x1), 0.0)
@@ -53,7 +53,7 @@ def ciou(a_x1, a_y1, a_x2, a_y2, a_angle, b_x1, b_y1, b_x2, b_y2, b_angle):
 
 @triton.jit
 def ciou_slopes(x1, y1, x2, y2, t_x1, t_y1, t_x2, t_y2):
-    """Derivatives of `ciou` by the sides of the first box, its `alpha` held fast, as autograd finds them."""
+    """Find the derivatives of `ciou` by the sides of the first box, `alpha` held fast, as autograd does."""
     width, height = x2 - x1, y2 - y1
     common_w = tl.minimum(x2, t_x2) - tl.maximum(x1, t_x1)
     common_h = tl.minimum(y2, t_y2) - tl.maximum(y1, t_y1)
@@ -102,7 +102,7 @@ def _beyond(a, b):
 
 @triton.jit
 def four(place, shown):
-    """Four numbers that lie side by side."""
+    """Load four numbers that lie side by side."""
     return (
         tl.load(place, mask=shown, other=0.0),
         tl.load(place + 1, mask=shown, other=0.0),
@@ -113,6 +113,7 @@ def four(place, shown):
 
 @triton.jit
 def store_four(place, a, b, c, d, shown):
+    """Store four numbers side by side."""
     tl.store(place, a, mask=shown)
     tl.store(place + 1, b, mask=shown)
     tl.store(place + 2, c, mask=shown)

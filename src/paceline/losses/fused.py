@@ -15,6 +15,8 @@ from paceline.losses.assign_kernels import _claim, _contest, _search, _target
 from paceline.losses.sum_kernels import _box_gradient, _class_gradient, _sum_boxes, _sum_classes
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from torch import Tensor
 
     from paceline.batch import Batch
@@ -74,7 +76,7 @@ def assign(
     slot_point, slot_owner = best.new_empty(2, num_images, num_slots)
     slot_alignment, slot_weight = points.new_empty(2, num_images, num_slots)
     best_overlap, best_alignment = points.new_zeros(2, num_images, num_boxes)
-    with torch.cuda.device_of(raw):
+    with _current(raw):
         for start in range(0, num_images, step):
             part = slice(start, start + step)
             images = min(step, num_images - start)
@@ -162,7 +164,7 @@ def assign(
 def sums(
     raw: Tensor, logits: Tensor, points: Tensor, strides: Tensor, boxes: Tensor, targets: Targets
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sums of the overlap part, the classes and the focal part, and of the weights, float32 and without dimensions.
+    """Sum up the overlap part, the classes, the focal part and the weights: float32, without dimensions.
 
     raw, logits: BA(4R) and BAK, contiguous; their gradients have their types. boxes: BG4, xyxy in pixels.
     """
@@ -181,7 +183,7 @@ class _Sums(torch.autograd.Function):
         num_images, num_slots = slot_point.shape
         num_rows, num_blocks = _blocks(num_slots, _ROWS), _blocks(logits.numel(), _LOGITS)
         of_rows, of_blocks = weight.new_empty(num_images * num_rows, 3), weight.new_empty(num_blocks)
-        with torch.cuda.device_of(raw):
+        with _current(raw):
             _sum_boxes[num_rows, num_images](
                 raw,
                 *given[:7],
@@ -200,13 +202,15 @@ class _Sums(torch.autograd.Function):
         return box, of_blocks.sum(), focal, normaliser
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc, no-untyped-call]
-    def backward(ctx: Any, of_box: Tensor, of_classes: Tensor, of_focal: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(
+        ctx: Any, of_box: Tensor, of_classes: Tensor, of_focal: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         raw, logits, *given = ctx.saved_tensors
         points, _, boxes, _, _, slot_point, _, *classes = given
         num_images, num_slots = slot_point.shape
         of_raw, of_logits = torch.zeros_like(raw), torch.empty_like(logits)
-        with torch.cuda.device_of(raw):
+        with _current(raw):
             _box_gradient[_blocks(num_slots, _ROWS), num_images](
                 raw,
                 *given[:7],
@@ -229,6 +233,11 @@ class _Sums(torch.autograd.Function):
                 block=_LOGITS,
             )
         return of_raw, of_logits, *(None for _ in given)
+
+
+def _current(tensor: Tensor) -> AbstractContextManager[object]:
+    """Make the device of a tensor the current one, which is where Triton launches."""
+    return torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
 
 
 def _blocks(count: int, block: int) -> int:

@@ -21,8 +21,10 @@ _MARGIN = tl.constexpr(LAST_BIN_MARGIN)
 
 
 @triton.jit
-def _slots_of_block(points, strides, boxes, owner, point, weight, num_points, num_boxes, num_slots, block: tl.constexpr):
-    """Some slots of an image: whether they count, number among all points, weight, x, y, stride and ground truth."""
+def _slots_of_block(
+    points, strides, boxes, owner, point, weight, num_points, num_boxes, num_slots, block: tl.constexpr
+):
+    """Look up slots of an image: which count, cell among all BA, weight, x, y, stride, sides of the ground truth."""
     image = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * block + tl.arange(0, block)
     here = image * num_slots + slot
@@ -39,11 +41,11 @@ def _slots_of_block(points, strides, boxes, owner, point, weight, num_points, nu
 
 @triton.jit
 def _bins_of_side(place, distance, counts, bins: tl.constexpr):
-    """Logits of a side, their number, and the share of each bin in a distance in strides: a tent around it."""
-    bin = tl.arange(0, bins).to(tl.float32)[None, :]
+    """Logits of a side, their numbers, and the share of each bin in a distance in strides: a tent around it."""
+    number = tl.arange(0, bins).to(tl.float32)[None, :]
     logits = tl.load(place[:, None] + tl.arange(0, bins)[None, :], mask=counts[:, None], other=0.0).to(tl.float32)
     within = tl.minimum(tl.maximum(distance, 0.0), bins - 1 - _MARGIN)
-    return logits, bin, tl.maximum(1 - tl.abs(bin - within[:, None]), 0.0)
+    return logits, number, tl.maximum(1 - tl.abs(number - within[:, None]), 0.0)
 
 
 @triton.jit
@@ -56,15 +58,13 @@ def _focal(place, distance, counts, bins: tl.constexpr):
 
 
 @triton.jit
-def _store_side_gradient(
-    place, gradient, distance, counts, of_mean, of_focal, bins: tl.constexpr
-):
+def _store_side_gradient(place, gradient, distance, counts, of_mean, of_focal, bins: tl.constexpr):
     """Gradient of a side's logits, from those of its mean and of its cross-entropy."""
-    logits, bin, tent = _bins_of_side(place, distance, counts, bins)
+    logits, number, tent = _bins_of_side(place, distance, counts, bins)
     odds = tl.exp(logits - tl.max(logits, axis=1)[:, None])
     share = odds / tl.sum(odds, axis=1)[:, None]
-    mean = tl.sum(share * bin, axis=1)
-    slope = of_mean[:, None] * share * (bin - mean[:, None]) + of_focal[:, None] * (share - tent)
+    mean = tl.sum(share * number, axis=1)
+    slope = of_mean[:, None] * share * (number - mean[:, None]) + of_focal[:, None] * (share - tent)
     target = gradient[:, None] + tl.arange(0, bins)[None, :]
     tl.store(target, slope.to(gradient.dtype.element_ty), mask=counts[:, None])
 
@@ -151,7 +151,7 @@ def _log_of_one_more(share):
 
 @triton.jit
 def _logits_of_block(logits, label, weight, num_logits, num_classes: tl.constexpr, block: tl.constexpr):
-    """Some logits in a row, their places, which of them there are, and the target of each: the weight, or 0."""
+    """Logits that lie side by side, their places, which of them there are, and the target of each."""
     start = tl.program_id(0).to(tl.int64) * block
     lane = tl.arange(0, block)
     real = start + lane < num_logits

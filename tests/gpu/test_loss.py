@@ -1,0 +1,117 @@
+"""The loss on a CUDA device: by kernels and by PyTorch's operations; tests/losses runs the kernels without one."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from loss_reference import random_scene
+
+from paceline.losses.config import LossConfig
+from paceline.losses.detection import DetectionLoss
+from paceline.triton_kernels import usable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from paceline.batch import Batch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+PARTS = ("box", "cls", "dfl", "normaliser")
+ROUNDING = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+"""One rounding of a gradient in its type, or some in float32."""
+COUNTS = (20, 0, 3, 32, 1, 12, 7, 30)
+
+
+def outputs(
+    dtype: torch.dtype, *, num_classes: int = 80, num_padded: int = 32, seed: int = 0
+) -> tuple[Tensor, Tensor, Batch]:
+    """Raw outputs and a batch of 8 images of 640 px, 8400 points each."""
+    raw, scores, batch = random_scene(
+        seed, COUNTS, size_hw=(640, 640), num_classes=num_classes, sides=(4.0, 300.0), num_padded=num_padded
+    )
+    return raw.cuda().to(dtype), scores.cuda().to(dtype), batch.to("cuda")
+
+
+def sums_and_gradients(raw: Tensor, scores: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    raw, scores = raw.detach().requires_grad_(), scores.detach().requires_grad_()
+    sums = DetectionLoss(LossConfig(), scores.shape[-1])((raw, scores), batch)
+    gradients = torch.autograd.grad(sums.total, (raw, scores))
+    return torch.stack([getattr(sums, part).detach() for part in PARTS]), *gradients
+
+
+def by_torch(raw: Tensor, scores: Tensor, batch: Batch) -> tuple[Tensor, ...]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paceline.losses.detection.usable", lambda device: False)
+        return sums_and_gradients(raw, scores, batch)
+
+
+@contextmanager
+def errors_where_the_host_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
+            yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_kernels_can_be_used_here() -> None:
+    assert usable(torch.device("cuda"))
+
+
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize(("num_classes", "num_padded"), [(80, 32), (1, 64), (3, 900)])
+def test_the_kernels_give_the_loss_of_torchs_operations(dtype: torch.dtype, num_classes: int, num_padded: int) -> None:
+    given = outputs(dtype, num_classes=num_classes, num_padded=num_padded)
+    found, expected = sums_and_gradients(*given), by_torch(*given)
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-4, atol=1e-4)
+    bound = ROUNDING[dtype]
+    for gradient, other in zip(found[1:], expected[1:], strict=True):
+        assert gradient.dtype == dtype
+        # Of two points that are alike to the last digit, one may claim here and the other there.
+        differs = (gradient.float() - other.float()).abs() > 1e-5 + bound * other.float().abs()
+        assert differs.double().mean() < 1e-5
+    assert ((found[1] != 0).any(-1) == (expected[1] != 0).any(-1)).double().mean() > 1 - 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_outputs_give_the_same_bits_and_nothing_waits(dtype: torch.dtype) -> None:
+    given = outputs(dtype)
+    first = sums_and_gradients(*given)  # kernels are compiled here
+    with errors_where_the_host_waits():
+        second = sums_and_gradients(*given)
+    for value, other in zip(first, second, strict=True):
+        assert torch.equal(value, other)
+
+
+def test_a_graph_of_the_loss_follows_its_inputs() -> None:
+    raw, scores, batch = outputs(torch.bfloat16)
+    other_raw, other_scores, other = outputs(torch.bfloat16, seed=1)
+    expected = sums_and_gradients(other_raw, other_scores, other)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        sums_and_gradients(raw, scores, batch)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = sums_and_gradients(raw, scores, batch)
+    raw.copy_(other_raw)
+    scores.copy_(other_scores)
+    batch.boxes.copy_(other.boxes)
+    batch.labels.copy_(other.labels)
+    batch.valid.copy_(other.valid)
+    graph.replay()
+    for value, wanted in zip(found, expected, strict=True):
+        assert torch.equal(value, wanted)
