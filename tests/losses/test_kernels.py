@@ -30,10 +30,11 @@ SCENES: dict[str, dict[str, Any]] = {
     "whole image": {"counts": (6, 2), "sides": (58.0, 64.0)},
     "one class": {"counts": (5, 4), "num_classes": 1},
     "many classes": {"counts": (8, 5), "num_classes": 80},
+    "many points": {"counts": (4, 2), "num_padded": 4, "sides": (30.0, 300.0), "size_hw": (320, 320)},
     "one image, one box": {"counts": (1,), "num_padded": 1},
     "no boxes": {"counts": (0, 0), "num_padded": 4},
 }
-"""B images of 126 or 525 points: no multiple of any block."""
+"""B images of 126, 525 or 2100 points: no multiple of any block."""
 PARTS = ("box", "cls", "dfl", "normaliser")
 
 
