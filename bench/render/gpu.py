@@ -159,7 +159,8 @@ def ready_rate(
         cache=cache,  # type: ignore[arg-type]
     )
     index = open_data_set(config, seed=0, splits=("train",)).train
-    with TrainLoader(index, config, AugmentConfig(), seed=0, on_device=True) as loader:
+    augment = AugmentConfig(partners="window" if cache == "none" else "all")  # as for a set that no cache could hold
+    with TrainLoader(index, config, augment, seed=0, on_device=True) as loader:
         drawn = DeviceLoader(loader, device, torch.bfloat16, kernel, upload=cache == "device")
         for _ in drawn.epoch(0, mosaic=True):
             pass
