@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
 from batches import make_batch
 from comparison import assert_same_run, single_of
+from recorder import Recorder, Recording
 from steps import run as run_steps
 from steps import works
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from training_runs import Run, Trainer, train
 
 from paceline.ledger import Ledger
+from paceline.losses.detection import DetectionLoss
 from paceline.parallel.gather import largest
 from paceline.training.graphed import CudaCapture, GraphedStep
 from paceline.training.optim import update
@@ -77,6 +82,43 @@ class Rerunner:
     def record(self, work: Callable[[], None]) -> Reruns:
         work()
         return Reruns(work)
+
+
+class RecordingOfRanks(Recording):
+    """What ranks exchange belongs to it: it is done again, and waited for, in the order in which it was begun."""
+
+    waits = ("nonzero", "equal")  # DDP reads tensors of the host, for which nothing waits
+
+    def settle(self, result: Any) -> None:
+        """Wait for an exchange, as a device's stream does before it goes on."""
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.ScriptObject) and "c10d" in str(leaf._type()):
+                dist.Work.unbox(leaf).wait()
+
+
+def ddp_by_frozen_addresses() -> dict[str, Any]:
+    """The same on a recorder, which knows nothing of what DDP does on the host and where it has put its gradients.
+
+    Returns how many graphs there were, how many exchanges each holds, and how far the state is from the eager one.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    run, asked = Run(engine="data", parts=world), works(30, boxes=(4, 4 + rank, 7 - rank))
+    recorder = Recorder(RecordingOfRanks)
+    steps: list[EagerStep] = []
+    for recorded in (False, True):
+        with mock.patch("training_runs.DetectionLoss", partial(DetectionLoss, fixed_shapes=True)):
+            trainer = Trainer(run)
+        steps.append(EagerStep(trainer.engine, trainer.optimizer, trainer.ema, Ledger()))
+        trainer.engine.is_capturable = True
+        run_steps(GraphedStep(steps[-1], recorder, largest=largest) if recorded else steps[-1], asked)
+    pairs = zip(steps[0].state(), steps[1].state(), strict=True)
+    exchanges = [sum("c10d" in str(call[0]) for call in recording.calls) for recording in recorder.recordings]
+    return {
+        "exchanges": exchanges,
+        "difference": max(
+            float((one.detach() - other.detach()).double().abs().max()) for one, other in pairs if one.numel()
+        ),
+    }
 
 
 def ddp_by_graphs(device: str) -> dict[str, Any]:

@@ -48,6 +48,15 @@ def test_ranks_that_record_at_the_same_steps_are_the_eager_ones(tmp_path: Path) 
     assert max(result["differences"]) < 1e-12
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_replays_at_frozen_addresses_are_the_eager_steps(tmp_path: Path, world: int) -> None:
+    result = run_world(tmp_path, world, {"ddp": Case("device_cases", "ddp_by_frozen_addresses")})["ddp"]
+    assert len(result["exchanges"]) == 4
+    assert sorted(result["exchanges"])[:2] == [1, 1], "an accumulation exchanges its sums alone"
+    assert sorted(result["exchanges"])[2] > 1, "an update exchanges its gradients too"
+    assert result["difference"] < 1e-12
+
+
 def test_a_step_never_waits_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(dtype=torch.float32)
     with pytest.raises(RuntimeError, match="nonzero waits for the device"):

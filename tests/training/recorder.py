@@ -23,12 +23,15 @@ class Recording(TorchDispatchMode):
     operations, and writes results to where they lay when it was recorded.
     """
 
+    waits: tuple[str, ...] = ("_local_scalar_dense", "nonzero", "equal")
+    """Operations that are refused."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Any, tuple[Any, ...], dict[str, Any], list[Tensor]]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket.__name__ in ("_local_scalar_dense", "nonzero", "equal"):
+        if func.overloadpacket.__name__ in self.waits:
             raise RuntimeError(f"{func} while a graph is recorded")
         result = func(*args, **(kwargs or {}))
         self.calls.append((func, args, kwargs or {}, _tensors(result)))
@@ -38,16 +41,22 @@ class Recording(TorchDispatchMode):
     def replay(self) -> None:
         """Do it again."""
         for func, args, kwargs, places in self.calls:
-            for place, value in zip(places, _tensors(func(*args, **kwargs)), strict=True):
+            result = func(*args, **kwargs)
+            self.settle(result)
+            for place, value in zip(places, _tensors(result), strict=True):
                 if value.untyped_storage().data_ptr() != place.untyped_storage().data_ptr():
                     place.copy_(value)
+
+    def settle(self, result: Any) -> None:
+        """Wait for what an operation has only begun; here none does."""
 
 
 class Recorder:
     """Records on a processor, where to record is also to do."""
 
-    def __init__(self) -> None:
+    def __init__(self, kind: type[Recording] = Recording) -> None:
         self.recordings: list[Recording] = []
+        self._kind = kind
 
     def aside(self) -> AbstractContextManager[None]:
         """Do nothing."""
@@ -55,7 +64,7 @@ class Recorder:
 
     def record(self, work: Callable[[], None]) -> Recording:
         """Record the work, and do it."""
-        recording = Recording()
+        recording = self._kind()
         with recording:
             work()
         self.recordings.append(recording)

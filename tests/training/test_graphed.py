@@ -211,6 +211,25 @@ def test_nothing_but_replays_runs_beside_the_stream_that_records() -> None:
     assert places.count("aside") > 2 * 3, "some are taken eagerly"
 
 
+@pytest.mark.parametrize("begins", [0, 23], ids=["single batches", "an accumulation"])
+def test_ranks_complete_eleven_updates_before_the_first_one_is_recorded(begins: int) -> None:
+    """DDP counts the batches whose gradients travel; a resumed run begins with some that do not."""
+    capture, places = Watched(), []
+    inner = make_step()
+    taken = inner.run
+
+    def watched(batch: Batch, *, completes: bool) -> StepOutcome:
+        places.append((capture.place, completes))
+        return taken(batch, completes=completes)
+
+    inner.run = watched  # type: ignore[method-assign]
+    asked = works(32, boxes=(4,))[begins:]
+    assert asked[0].completes == (begins == 0)
+    run(GraphedStep(inner, capture, largest=lambda number: number), asked)
+    first = places.index(("recording", True))
+    assert places[:first].count(("aside", True)) == 11
+
+
 def test_an_update_that_is_not_finite_is_left_out_by_the_graph_too() -> None:
     asked = works(1)[0]
     clean = dataclasses.replace(asked.batch, images=torch.rand_like(asked.batch.images.double()))

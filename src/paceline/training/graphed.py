@@ -46,7 +46,8 @@ MOST_GRAPHS = 24
 WARMUPS = 3
 """Runs before a recording: libraries choose kernels and make workspaces, which must not happen while it lasts."""
 WARMUPS_OF_RANKS = 11
-"""The same before the first recording of several ranks: DDP looks at its first ten batches more closely."""
+"""The same of several ranks before the first recording in which gradients travel: DDP looks at the first ten batches
+of that kind more closely, with events that it waits for."""
 
 
 class Recording(Protocol):
@@ -201,7 +202,8 @@ class GraphedStep:
 
     def _try_to_record(self, key: _Key, batch: Batch) -> _Graph:
         step, gradients = self._step, self._gradients
-        first_of_ranks = self._largest is not None and not self._graphs
+        travelled = any(known.completes for known in self._graphs)
+        first_of_ranks = self._largest is not None and key.completes and not travelled
         outcomes: list[StepOutcome] = []
 
         def work() -> None:
