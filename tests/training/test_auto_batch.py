@@ -53,6 +53,15 @@ def test_the_largest_that_fits_where_more_is_faster() -> None:
     assert device.bytes_of(choice.images) <= 20 * GB
 
 
+def test_sizes_that_cost_seconds_each_are_begun_further_up() -> None:
+    device = Device(overhead_s=10)
+    assert choose(device, room_bytes=20 * GB, most=1000, usual=16, first=8).images == 64
+    assert device.tried == [8, 16, 32, 64]
+    narrow = Device(overhead_s=10, fails_above=3)
+    assert choose(narrow, room_bytes=20 * GB, most=1000, usual=16, first=8).images == 3
+    assert narrow.tried[:3] == [8, 4, 2]
+
+
 def test_the_fastest_where_more_is_no_faster() -> None:
     device = Device(fastest_at=32)
     choice = find(device, room=200 * GB)

@@ -259,6 +259,8 @@ class _Bench:
             notes.append(f"Nothing was compiled in the end: {compiler.failure}")
         if step.is_recorded:
             notes.append("The whole step is a graph; its parts are those of the same step without one.")
+        if self._device.type != "cpu":
+            notes.append("Nodes are started one by one by the host, which takes longer than small ones do.")
         if self._subject.layout.devices > 1:
             notes.append("Parts, limits and memory are those of the first device, which has its share of the batch.")
         if self._device.type == "cpu":

@@ -27,6 +27,7 @@ from paceline.parallel.micro import MicroBatches
 from paceline.parallel.single import SingleEngine
 from paceline.planning.noise import BOXES, noise_batch
 from paceline.training.choice import StepChoice
+from paceline.training.compiling import compiles_loss
 from paceline.training.graphed import CudaCapture
 from paceline.training.plan import laid_out
 
@@ -167,7 +168,7 @@ class BenchSubject:
     ) -> Engine:
         """Build the trainer's engine; one that runs out of memory is to say so, not to go on in micro-batches."""
         criterion: Criterion = self._criterion(network)
-        if compiler is not None and self.device.type == "cuda":
+        if compiler is not None and compiles_loss(self.device):
             criterion = compiler.compile_criterion(criterion)
         clip, amp_dtype, scale = TrainOptions().optim.clip, self.precision.amp_dtype, self.precision.loss_scale
         if ranks is None:

@@ -19,7 +19,7 @@ from paceline.data.targets import boxes_of, bucket
 from paceline.errors import UserError
 from paceline.parallel.exhaustion import describe_memory, is_out_of_memory
 from paceline.parallel.gather import of_all
-from paceline.training.auto_batch import choose
+from paceline.training.auto_batch import FIRST, choose
 from paceline.training.peak import peak_of
 from paceline.training.rehearsal import RehearsalMeter
 
@@ -85,11 +85,13 @@ class FittingBatch:
         free_bytes = min(of_all(peak.free_bytes()))  # before anyone takes any
         sharers = of_all((self.rank.host, str(self.device))).count((self.rank.host, str(self.device)))
         room_bytes = self._room_bytes(peak, free_bytes, sharers)
+        usual = max(USUAL_BATCH // world, 1)
         choice = choose(
             self._meter(peak),
             room_bytes=room_bytes,
             most=max(most_images(len(self.train_index), self.nbs) // world, 1),
-            usual=max(USUAL_BATCH // world, 1),
+            usual=usual,
+            first=FIRST if self.device.type == "cpu" else max(usual // 2, FIRST),  # each size costs a GPU seconds
             is_late=lambda: time.monotonic() - start > PATIENCE_S,
         )
         peak.held_bytes()

@@ -37,6 +37,7 @@ from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.apart import Apart
 from paceline.training.budget import Budget, parse_duration
 from paceline.training.choice import StepChoice
+from paceline.training.compiling import compiles_loss
 from paceline.training.crowd import CrowdAwareStep
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
@@ -380,7 +381,7 @@ class _Training:
 
     def _engine(self, compiler: Compiler | None) -> Engine:
         criterion: Criterion = self._step.criterion
-        if compiler is not None and self._device.type == "cuda":
+        if compiler is not None and compiles_loss(self._device):
             criterion = compiler.compile_criterion(criterion)
         return self._ranks.engine(
             self._loaded.network,

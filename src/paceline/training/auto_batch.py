@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SAME_SPEED = 1.03
 """Rates within this factor of the best count as the best: the smallest of their batches is taken."""
-_FIRST = 2
+FIRST = 2
 _FALLS = 4
 """Tries that may fail after one has fitted."""
 _STEP_DOWN = 0.85
@@ -102,17 +102,24 @@ def round_down(images: int) -> int:
 
 
 def choose(
-    measure: Meter, *, room_bytes: int, most: int, usual: int, is_late: Callable[[], bool] = lambda: False
+    measure: Meter,
+    *,
+    room_bytes: int,
+    most: int,
+    usual: int,
+    first: int = FIRST,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> Choice:
     """Find the largest batch that fits into `room_bytes`, or a smaller one that is as fast.
 
     most: images that there are for a device. usual: a size below which speed alone never goes, since batch norms want
-    some images. is_late: whether the search has taken so long that it ends once it has the usual size. What is returned
-    has been tried. Raises UserError where not even one image fits.
+    some images. first: the size that is tried first, or less where that does not fit. is_late: whether the search has
+    taken so long that it ends once it has the usual size. What is returned has been tried. Raises UserError where not
+    even one image fits.
     """
     search = _Search(measure, room_bytes, most)
     usual = min(usual, most)
-    size = min(_FIRST, most)
+    size = min(first, most)
     while not search.fits(size):
         if size == 1:
             raise UserError(
@@ -126,7 +133,7 @@ def choose(
         if size >= usual and is_late():
             limit = "time"
             break
-        wanted = 2 * size if size >= usual or size < 2 * _FIRST else usual
+        wanted = 2 * size if size >= usual or size < 2 * FIRST else usual
         room = search.room(wanted)
         target = min(wanted, room)
         if target < wanted and target < most:

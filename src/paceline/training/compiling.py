@@ -1,4 +1,4 @@
-"""Compilation of a network by regions: every node by itself, and on GPUs the loss with its assigner.
+"""Compilation of a network by regions: every node by itself, and the loss on GPUs that our kernels for it do not take.
 
 Regions keep compilation short (equal nodes share their code) and leave the graph of the network, its hooks and its keys
 as they are. Each region is compiled for the shapes that it meets, forward and backward at once, when first called.
@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
+
+from paceline.triton_kernels import usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +39,11 @@ def failures() -> tuple[type[Exception], ...]:
     from torch._dynamo import exc  # torch's compiler takes a second to import, which runs without it do not spend
 
     return exc.TorchDynamoException, exc.FailOnRecompileLimitHit
+
+
+def compiles_loss(device: torch.device) -> bool:
+    """Whether the loss is worth compiling: on GPUs whose kernels do not take it. On CPUs its shapes follow data."""
+    return device.type == "cuda" and not usable(device)
 
 
 class Compiler:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paceline.ledger import Ledger
 from paceline.parallel.single import SingleEngine
+from paceline.training.compiling import compiles_loss
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
 from paceline.training.optim import build_optimizer
@@ -42,10 +43,10 @@ def understudy(
     for module in freeze_nodes(network, cast.freeze):
         module.eval()
     ledger = Ledger()
-    on_gpu = next(network.parameters()).is_cuda
+    device = next(network.parameters()).device
     engine = SingleEngine(
         network,
-        cast.criterion if compiler is None or not on_gpu else compiler.compile_criterion(cast.criterion),
+        compiler.compile_criterion(cast.criterion) if compiler and compiles_loss(device) else cast.criterion,
         amp_dtype=precision.amp_dtype,
         clip=cast.clip,
         ledger=ledger,

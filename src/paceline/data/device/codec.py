@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -45,7 +46,7 @@ class NvImageCodec:
         try:
             self._decoder = nvimgcodec.Decoder(
                 device_id=number,
-                max_num_cpu_threads=num_threads,
+                max_num_cpu_threads=max(min(num_threads, (os.cpu_count() or 2) - 1), 1),  # more, and it warns
                 backends=[
                     nvimgcodec.Backend(kind) for kind in (kinds.HW_GPU_ONLY, kinds.GPU_ONLY, kinds.HYBRID_CPU_GPU)
                 ],
