@@ -14,6 +14,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    torch.set_num_threads(1)  # processes that compute with all cores at once slow each other many times
+
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before anyone imports Triton: its own functions are kernels too
 
