@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from contextlib import nullcontext
@@ -365,9 +366,10 @@ def test_how_nvimagecodec_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77))
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
     codec = NvImageCodec(CUDA, 3)
     assert made[0]["device_id"] == 1
-    assert made[0]["max_num_cpu_threads"] == 3
+    assert made[0]["max_num_cpu_threads"] == 2, "with as many as there are cores, it warns"
     assert made[0]["backends"] == ["hardware", "gpu", "hybrid"]
     coloured, refused = codec.decode([b"12345", b"odd"], 3)
     (grey,) = codec.decode([b"123"], 1)
