@@ -12,7 +12,7 @@ import torch
 
 from paceline.commands.bench_evaluation import measure_evaluation
 from paceline.commands.bench_subject import BenchSubject, layout_of
-from paceline.commands.device import backend_of, count_devices, resolve_device
+from paceline.commands.device import backend_of, count_devices, make_current, resolve_device
 from paceline.commands.weights import find_weights, require_model
 from paceline.errors import UserError
 from paceline.models.statistics import arithmetic_of, count_gflops
@@ -108,9 +108,9 @@ class _Bench:
         self._start = time.perf_counter()
         self._config = options.bench
         self._options = options
-        device = resolve_device(
-            options.bench.device, local_rank=group.rank.local_rank, local_world=group.rank.local_world
-        )
+        rank = group.rank
+        named = resolve_device(options.bench.device, local_rank=rank.local_rank, local_world=rank.local_world)
+        device = make_current(named)
         self._energy = _counter(device)
         self._memory = PeakMemory(device)
         self._subject = BenchSubject(options, group, device)

@@ -34,6 +34,16 @@ def resolve_device(text: str, *, local_rank: int = 0, local_world: int = 1) -> t
     return torch.device("cuda", int(number))
 
 
+def make_current(device: torch.device) -> torch.device:
+    """Let this thread work on a device wherever none is named, as where a kernel is launched; returns it.
+
+    Without it every process of a machine would have a context on its first GPU too.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
 def count_devices(text: str, devices: int) -> int:
     """Count the ranks that `device` and `devices` ask for; raises UserError where they do not go together."""
     named = len([part for part in text.split(",") if part])

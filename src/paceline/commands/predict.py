@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from paceline.commands.device import resolve_device
+from paceline.commands.device import make_current, resolve_device
 from paceline.commands.sources import find_images
 from paceline.commands.weights import load_network
 from paceline.data.headers import BadImage
@@ -61,7 +61,9 @@ def predict(
     if predictor is None:
         if not options.model:
             raise UserError("predict needs weights: model=runs/train, or a .safetensors file.")
-        predictor = Predictor(load_network(options.model, None), resolve_device(options.prediction.device))
+        predictor = Predictor(
+            load_network(options.model, None), make_current(resolve_device(options.prediction.device))
+        )
     predictor.check(options.prediction.classes)
     config = options.prediction
     if not (config.save or config.save_txt or config.save_json):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from paceline.commands.device import backend_of, count_devices, describe_device, place, resolve_device
+from paceline.commands.device import backend_of, count_devices, describe_device, make_current, place, resolve_device
 from paceline.commands.evaluation import Evaluations
 from paceline.commands.memory import Exhaustion, held_bytes
 from paceline.commands.pictures import RunPictures
@@ -153,7 +153,8 @@ class _Training:
         self._resumed = resumed
         require_model(options.model)
         rank = group.rank
-        self._device = resolve_device(options.loop.device, local_rank=rank.local_rank, local_world=rank.local_world)
+        named = resolve_device(options.loop.device, local_rank=rank.local_rank, local_world=rank.local_world)
+        self._device = make_current(named)
         compared = {name: value for name, value in options.to_flat().items() if name not in MAY_DIFFER}
         group.agree("start", {"code": digest_of_package(), "options": digest_of(compared)})
         limit_s = parse_duration(options.loop.time) if options.loop.time else None

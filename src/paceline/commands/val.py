@@ -7,7 +7,7 @@ import json
 import logging
 from typing import TYPE_CHECKING
 
-from paceline.commands.device import resolve_device
+from paceline.commands.device import make_current, resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
 from paceline.commands.weights import find_weights, load_network
@@ -35,7 +35,7 @@ def validate(options: ValOptions) -> Evaluation:
     """
     if not options.model:
         raise UserError("val needs weights to evaluate: model=runs/train, or a .safetensors file.")
-    device = resolve_device(options.validation.device)
+    device = make_current(resolve_device(options.validation.device))
     loaded = load_network(options.model, None)
     trained = _trained_options(options.model)
     data = _data_config(options, trained, loaded.imgsz or 640)

@@ -218,7 +218,8 @@ def normed_and_activated(
     channels of a half. tile: changes the time only.
     Returns z, or its halves along the channels, each contiguous, channels-last and of y's type.
     """
-    z: tuple[Tensor, ...] = _NormedAndActivated.apply(y, weight, bias, latest, eps, silu, pieces, tile)
+    with torch.cuda.device_of(y):  # where Triton launches; a backward pass is in a thread of the device
+        z: tuple[Tensor, ...] = _NormedAndActivated.apply(y, weight, bias, latest, eps, silu, pieces, tile)
     return z
 
 
