@@ -25,7 +25,7 @@ test: .venv/.test
 	$(BIN)/python -m pytest
 
 # Rooms whose tests start processes, have limits in seconds, or want all cores; of the others, two files run at a time.
-ALONE := tests/commands tests/deploy tests/parallel tests/tuning
+ALONE := tests/commands tests/parallel tests/tuning
 
 test-all: .venv/.test
 	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
