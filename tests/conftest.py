@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +15,12 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from types import ModuleType
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)  # processes that compute with all cores at once slow each other many times
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # before anyone imports Triton: its own functions are kernels too
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,6 +29,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@contextmanager
+def _interpreted(*names: str) -> Iterator[ModuleType]:
+    """Let Triton's interpreter run the kernels of modules, imported anew in this order; give the last of them."""
+    pytest.importorskip("triton")
+    rooms = [(importlib.import_module(room), name) for room, _, name in (name.rpartition(".") for name in names)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        _interpret_the_language(patch)
+        for room, name in rooms:
+            patch.delitem(sys.modules, f"{room.__name__}.{name}", raising=False)
+            patch.delattr(room, name, raising=False)
+        try:
+            yield [importlib.import_module(name) for name in names][-1]
+        finally:
+            for room, name in rooms:
+                sys.modules.pop(f"{room.__name__}.{name}", None)
+                vars(room).pop(name, None)
+
+
+def _interpret_the_language(patch: pytest.MonkeyPatch) -> None:
+    """Do for Triton's own functions, such as `tl.sum`, what it does only if told before it was imported first."""
+    language = importlib.import_module("triton.language")
+    compiled = importlib.import_module("triton.runtime.jit").JITFunction
+    interpreted = importlib.import_module("triton.runtime.interpreter").InterpretedFunction
+    for module in (language, language.standard, language.math):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, compiled):
+                patch.setattr(module, name, interpreted(value.fn))
+
+
+@pytest.fixture(scope="session")
+def interpreting() -> Callable[..., AbstractContextManager[ModuleType]]:
+    """Return what lets kernels run without a GPU, as long as it is open; takes the names of their modules."""
+    return _interpreted
 
 
 @pytest.fixture(scope="session")

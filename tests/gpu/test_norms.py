@@ -30,7 +30,7 @@ def both_ways(
     shape: tuple[int, int, int, int], dtype: torch.dtype, *, silu: bool, pieces: int
 ) -> list[tuple[Tensor, ...]]:
     """Results, statistics and gradients by kernels, and by torch in float32."""
-    from paceline.models.norm_kernels import normed_and_activated
+    from paceline.models.fused_norm import normed_and_activated
 
     torch.manual_seed(0)
     channels = shape[1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,7 +16,8 @@ from paceline.models.blocks import ConvUnit, SplitChain
 from paceline.parallel.norms import BatchNorm, BatchStatistics
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from types import ModuleType
     from typing import Self
 
@@ -25,19 +25,13 @@ EPS = 1e-3
 
 
 @pytest.fixture(scope="module")
-def kernels() -> Iterator[ModuleType]:
-    """Return the module of the kernels, run by Triton's interpreter."""
+def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[ModuleType]:
+    """Return the module that launches the kernels, which Triton's interpreter runs."""
     triton = pytest.importorskip("triton")
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
-    name = "paceline.models.norm_kernels"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        before = sys.modules.pop(name, None)
-        yield importlib.import_module(name)
-        del sys.modules[name]
-        if before is not None:
-            sys.modules[name] = before
+    with interpreting("paceline.models.norm_kernels", "paceline.models.fused_norm") as module:
+        yield module
 
 
 class Case:

@@ -94,7 +94,7 @@ class BatchNorm(NormWithActivation):
         """Normalise and activate BCHW, in training by two passes over memory where there are kernels for it."""
         if not (self.training and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x)):
             return super().activated(x, activation, pieces)
-        from paceline.models.norm_kernels import normed_and_activated  # which needs Triton
+        from paceline.models.fused_norm import normed_and_activated  # which needs Triton
 
         whole = x.shape[1] % (8 * pieces) != 0
         silu = isinstance(activation, nn.SiLU)

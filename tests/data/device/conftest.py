@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -11,21 +9,14 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from types import ModuleType
 
     from torch import Tensor
 
 
 @pytest.fixture(scope="session")
-def interpreted() -> Iterator[Callable[..., Tensor]]:
+def interpreted(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[Callable[..., Tensor]]:
     """Return the kernel, run by Triton's interpreter."""
-    pytest.importorskip("triton")
-    name = "paceline.data.device.kernel"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        before = sys.modules.pop(name, None)
-        module = importlib.import_module(name)
+    with interpreting("paceline.data.device.kernel") as module:
         yield partial(module.render_by_kernel, block=(64, 64))  # fewer programs: each is slow here
-        if before is None:
-            del sys.modules[name]
-        else:
-            sys.modules[name] = before

@@ -1,0 +1,216 @@
+"""Fused norm: batch norm in training and the activation after it as one differentiable operation, by `norm_kernels`.
+
+The result may be asked for in two halves of the channels, maps of their own, for a block that carries one and works on
+the other: both are contiguous then, and gradients that come back in parts are read where they lie. Needs Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from torch.autograd.function import once_differentiable
+
+from paceline.models.norm_kernels import (
+    _apply,
+    _apply_gradient,
+    _gradient_sums,
+    _settle_statistics,
+    _settle_sums,
+    _statistics,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TILE = 2048
+"""Numbers that a program looks at together."""
+_WIDTHS = (64, 32, 16, 8)
+"""Channels of a tile: the first that divides those of the map. Few, since each is compiled for itself."""
+_VECTOR = 8
+"""Channels that are loaded at once where their number allows it."""
+_PROGRAMS = 1024
+"""That share the rows of a sum, over all channels; eight for each multiprocessor of a large GPU."""
+_MOST_PARTS = 512
+_SETTLED_CHANNELS = 8
+"""Of a program that combines the parts."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a matrix is cut into tiles and parts."""
+
+    rows: int
+    """Of a tile."""
+    channels: int
+    """Of a tile, a power of two."""
+    blocks: int
+    """Tiles side by side, which hold all channels."""
+    parts: int
+    """Into which the rows of a sum are cut."""
+    part_rows: int
+    """Rows of a part; the last may have fewer."""
+
+    @classmethod
+    def of(cls, num_rows: int, num_channels: int, pieces: int, tile: int) -> _Cut:
+        fitting = [width for width in _WIDTHS if num_channels // pieces % width == 0]
+        assert fitting or pieces == 1, "tiles lie in one piece"
+        channels = fitting[0] if fitting else min(triton.next_power_of_2(num_channels), _WIDTHS[0])
+        blocks = triton.cdiv(num_channels, channels)
+        rows = max(tile // channels, 1)
+        wanted = max(min(_PROGRAMS // blocks, _MOST_PARTS), 1)
+        part_rows = triton.cdiv(triton.cdiv(num_rows, wanted), rows) * rows
+        return cls(rows, channels, blocks, triton.cdiv(num_rows, part_rows), part_rows)
+
+
+def pitch_of(values: Tensor) -> int | None:
+    """Return how far apart the cells of a BCHW map lie, C or more where it is part of a wider one; None if unevenly."""
+    _, channels, height, width = values.shape
+    batch_stride, channel_stride, row_stride, cell_stride = values.stride()
+    if width == 1:
+        cell_stride = row_stride if height > 1 else batch_stride
+    if height == 1:
+        row_stride = width * cell_stride
+    if len(values) == 1:
+        batch_stride = height * row_stride
+    even = row_stride == width * cell_stride and batch_stride == height * row_stride
+    return cell_stride if even and (channel_stride == 1 or channels == 1) and cell_stride >= channels else None
+
+
+def _step(*pitches: int) -> int:
+    """Return what all distances between cells are multiples of, as far as loads profit from it."""
+    return _VECTOR if all(pitch % _VECTOR == 0 for pitch in pitches) else 1
+
+
+def _readable(values: Tensor) -> tuple[Tensor, int]:
+    """Return a map, or a copy where its cells lie unevenly, and how far apart they lie."""
+    pitch = pitch_of(values)
+    if pitch is not None:
+        return values, pitch
+    return values.contiguous(memory_format=torch.channels_last), values.shape[1]
+
+
+class _NormedAndActivated(torch.autograd.Function):
+    """Batch norm of the batch's own statistics, and SiLU or nothing after it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        latest: tuple[Tensor, Tensor],
+        eps: float,
+        silu: bool,
+        pieces: int,
+        tile: int,
+    ) -> tuple[Tensor, ...]:
+        """Return z BCHW, channels-last and of y's type, in pieces; `latest` C takes mean and unbiased variance."""
+        y = y.contiguous(memory_format=torch.channels_last)
+        num_channels = y.shape[1]
+        num_rows = y.numel() // num_channels
+        cut = _Cut.of(num_rows, num_channels, pieces, tile)
+        parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
+        kept = y.new_empty((2, num_channels), dtype=torch.float32)
+        images, _, height, width = y.shape
+        z = y.new_empty((pieces, images, height, width, num_channels // pieces))
+        sizes = {"rows": cut.rows, "channels": cut.channels, "step": _step(num_channels)}
+        _statistics[(cut.parts, cut.blocks)](y, parts, num_rows, num_channels, cut.part_rows, **sizes, num_warps=4)
+        _settle_statistics[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
+            parts,
+            kept,
+            *latest,
+            num_rows,
+            num_channels,
+            cut.parts,
+            cut.part_rows,
+            eps,
+            parts_room=_MOST_PARTS,
+            channels=_SETTLED_CHANNELS,
+            num_warps=4,
+        )
+        _apply[(triton.cdiv(num_rows, cut.rows), cut.blocks)](
+            y, kept, weight, bias, z, num_rows, num_channels, num_channels // pieces, silu=silu, **sizes, num_warps=4
+        )
+        ctx.save_for_backward(y, weight, bias, kept)
+        ctx.cut, ctx.silu, ctx.pieces = cut, silu, pieces
+        return tuple(piece.permute(0, 3, 1, 2) for piece in z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of y, weight and bias."""
+        y, weight, bias, kept = ctx.saved_tensors
+        cut = ctx.cut
+        (first, first_pitch), *others = map(_readable, gradients)
+        second, second_pitch = others[0] if others else (first, first_pitch)
+        of_z = (first, second, first_pitch, second_pitch)
+        num_channels = y.shape[1]
+        num_rows = y.numel() // num_channels
+        parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
+        of_affine = y.new_empty((2, num_channels), dtype=torch.float32)
+        of_y = torch.empty_like(y, memory_format=torch.channels_last)
+        sizes = {"rows": cut.rows, "channels": cut.channels, "silu": ctx.silu, "pieces": ctx.pieces}
+        sizes["step"] = _step(num_channels, first_pitch, second_pitch)
+        _gradient_sums[(cut.parts, cut.blocks)](
+            *of_z,
+            y,
+            kept,
+            weight,
+            bias,
+            parts,
+            num_rows,
+            num_channels,
+            cut.part_rows,
+            **sizes,
+            num_warps=4,
+        )
+        _settle_sums[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
+            parts,
+            of_affine,
+            num_channels,
+            cut.parts,
+            parts_room=_MOST_PARTS,
+            channels=_SETTLED_CHANNELS,
+            num_warps=4,
+        )
+        _apply_gradient[(triton.cdiv(num_rows, cut.rows), cut.blocks)](
+            *of_z,
+            y,
+            kept,
+            weight,
+            bias,
+            of_affine,
+            of_y,
+            num_rows,
+            num_channels,
+            **sizes,
+            num_warps=4,
+        )
+        of_bias, of_weight = of_affine.to(weight.dtype)
+        return of_y, of_weight, of_bias, None, None, None, None, None
+
+
+def normed_and_activated(
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    latest: tuple[Tensor, Tensor],
+    *,
+    eps: float,
+    silu: bool,
+    pieces: int = 1,
+    tile: int = _TILE,
+) -> tuple[Tensor, ...]:
+    """Normalise BCHW by its own statistics and activate it; on the current stream, without waiting.
+
+    y: float32, bfloat16 or float16, more than one value per channel. weight, bias: C, float32. latest: C each, float32;
+    take the mean and the unbiased variance. silu: whether SiLU follows. pieces: 1, or 2 where eight divides the
+    channels of a half. tile: changes the time only.
+    Returns z, or its halves along the channels, each contiguous, channels-last and of y's type.
+    """
+    with torch.cuda.device_of(y):  # where Triton launches; a backward pass is in a thread of the device
+        z: tuple[Tensor, ...] = _NormedAndActivated.apply(y, weight, bias, latest, eps, silu, pieces, tile)
+    return z
