@@ -59,6 +59,12 @@ class Case:
         return other, z
 
 
+def launches(kernels: ModuleType, tile: int) -> dict[str, Any]:
+    """Return small tiles, of unlike sizes for sums and results, and loads of three turns under way."""
+    of_sums = kernels.Launch(tile=tile, warps=4, stages=3, programs=64)
+    return {"of_sums": of_sums, "of_results": kernels.Launch(tile=2 * tile, warps=4)}
+
+
 def differ(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
     """Return the largest difference, as a share of the largest number."""
     assert found is not None
@@ -83,7 +89,9 @@ def test_single_precision_is_double_up_to_rounding(
     kernels: ModuleType, shape: tuple[int, int, int, int], silu: bool
 ) -> None:
     case = Case(shape, torch.float32)
-    (z,) = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=silu, tile=256)
+    (z,) = kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=silu, **launches(kernels, 256)
+    )
     z.backward(case.of_z)
     expected, expected_z = case.expected(silu=silu)
     assert z.is_contiguous(memory_format=torch.channels_last)
@@ -98,7 +106,9 @@ def test_single_precision_is_double_up_to_rounding(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_rounded_at_the_end_alone(kernels: ModuleType, dtype: torch.dtype) -> None:
     case = Case((2, 16, 12, 12), dtype)
-    (z,) = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=512)
+    (z,) = kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, **launches(kernels, 512)
+    )
     z.backward(case.of_z)
     expected, expected_z = case.expected(silu=True)
     bound = torch.finfo(dtype).eps
@@ -111,7 +121,9 @@ def test_half_precision_is_rounded_at_the_end_alone(kernels: ModuleType, dtype: 
 def test_the_variance_of_large_values_is_not_lost(kernels: ModuleType) -> None:
     """A sum of squares of numbers around 1,000 would keep no digit of a variance of a hundredth."""
     case = Case((4, 8, 16, 16), torch.float32, mean=1000.0)
-    kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=False, tile=128)
+    kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=False, **launches(kernels, 128)
+    )
     expected = case.y.detach().double().var((0, 2, 3))
     assert differ(case.latest[1], expected) < 1e-4
 
@@ -123,7 +135,9 @@ def test_a_gradient_that_is_part_of_a_wider_map_is_read_where_it_lies(kernels: M
     wide[:, first : first + 16] = case.of_z
     part = wide[:, first : first + 16]
     assert kernels.pitch_of(part) == 28
-    (z,) = kernels.normed_and_activated(case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, tile=256)
+    (z,) = kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, **launches(kernels, 256)
+    )
     z.backward(part)
     expected, _ = case.expected(silu=True)
     assert differ(case.y.grad, expected.y.grad) < 2e-5
@@ -137,7 +151,7 @@ def test_halves_are_the_halves_and_their_gradients_may_lie_anywhere(
 ) -> None:
     case = Case((2, channels, 5, 6), dtype)
     halves = kernels.normed_and_activated(
-        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, pieces=2, tile=512
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, pieces=2, **launches(kernels, 512)
     )
     expected, expected_z = case.expected(silu=True)
     bound = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
@@ -156,7 +170,7 @@ def test_halves_are_the_halves_and_their_gradients_may_lie_anywhere(
 def test_a_half_that_nobody_uses_has_no_gradient(kernels: ModuleType) -> None:
     case = Case((2, 16, 5, 6), torch.float32)
     _, second = kernels.normed_and_activated(
-        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, pieces=2, tile=512
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, pieces=2, **launches(kernels, 512)
     )
     case.of_z[:, :8] = 0
     second.backward(case.of_z[:, 8:])
@@ -238,18 +252,19 @@ kinds |= dict.fromkeys(floats, "*fp32")
 numbers = ("num_rows", "num_channels", "piece_channels", "part_rows", "first_pitch", "second_pitch", "num_parts")
 kinds |= dict.fromkeys(numbers, "i32")
 of_tiles = dict(rows=32, channels=64, step=8)
+of_sums = of_tiles | dict(stages=3)
 variants = [
-    (norm_kernels._statistics, of_tiles),
+    (norm_kernels._statistics, of_sums),
     (norm_kernels._settle_statistics, dict(parts_room=512, channels=8)),
-    (norm_kernels._apply, of_tiles | dict(silu=True)),
-    (norm_kernels._gradient_sums, of_tiles | dict(silu=True, pieces=1)),
-    (norm_kernels._gradient_sums, of_tiles | dict(silu=True, pieces=2)),
+    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True)),
+    (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=1, ptx=True)),
+    (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=2, ptx=True)),
     (norm_kernels._settle_sums, dict(parts_room=512, channels=8)),
-    (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=1)),
-    (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=2)),
-    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True)),
-    (norm_kernels._apply_gradient, dict(rows=256, channels=8, step=8, silu=True, pieces=2)),
-    (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1)),
+    (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=1, ptx=True)),
+    (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=2, ptx=True)),
+    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True, ptx=False)),
+    (norm_kernels._apply_gradient, dict(rows=256, channels=8, step=8, silu=True, pieces=2, ptx=False)),
+    (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1, ptx=True)),
 ]
 for kernel, fixed in variants:
     names = kernel.arg_names
@@ -261,7 +276,8 @@ for kernel, fixed in variants:
     made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
     assert len(made.asm["cubin"]) > 1000
     if fixed.get("step") == 8:
-        assert "ld.global.v4.b32" in made.asm["ptx"], "eight channels are loaded at once"
+        wide = "cp.async.cg" if fixed.get("stages", 1) > 1 else "ld.global.v4.b32"
+        assert wide in made.asm["ptx"], "eight channels are loaded at once"
         assert "st.global.b16" not in made.asm["ptx"], "and never written one by one"
 print("compiled")
 """

@@ -25,14 +25,26 @@ from paceline.models.norm_kernels import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-_TILE = 2048
-"""Numbers that a program looks at together."""
+
+@dataclass(frozen=True)
+class Launch:
+    """How kernels are launched; changes the time only."""
+
+    tile: int
+    """Numbers that a program looks at together."""
+    warps: int
+    stages: int = 1
+    """Turns of a loop whose loads are under way together."""
+    programs: int = 1024
+    """That share the rows of a sum, over all channels; eight for each multiprocessor of a large GPU."""
+
+
+SUMS = Launch(tile=2048, warps=4, stages=3)
+RESULTS = Launch(tile=1024, warps=2)
 _WIDTHS = (64, 32, 16, 8)
 """Channels of a tile: the first that divides those of the map. Few, since each is compiled for itself."""
 _VECTOR = 8
 """Channels that are loaded at once where their number allows it."""
-_PROGRAMS = 1024
-"""That share the rows of a sum, over all channels; eight for each multiprocessor of a large GPU."""
 _MOST_PARTS = 512
 _SETTLED_CHANNELS = 8
 """Of a program that combines the parts."""
@@ -54,13 +66,13 @@ class _Cut:
     """Rows of a part; the last may have fewer."""
 
     @classmethod
-    def of(cls, num_rows: int, num_channels: int, pieces: int, tile: int) -> _Cut:
+    def of(cls, num_rows: int, num_channels: int, pieces: int, launch: Launch) -> _Cut:
         fitting = [width for width in _WIDTHS if num_channels // pieces % width == 0]
         assert fitting or pieces == 1, "tiles lie in one piece"
         channels = fitting[0] if fitting else min(triton.next_power_of_2(num_channels), _WIDTHS[0])
         blocks = triton.cdiv(num_channels, channels)
-        rows = max(tile // channels, 1)
-        wanted = max(min(_PROGRAMS // blocks, _MOST_PARTS), 1)
+        rows = max(launch.tile // channels, 1)
+        wanted = max(min(launch.programs // blocks, _MOST_PARTS), 1)
         part_rows = triton.cdiv(triton.cdiv(num_rows, wanted), rows) * rows
         return cls(rows, channels, blocks, triton.cdiv(num_rows, part_rows), part_rows)
 
@@ -84,6 +96,11 @@ def _step(*pitches: int) -> int:
     return _VECTOR if all(pitch % _VECTOR == 0 for pitch in pitches) else 1
 
 
+def _has_ptx(values: Tensor) -> bool:
+    """Whether NVIDIA's instructions may be named: not under Triton's interpreter, nor on another's GPU."""
+    return values.is_cuda and torch.version.hip is None
+
+
 def _readable(values: Tensor) -> tuple[Tensor, int]:
     """Return a map, or a copy where its cells lie unevenly, and how far apart they lie."""
     pitch = pitch_of(values)
@@ -105,19 +122,32 @@ class _NormedAndActivated(torch.autograd.Function):
         eps: float,
         silu: bool,
         pieces: int,
-        tile: int,
+        of_sums: Launch,
+        of_results: Launch,
     ) -> tuple[Tensor, ...]:
         """Return z BCHW, channels-last and of y's type, in pieces; `latest` C takes mean and unbiased variance."""
         y = y.contiguous(memory_format=torch.channels_last)
         num_channels = y.shape[1]
         num_rows = y.numel() // num_channels
-        cut = _Cut.of(num_rows, num_channels, pieces, tile)
+        cut = _Cut.of(num_rows, num_channels, pieces, of_sums)
+        tiles = _Cut.of(num_rows, num_channels, pieces, of_results)
         parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         kept = y.new_empty((2, num_channels), dtype=torch.float32)
         images, _, height, width = y.shape
         z = y.new_empty((pieces, images, height, width, num_channels // pieces))
-        sizes = {"rows": cut.rows, "channels": cut.channels, "step": _step(num_channels)}
-        _statistics[(cut.parts, cut.blocks)](y, parts, num_rows, num_channels, cut.part_rows, **sizes, num_warps=4)
+        step, ptx = _step(num_channels), _has_ptx(y)
+        _statistics[(cut.parts, cut.blocks)](
+            y,
+            parts,
+            num_rows,
+            num_channels,
+            cut.part_rows,
+            rows=cut.rows,
+            channels=cut.channels,
+            step=step,
+            stages=of_sums.stages,
+            num_warps=of_sums.warps,
+        )
         _settle_statistics[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
             parts,
             kept,
@@ -131,11 +161,24 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=_SETTLED_CHANNELS,
             num_warps=4,
         )
-        _apply[(triton.cdiv(num_rows, cut.rows), cut.blocks)](
-            y, kept, weight, bias, z, num_rows, num_channels, num_channels // pieces, silu=silu, **sizes, num_warps=4
+        _apply[(triton.cdiv(num_rows, tiles.rows), tiles.blocks)](
+            y,
+            kept,
+            weight,
+            bias,
+            z,
+            num_rows,
+            num_channels,
+            num_channels // pieces,
+            silu=silu,
+            rows=tiles.rows,
+            channels=tiles.channels,
+            step=step,
+            ptx=ptx,
+            num_warps=of_results.warps,
         )
         ctx.save_for_backward(y, weight, bias, kept)
-        ctx.cut, ctx.silu, ctx.pieces = cut, silu, pieces
+        ctx.cut, ctx.tiles, ctx.silu, ctx.pieces, ctx.launches = cut, tiles, silu, pieces, (of_sums, of_results)
         return tuple(piece.permute(0, 3, 1, 2) for piece in z)
 
     @staticmethod
@@ -143,7 +186,8 @@ class _NormedAndActivated(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of y, weight and bias."""
         y, weight, bias, kept = ctx.saved_tensors
-        cut = ctx.cut
+        cut, tiles = ctx.cut, ctx.tiles
+        of_sums, of_results = ctx.launches
         (first, first_pitch), *others = map(_readable, gradients)
         second, second_pitch = others[0] if others else (first, first_pitch)
         of_z = (first, second, first_pitch, second_pitch)
@@ -152,8 +196,8 @@ class _NormedAndActivated(torch.autograd.Function):
         parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         of_affine = y.new_empty((2, num_channels), dtype=torch.float32)
         of_y = torch.empty_like(y, memory_format=torch.channels_last)
-        sizes = {"rows": cut.rows, "channels": cut.channels, "silu": ctx.silu, "pieces": ctx.pieces}
-        sizes["step"] = _step(num_channels, first_pitch, second_pitch)
+        ways = {"silu": ctx.silu, "pieces": ctx.pieces, "ptx": _has_ptx(y)}
+        ways["step"] = _step(num_channels, first_pitch, second_pitch)
         _gradient_sums[(cut.parts, cut.blocks)](
             *of_z,
             y,
@@ -164,8 +208,11 @@ class _NormedAndActivated(torch.autograd.Function):
             num_rows,
             num_channels,
             cut.part_rows,
-            **sizes,
-            num_warps=4,
+            rows=cut.rows,
+            channels=cut.channels,
+            **ways,
+            stages=of_sums.stages,
+            num_warps=of_sums.warps,
         )
         _settle_sums[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
             parts,
@@ -176,7 +223,7 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=_SETTLED_CHANNELS,
             num_warps=4,
         )
-        _apply_gradient[(triton.cdiv(num_rows, cut.rows), cut.blocks)](
+        _apply_gradient[(triton.cdiv(num_rows, tiles.rows), tiles.blocks)](
             *of_z,
             y,
             kept,
@@ -186,11 +233,13 @@ class _NormedAndActivated(torch.autograd.Function):
             of_y,
             num_rows,
             num_channels,
-            **sizes,
-            num_warps=4,
+            rows=tiles.rows,
+            channels=tiles.channels,
+            **ways,
+            num_warps=of_results.warps,
         )
         of_bias, of_weight = of_affine.to(weight.dtype)
-        return of_y, of_weight, of_bias, None, None, None, None, None
+        return of_y, of_weight, of_bias, None, None, None, None, None, None
 
 
 def normed_and_activated(
@@ -202,15 +251,18 @@ def normed_and_activated(
     eps: float,
     silu: bool,
     pieces: int = 1,
-    tile: int = _TILE,
+    of_sums: Launch = SUMS,
+    of_results: Launch = RESULTS,
 ) -> tuple[Tensor, ...]:
     """Normalise BCHW by its own statistics and activate it; on the current stream, without waiting.
 
     y: float32, bfloat16 or float16, more than one value per channel. weight, bias: C, float32. latest: C each, float32;
     take the mean and the unbiased variance. silu: whether SiLU follows. pieces: 1, or 2 where eight divides the
-    channels of a half. tile: changes the time only.
+    channels of a half. of_sums, of_results: change the time only.
     Returns z, or its halves along the channels, each contiguous, channels-last and of y's type.
     """
     with torch.cuda.device_of(y):  # where Triton launches; a backward pass is in a thread of the device
-        z: tuple[Tensor, ...] = _NormedAndActivated.apply(y, weight, bias, latest, eps, silu, pieces, tile)
+        z: tuple[Tensor, ...] = _NormedAndActivated.apply(
+            y, weight, bias, latest, eps, silu, pieces, of_sums, of_results
+        )
     return z
