@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from paceline.models.convolution import Convolution
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -43,7 +45,7 @@ class ConvUnit(nn.Module):
         activation: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv: nn.Conv2d = Convolution(in_channels, out_channels, kernel, stride, groups=groups)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
         self.act: nn.Module = nn.SiLU() if activation else nn.Identity()
 

@@ -1,0 +1,130 @@
+"""3 x 3 convolutions of few channels on a GPU: our kernels beside cuDNN's, by how they are launched.
+
+    python bench/step/narrow.py [--models yolo11n yolo11s] [--imgsz 640] [--batch 64] [--processes 12]
+
+Needs a CUDA device. For each unlike convolution with at most 64 channels on either side, in bfloat16: milliseconds of
+the forward pass, the gradient of the map and the gradient of the weights; first all kernels are compiled in several
+processes. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+import torch
+from convolutions import convolutions_of, time_of
+from torch.nn import functional as F
+
+from paceline.models.narrow_conv import Launch, _convolved, _weighed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+DEVICE = torch.device("cuda")
+MOST = 64
+CONVOLVING_TRIED = [
+    Launch(lines, columns, warps) for (lines, columns), warps in product(((16, 8), (8, 8), (8, 16)), (4,))
+]
+CONVOLVING_TRIED += [Launch(8, 8, 2), Launch(16, 16, 8)]
+WEIGHING_TRIED = [
+    Launch(lines, 8, 4, stages, programs)
+    for (lines, stages), programs in product(((8, 2), (8, 3), (4, 3), (16, 2)), (264, 528))
+]
+
+
+def once(key: tuple[int, ...], launch: Launch, passes: str) -> None:
+    """Compile what a launch needs."""
+    channels, out_channels, _, stride, *_ = key
+    layout = {"device": DEVICE, "dtype": torch.bfloat16}
+    x = torch.zeros(1, 16, 16, channels, **layout).permute(0, 3, 1, 2)
+    weight = torch.zeros(out_channels, 3, 3, channels, **layout).permute(0, 3, 1, 2)
+    y = torch.zeros(1, 16 // stride, 16 // stride, out_channels, **layout).permute(0, 3, 1, 2)
+    if passes == "weights":
+        _weighed(x, y, stride, launch)
+    else:
+        _convolved(x, weight, stride, launch)
+        if stride == 1:
+            _convolved(y, weight, 1, launch, turned=True)
+
+
+def tried(work: Callable[[Launch], Any], launches: list[Launch]) -> dict[str, float]:
+    """Milliseconds by launch; nothing of those that the device has no room for."""
+    found = {}
+    for launch in launches:
+        try:
+            found["/".join(map(str, vars(launch).values()))] = time_of(lambda launch=launch: work(launch))
+        except Exception as error:  # out of shared memory, with some channels
+            print(f"   {launch}: {type(error).__name__}", flush=True)
+    return found
+
+
+def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Milliseconds of each pass by cuDNN, and by each launch of ours."""
+    channels, out_channels, _, stride, _, height, width = key
+    layout = {"device": DEVICE, "dtype": torch.bfloat16}
+    x = torch.randn(batch, height, width, channels, **layout).permute(0, 3, 1, 2)
+    weight = torch.randn(out_channels, 3, 3, channels, **layout).permute(0, 3, 1, 2)
+    of_y = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=1))
+    rest = [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1
+
+    def backward(*mask: bool) -> Callable[[], Any]:
+        return lambda: torch.ops.aten.convolution_backward(of_y, x, weight, None, *rest, list(mask))
+
+    theirs = {"forward": time_of(lambda: F.conv2d(x, weight, stride=stride, padding=1))}
+    theirs["weights"] = time_of(backward(False, True, False))
+    ours = {"forward": tried(lambda launch: _convolved(x, weight, stride, launch), CONVOLVING_TRIED)}
+    if stride == 1:
+        theirs["map"] = time_of(backward(True, False, False))
+        ours["map"] = tried(lambda launch: _convolved(of_y, weight, 1, launch, turned=True), CONVOLVING_TRIED)
+    ours["weights"] = tried(lambda launch: _weighed(x, of_y, stride, launch), WEIGHING_TRIED)
+    return theirs, ours
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["yolo11n", "yolo11s"])
+    parser.add_argument("--imgsz", type=int, default=640)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--processes", type=int, default=12)
+    parser.add_argument("--compile", type=int, help="compile each so many-th way only; for processes of this script")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("This bench needs a CUDA GPU.", file=sys.stderr)
+        return 2
+    keys: dict[tuple[int, ...], int] = {}
+    for model in options.models:
+        for key in convolutions_of(model, options.imgsz, options.batch):
+            if key[2] == 3 and key[4] == 1 and max(key[:2]) <= MOST:
+                keys[key] = len(keys)
+    if options.compile is not None:
+        work = [(key, launch, "maps") for key in keys for launch in CONVOLVING_TRIED]
+        work += [(key, launch, "weights") for key in keys for launch in WEIGHING_TRIED]
+        for entry in work[options.compile :: options.processes]:
+            try:
+                once(*entry)
+            except Exception as error:
+                print(entry, type(error).__name__, flush=True)
+        return 0
+    words = [sys.executable, __file__, *sys.argv[1:]]
+    others = [subprocess.Popen([*words, "--compile", str(number)]) for number in range(options.processes)]
+    for other in others:
+        other.wait()
+    figures = []
+    for key in keys:
+        theirs, ours = times_of(key, options.batch)
+        print(key, flush=True)
+        for name, times in ours.items():
+            cells = "  ".join(f"{way} {value:.4f}" for way, value in sorted(times.items(), key=lambda item: item[1]))
+            print(f"   {name:8} theirs {theirs[name]:.4f}  {cells}", flush=True)
+        figures.append({"convolution": key, "theirs": theirs, "ours": ours})
+    print(json.dumps({"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "figures": figures}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

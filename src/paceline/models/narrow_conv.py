@@ -1,0 +1,210 @@
+"""Narrow convolution: 3 x 3 on maps with few channels as one differentiable operation, by `narrow_kernels`.
+
+Each of the three passes is ours where that is faster, and torch's where it is not. Needs Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from paceline.models.narrow_kernels import _convolve, _settle, _weight_gradient
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_VECTOR = 8
+"""Channels that are loaded at once."""
+_MOST_IN, _MOST_OUT = 32, 64
+"""Channels of the map that windows are taken from, and of the other one."""
+_SETTLED_WEIGHTS, _SETTLED_PARTS = 16, 64
+"""Weights that a program adds the parts of, and parts that it looks at together."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How kernels are launched; changes the time only."""
+
+    lines: int
+    columns: int
+    """Of the cells that a program looks at together; powers of two."""
+    warps: int
+    stages: int = 2
+    """Turns of a loop whose loads are under way together."""
+    programs: int = 528
+    """That share the cells of a gradient of weights; four for each multiprocessor of a large GPU."""
+
+
+CONVOLVING = Launch(lines=16, columns=8, warps=4)
+WEIGHING = Launch(lines=8, columns=8, warps=4)
+
+
+def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned: bool = False) -> Tensor:
+    """Convolve BCHW with weights out, in, 3, 3; turned: those of which this is the gradient, in, out, 3, 3."""
+    images, channels, height, width = x.shape
+    out_channels = weight.shape[1 if turned else 0]
+    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    y = x.new_empty((images, out_height, out_width, out_channels))
+    down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
+    _convolve[(images * down * across,)](
+        x,
+        weight,
+        y,
+        height,
+        width,
+        out_height,
+        out_width,
+        down,
+        across,
+        in_channels=channels,
+        out_channels=out_channels,
+        room=_room(3 * channels),
+        out_room=_room(out_channels),
+        stride=stride,
+        turned=turned,
+        lines=launch.lines,
+        columns=launch.columns,
+        num_warps=launch.warps,
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
+    """Return the gradient of the weights, out, in, 3, 3, float32 and channels-last."""
+    images, channels, height, width = x.shape
+    _, out_channels, out_height, out_width = of_y.shape
+    down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
+    tiles = images * down * across
+    part_tiles = triton.cdiv(tiles, launch.programs)
+    parts = x.new_empty((triton.cdiv(tiles, part_tiles), out_channels, 3, 3, channels), dtype=torch.float32)
+    _weight_gradient[(len(parts),)](
+        x,
+        of_y,
+        parts,
+        height,
+        width,
+        out_height,
+        out_width,
+        down,
+        across,
+        tiles,
+        part_tiles,
+        in_channels=channels,
+        out_channels=out_channels,
+        room=_room(3 * channels),
+        out_room=_room(out_channels),
+        stride=stride,
+        lines=launch.lines,
+        columns=launch.columns,
+        stages=launch.stages,
+        num_warps=launch.warps,
+    )
+    of_weight = torch.empty_like(parts[0])
+    _settle[(triton.cdiv(of_weight.numel(), _SETTLED_WEIGHTS),)](
+        parts,
+        of_weight,
+        of_weight.numel(),
+        len(parts),
+        triton.cdiv(len(parts), _SETTLED_PARTS),
+        room=_SETTLED_WEIGHTS,
+        parts_room=_SETTLED_PARTS,
+        num_warps=4,
+    )
+    return of_weight.permute(0, 3, 1, 2)
+
+
+def _room(numbers: int) -> int:
+    """Return the power of two that holds so many numbers, as large as products of matrices ask for."""
+    return max(triton.next_power_of_2(numbers), 16)
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """Which passes are ours: those of few channels, where cuDNN takes several times what the bytes take."""
+
+    forward: bool
+    map: bool
+    weights: bool
+
+    @classmethod
+    def of(cls, in_channels: int, out_channels: int, stride: int) -> _Ours:
+        is_narrow = in_channels <= _MOST_IN and out_channels <= _MOST_OUT
+        return cls(is_narrow, stride == 1 and out_channels <= _MOST_IN and in_channels <= _MOST_OUT, is_narrow)
+
+
+class _Convolved(torch.autograd.Function):
+    """3 x 3 convolution with padding 1 and without bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: int,
+        dtype: torch.dtype,
+        convolving: Launch,
+        weighing: Launch,
+    ) -> Tensor:
+        """Return y BNHW, channels-last and of type `dtype`."""
+        ctx.types = (x.dtype, weight.dtype)
+        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+        factors = weight.to(dtype, memory_format=torch.channels_last)
+        ours = _Ours.of(x.shape[1], len(weight), stride)
+        ctx.save_for_backward(x, factors)
+        ctx.stride, ctx.ours, ctx.launches = stride, ours, (convolving, weighing)
+        if ours.forward:
+            return _convolved(x, factors, stride, convolving)
+        return F.conv2d(x, factors, stride=stride, padding=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x and of the weights."""
+        x, factors = ctx.saved_tensors
+        type_of_x, type_of_weight = ctx.types
+        convolving, weighing = ctx.launches
+        of_y = of_y.contiguous(memory_format=torch.channels_last)
+        wanted = ctx.needs_input_grad[:2]
+        theirs = [wanted[0] and not ctx.ours.map, wanted[1] and not ctx.ours.weights, False]
+        of_x = of_weight = None
+        if any(theirs):
+            sizes = ([ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1)
+            of_x, of_weight, _ = torch.ops.aten.convolution_backward(of_y, x, factors, None, *sizes, theirs)
+        if wanted[0] and ctx.ours.map:
+            of_x = _convolved(of_y, factors, 1, convolving, turned=True)
+        if wanted[1] and ctx.ours.weights:
+            of_weight = _weighed(x, of_y, ctx.stride, weighing)
+        of_x = None if of_x is None else of_x.to(type_of_x)
+        of_weight = None if of_weight is None else of_weight.to(type_of_weight)
+        return of_x, of_weight, None, None, None, None
+
+
+def is_narrow(in_channels: int, out_channels: int, stride: int) -> bool:
+    """Whether a pass of a 3 x 3 convolution is ours: at most 32 channels on one side, multiples of eight."""
+    ours = _Ours.of(in_channels, out_channels, stride)
+    return in_channels % _VECTOR == 0 == out_channels % _VECTOR and (ours.forward or ours.map or ours.weights)
+
+
+def convolved(
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    dtype: torch.dtype,
+    *,
+    convolving: Launch = CONVOLVING,
+    weighing: Launch = WEIGHING,
+) -> Tensor:
+    """Convolve BCHW by N, C, 3, 3 with padding 1; on the current stream, without waiting.
+
+    stride: 1 or 2. dtype: what is computed in, and the type of y; sums and the gradient of the weights are float32.
+    convolving, weighing: change the time only.
+    Returns y BNHW, channels-last.
+    """
+    with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
+        y: Tensor = _Convolved.apply(x, weight, stride, dtype, convolving, weighing)
+    return y

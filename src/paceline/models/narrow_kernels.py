@@ -1,0 +1,155 @@
+"""Narrow kernels: 3 x 3 convolutions of maps with few channels, and their gradients, by Triton.
+
+In a channels-last map the three cells below each other's left and right are neighbours in memory: a line of a window is
+3 C numbers in a row. So a convolution is three products of matrices, one for each line ky of the window,
+
+```
+y[cell, n]         =  sum over ky of  line(ky)[cell, (kx, c)]  W[n, ky, (kx, c)]
+W'[n, ky, (kx, c)] =  sum over cells of  y'[cell, n]  line(ky)[cell, (kx, c)]
+```
+and the gradient of the map, at stride 1, is the convolution of y' with the weights turned around. A program works on a
+tile of `lines` x `columns` cells of one image, so that most of what it loads is loaded by it already. Sums are float32;
+those of the weights are written by each program for itself and added afterwards, in one order. `narrow_conv.py`
+launches them. This module needs Triton; nothing imports it before that is known to work.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _cells(tile, tiles_down, tiles_across, lines: tl.constexpr, columns: tl.constexpr):
+    """Image, lines and columns of the cells of a tile."""
+    image = tile // (tiles_down * tiles_across)
+    within = tile - image * tiles_down * tiles_across
+    cell = tl.arange(0, lines * columns)
+    line = (within // tiles_across) * lines + cell // columns
+    column = (within % tiles_across) * columns + cell % columns
+    return image, line, column
+
+
+@triton.jit
+def _window_line(
+    x,
+    image,
+    line,
+    column,
+    ky: tl.constexpr,
+    height,
+    width,
+    in_channels: tl.constexpr,
+    room: tl.constexpr,
+    stride: tl.constexpr,
+):
+    """One line of the windows around cells: cells x room, of which 3 x `in_channels` count; 0 beyond the edges."""
+    number = tl.arange(0, room)
+    above, left = line * stride + (ky - 1), column * stride - 1
+    at = left[:, None] + (number // in_channels)[None, :]
+    inside = ((above >= 0) & (above < height))[:, None] & (at >= 0) & (at < width)
+    inside = inside & (number < 3 * in_channels)[None, :]
+    start = ((image.to(tl.int64) * height + above) * width + left) * in_channels
+    return tl.load(x + start[:, None] + number[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def _convolve(
+    x,
+    weight,
+    y,
+    height,
+    width,
+    out_height,
+    out_width,
+    tiles_down,
+    tiles_across,
+    in_channels: tl.constexpr,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+    out_room: tl.constexpr,
+    stride: tl.constexpr,
+    turned: tl.constexpr,
+    lines: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Convolve a tile of cells; `turned` takes weights of a convolution from y to x, for the gradient of its map.
+
+    weight: out, 3, 3, in; turned: in, 3, 3, out.
+    """
+    image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
+    number, out = tl.arange(0, room), tl.arange(0, out_room)
+    is_weight = (number < 3 * in_channels)[:, None] & (out < out_channels)[None, :]
+    total = tl.full((lines * columns, out_room), 0.0, tl.float32)
+    for ky in tl.static_range(3):
+        values = _window_line(x, image, line, column, ky, height, width, in_channels, room, stride)
+        if turned:
+            kx, channel = number // in_channels, number % in_channels
+            place = ((channel * 3 + (2 - ky)) * 3 + (2 - kx)) * out_channels
+            place = place[:, None] + out[None, :]
+        else:
+            place = (out * 9 * in_channels)[None, :] + (ky * 3 * in_channels + number)[:, None]
+        factors = tl.load(weight + place, mask=is_weight, other=0)
+        total = tl.dot(values, factors, total, input_precision="ieee")
+    inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
+    start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
+    tl.store(y + start[:, None] + out[None, :], total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _weight_gradient(
+    x,
+    of_y,
+    parts,
+    height,
+    width,
+    out_height,
+    out_width,
+    tiles_down,
+    tiles_across,
+    num_tiles,
+    part_tiles,
+    in_channels: tl.constexpr,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+    out_room: tl.constexpr,
+    stride: tl.constexpr,
+    lines: tl.constexpr,
+    columns: tl.constexpr,
+    stages: tl.constexpr,
+):
+    """Sum the gradient of the weights over the tiles of one part; parts: part, out, 3, 3, in."""
+    part = tl.program_id(0)
+    first, last = part * part_tiles, tl.minimum((part + 1) * part_tiles, num_tiles)
+    number, out = tl.arange(0, room), tl.arange(0, out_room)
+    upper = tl.full((out_room, room), 0.0, tl.float32)
+    middle = tl.full((out_room, room), 0.0, tl.float32)
+    lower = tl.full((out_room, room), 0.0, tl.float32)
+    for tile in tl.range(first, last, num_stages=stages):
+        image, line, column = _cells(tile, tiles_down, tiles_across, lines, columns)
+        inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
+        start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
+        gradient = tl.trans(tl.load(of_y + start[:, None] + out[None, :], mask=inside, other=0))
+        values = _window_line(x, image, line, column, 0, height, width, in_channels, room, stride)
+        upper = tl.dot(gradient, values, upper, input_precision="ieee")
+        values = _window_line(x, image, line, column, 1, height, width, in_channels, room, stride)
+        middle = tl.dot(gradient, values, middle, input_precision="ieee")
+        values = _window_line(x, image, line, column, 2, height, width, in_channels, room, stride)
+        lower = tl.dot(gradient, values, lower, input_precision="ieee")
+    is_weight = (out < out_channels)[:, None] & (number < 3 * in_channels)[None, :]
+    place = parts + (part * out_channels + out)[:, None] * (9 * in_channels) + number[None, :]
+    tl.store(place, upper, mask=is_weight)
+    tl.store(place + 3 * in_channels, middle, mask=is_weight)
+    tl.store(place + 6 * in_channels, lower, mask=is_weight)
+
+
+@triton.jit
+def _settle(parts, of_weight, num_weights, num_parts, turns, room: tl.constexpr, parts_room: tl.constexpr):
+    """Add the parts of the gradient of `room` weights, in one order."""
+    weight = tl.program_id(0) * room + tl.arange(0, room)
+    total = tl.full((parts_room, room), 0.0, tl.float32)
+    for turn in range(turns):
+        part = turn * parts_room + tl.arange(0, parts_room)
+        inside = (part < num_parts)[:, None] & (weight < num_weights)[None, :]
+        total += tl.load(parts + part.to(tl.int64)[:, None] * num_weights + weight[None, :], mask=inside, other=0)
+    tl.store(of_weight + weight, tl.sum(total, axis=0), mask=weight < num_weights)

@@ -1,0 +1,216 @@
+"""Convolutions of few channels by Triton's kernels, under its interpreter, against torch in double precision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from paceline.models.blocks import Bottleneck
+from paceline.models.convolution import Convolution
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from types import ModuleType
+
+
+@pytest.fixture(scope="module")
+def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[ModuleType]:
+    """Return the module that launches the kernels, which Triton's interpreter runs."""
+    triton = pytest.importorskip("triton")
+    if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
+        pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
+    with interpreting("paceline.models.narrow_kernels", "paceline.models.narrow_conv") as module:
+        yield module
+
+
+CASES = [
+    pytest.param(2, 16, 8, (9, 7), 1, id="fewer channels"),
+    pytest.param(1, 8, 24, (20, 12), 1, id="more channels, several tiles"),
+    pytest.param(2, 16, 32, (11, 13), 2, id="stride two, odd sides"),
+    pytest.param(3, 32, 16, (8, 18), 2, id="stride two, even sides"),
+    pytest.param(1, 32, 64, (3, 5), 1, id="only the gradient of the map is torch's"),
+    pytest.param(1, 64, 32, (5, 4), 1, id="only the gradient of the map is ours"),
+    pytest.param(2, 8, 8, (1, 1), 1, id="one cell"),
+    pytest.param(1, 8, 8, (1, 9), 2, id="one line"),
+]
+
+
+def all_of(
+    images: int, channels: int, out_channels: int, size: tuple[int, int], stride: int, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return a map, weights, and a gradient of the result."""
+    torch.manual_seed(channels + out_channels)
+    x = torch.randn(images, channels, *size).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(out_channels, channels, 3, 3).contiguous(memory_format=torch.channels_last)
+    shape = (images, out_channels, *((side - 1) // stride + 1 for side in size))
+    return x, weight, torch.randn(shape).to(dtype)
+
+
+def differ(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Return the largest difference, as a share of the largest number."""
+    assert found is not None
+    assert expected is not None
+    return float((found.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("images", "channels", "out_channels", "size", "stride"), CASES)
+def test_all_three_passes_are_torchs_in_double(
+    kernels: ModuleType,
+    images: int,
+    channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    stride: int,
+    dtype: torch.dtype,
+) -> None:
+    x, weight, of_y = all_of(images, channels, out_channels, size, stride, dtype)
+    assert kernels.is_narrow(channels, out_channels, stride)
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    weighing = kernels.Launch(lines=4, columns=8, warps=4, programs=3)
+    y = kernels.convolved(*leaves, stride, dtype, weighing=weighing)
+    y.backward(of_y)
+    exact = x.double().requires_grad_(), weight.to(dtype).double().requires_grad_()
+    expected = F.conv2d(*exact, stride=stride, padding=1)
+    expected.backward(of_y.double())
+    bound = 1e-6 if dtype is torch.float32 else torch.finfo(dtype).eps
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert y.dtype == dtype == leaves[0].grad.dtype  # type: ignore[union-attr]
+    assert differ(y, expected) < bound
+    assert differ(leaves[0].grad, exact[0].grad) < bound
+    assert leaves[1].grad.dtype is torch.float32  # type: ignore[union-attr]
+    ours = channels <= 32
+    assert differ(leaves[1].grad, exact[1].grad) < (1e-6 if ours else bound)  # of sums nothing is lost
+
+
+def test_sums_of_weights_do_not_depend_on_how_they_are_cut_beyond_rounding_and_are_the_same_twice(
+    kernels: ModuleType,
+) -> None:
+    x, _, of_y = all_of(3, 16, 16, (12, 20), 1, torch.float32)
+    found = [
+        kernels._weighed(x, of_y.contiguous(memory_format=torch.channels_last), 1, launch)
+        for launch in (
+            kernels.Launch(lines=8, columns=8, warps=4, programs=1),
+            kernels.Launch(lines=2, columns=8, warps=4, programs=200),
+            kernels.Launch(lines=2, columns=8, warps=4, programs=200),
+        )
+    ]
+    assert differ(found[1], found[0].double()) < 1e-6
+    assert torch.equal(found[1], found[2])
+
+
+def test_numbers_that_do_not_count_are_not_read(kernels: ModuleType) -> None:
+    """Beyond an image lie its neighbours: one full of NaN changes nothing in the others."""
+    x, weight, _ = all_of(3, 8, 16, (5, 7), 1, torch.float32)
+    x[1] = float("nan")
+    y = kernels.convolved(x, weight, 1, torch.float32)
+    for image in (0, 2):
+        alone = kernels.convolved(x[image : image + 1], weight, 1, torch.float32)
+        assert torch.equal(y[image], alone[0])
+    assert bool(y[1].isnan().all())
+
+
+def test_a_map_that_needs_no_gradient_gets_none(kernels: ModuleType) -> None:
+    x, weight, of_y = all_of(1, 8, 8, (4, 4), 1, torch.float32)
+    weight.requires_grad_()
+    kernels.convolved(x, weight, 1, torch.float32).backward(of_y)
+    assert x.grad is None
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "stride", "expected"),
+    [
+        (16, 8, 1, True),
+        (16, 32, 2, True),
+        (64, 32, 1, True),
+        (64, 32, 2, False),
+        (64, 64, 1, False),
+        (12, 16, 1, False),
+    ],
+)
+def test_only_convolutions_of_few_channels_are_ours(
+    kernels: ModuleType, channels: int, out_channels: int, stride: int, expected: bool
+) -> None:
+    assert kernels.is_narrow(channels, out_channels, stride) is expected
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, *, by_kernels: bool) -> dict[str, Any]:
+    """Outputs and gradients of a block of small convolutions."""
+    torch.manual_seed(0)
+    block = Bottleneck(16, 8, residual=True).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    monkeypatch.setattr(Convolution, "_has_kernels", lambda convolution, x, dtype: by_kernels)
+    images = torch.rand(2, 16, 10, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    found: dict[str, Any] = {"output": block(images)}
+    found["output"].square().sum().backward()
+    found |= {name: value.grad for name, value in block.named_parameters()}
+    return found | {"images": images.grad} | block.state_dict()
+
+
+def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, ...]] = []
+    taken = kernels.convolved
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+        calls.append(tuple(weight.shape[:2]))
+        return taken(x, weight, *others)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(kernels, "convolved", counted)
+    found = trained(monkeypatch, by_kernels=True)
+    assert calls == [(8, 16), (16, 8)]
+    expected = trained(monkeypatch, by_kernels=False)
+    assert len(calls) == 2
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+_PROGRAM = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from paceline.models import narrow_kernels
+from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
+
+kinds = dict.fromkeys(("x", "weight", "y", "of_y"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
+
+
+def made_of(kernel, warps, **fixed):
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
+    aligned = [["tt.divisibility", 16]]
+    attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
+    constants = {(names.index(name),): value for name, value in fixed.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+
+
+for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 1)):
+    sizes = dict(in_channels=channels, out_channels=out_channels, stride=stride)
+    sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
+    for turned in (False, True):
+        tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
+        made = made_of(narrow_kernels._convolve, CONVOLVING.warps, turned=turned, **tile, **sizes)
+        assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
+        assert "wgmma" in made.asm["ptx"], "products of matrices"
+    tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
+    made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, **tile, **sizes)
+    assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
+made_of(narrow_kernels._settle, 4, room=16, parts_room=64)
+print("compiled")
+"""
+
+
+def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "compiled", run.stderr
