@@ -20,7 +20,7 @@ import torch
 from convolutions import convolutions_of, time_of
 from torch.nn import functional as F
 
-from paceline.models.narrow_conv import Launch, _convolved, _weighed
+from paceline.models.narrow_conv import Launch, _convolved, _traced_back, _weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -50,6 +50,8 @@ def once(key: tuple[int, ...], launch: Launch, passes: str) -> None:
         _convolved(x, weight, stride, launch)
         if stride == 1:
             _convolved(y, weight, 1, launch, turned=True)
+        else:
+            _traced_back(y, weight, (16, 16), launch)
 
 
 def tried(work: Callable[[Launch], Any], launches: list[Launch]) -> dict[str, float]:
@@ -78,9 +80,12 @@ def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[s
     theirs = {"forward": time_of(lambda: F.conv2d(x, weight, stride=stride, padding=1))}
     theirs["weights"] = time_of(backward(False, True, False))
     ours = {"forward": tried(lambda launch: _convolved(x, weight, stride, launch), CONVOLVING_TRIED)}
-    if stride == 1:
+    if channels > 3:
         theirs["map"] = time_of(backward(True, False, False))
-        ours["map"] = tried(lambda launch: _convolved(of_y, weight, 1, launch, turned=True), CONVOLVING_TRIED)
+        if stride == 1:
+            ours["map"] = tried(lambda launch: _convolved(of_y, weight, 1, launch, turned=True), CONVOLVING_TRIED)
+        else:
+            ours["map"] = tried(lambda launch: _traced_back(of_y, weight, (height, width), launch), CONVOLVING_TRIED)
     ours["weights"] = tried(lambda launch: _weighed(x, of_y, stride, launch), WEIGHING_TRIED)
     return theirs, ours
 

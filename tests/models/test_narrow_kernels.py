@@ -37,7 +37,9 @@ CASES = [
     pytest.param(3, 32, 16, (8, 18), 2, id="stride two, even sides"),
     pytest.param(1, 32, 64, (3, 5), 1, id="only the gradient of the map is torch's"),
     pytest.param(1, 64, 32, (5, 4), 1, id="only the gradient of the map is ours"),
+    pytest.param(1, 8, 24, (7, 20), 2, id="stride two, channels that fill no power of two"),
     pytest.param(2, 8, 8, (1, 1), 1, id="one cell"),
+    pytest.param(2, 8, 8, (1, 1), 2, id="one cell, stride two"),
     pytest.param(1, 8, 8, (1, 9), 2, id="one line"),
 ]
 
@@ -179,7 +181,7 @@ from triton.compiler import ASTSource, compile
 from paceline.models import narrow_kernels
 from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
 
-kinds = dict.fromkeys(("x", "weight", "y", "of_y"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
+kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 
 
 def made_of(kernel, warps, **fixed):
@@ -203,6 +205,12 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
     tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
     made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, **tile, **sizes)
     assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
+for channels, out_channels in ((16, 32), (32, 64)):
+    sizes = dict(in_channels=channels, out_channels=out_channels)
+    sizes |= dict(room=_room(2 * out_channels), in_room=_room(2 * channels))
+    tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
+    made = made_of(narrow_kernels._map_gradient, CONVOLVING.warps, **tile, **sizes)
+    assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
 made_of(narrow_kernels._settle, 4, room=16, parts_room=64)
 print("compiled")
 """

@@ -13,7 +13,7 @@ import triton
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from paceline.models.narrow_kernels import _convolve, _settle, _weight_gradient
+from paceline.models.narrow_kernels import _convolve, _map_gradient, _settle, _weight_gradient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,6 +74,34 @@ def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned
     return y.permute(0, 3, 1, 2)
 
 
+def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: Launch) -> Tensor:
+    """Return the gradient of the map, of this height and width, at stride 2."""
+    images, out_channels, out_height, out_width = of_y.shape
+    channels = weight.shape[1]
+    height, width = size
+    of_x = of_y.new_empty((images, height, width, channels))
+    down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
+    _map_gradient[(images * down * across,)](
+        of_y,
+        weight,
+        of_x,
+        height,
+        width,
+        out_height,
+        out_width,
+        down,
+        across,
+        in_channels=channels,
+        out_channels=out_channels,
+        room=_room(2 * out_channels),
+        in_room=_room(2 * channels),
+        lines=launch.lines,
+        columns=launch.columns,
+        num_warps=launch.warps,
+    )
+    return of_x.permute(0, 3, 1, 2)
+
+
 def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
     """Return the gradient of the weights, out, in, 3, 3, float32 and channels-last."""
     images, channels, height, width = x.shape
@@ -120,7 +148,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
 
 def _room(numbers: int) -> int:
     """Return the power of two that holds so many numbers, as large as products of matrices ask for."""
-    return max(triton.next_power_of_2(numbers), 16)
+    return max(int(triton.next_power_of_2(numbers)), 16)
 
 
 @dataclass(frozen=True)
@@ -134,7 +162,8 @@ class _Ours:
     @classmethod
     def of(cls, in_channels: int, out_channels: int, stride: int) -> _Ours:
         is_narrow = in_channels <= _MOST_IN and out_channels <= _MOST_OUT
-        return cls(is_narrow, stride == 1 and out_channels <= _MOST_IN and in_channels <= _MOST_OUT, is_narrow)
+        is_narrow_back = out_channels <= _MOST_IN and in_channels <= _MOST_OUT
+        return cls(is_narrow, is_narrow_back if stride == 1 else is_narrow, is_narrow)
 
 
 class _Convolved(torch.autograd.Function):
@@ -176,7 +205,10 @@ class _Convolved(torch.autograd.Function):
             sizes = ([ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1)
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(of_y, x, factors, None, *sizes, theirs)
         if wanted[0] and ctx.ours.map:
-            of_x = _convolved(of_y, factors, 1, convolving, turned=True)
+            if ctx.stride == 1:
+                of_x = _convolved(of_y, factors, 1, convolving, turned=True)
+            else:
+                of_x = _traced_back(of_y, factors, x.shape[2:], convolving)
         if wanted[1] and ctx.ours.weights:
             of_weight = _weighed(x, of_y, ctx.stride, weighing)
         of_x = None if of_x is None else of_x.to(type_of_x)

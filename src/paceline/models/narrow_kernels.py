@@ -7,10 +7,13 @@ In a channels-last map the three cells below each other's left and right are nei
 y[cell, n]         =  sum over ky of  line(ky)[cell, (kx, c)]  W[n, ky, (kx, c)]
 W'[n, ky, (kx, c)] =  sum over cells of  y'[cell, n]  line(ky)[cell, (kx, c)]
 ```
-and the gradient of the map, at stride 1, is the convolution of y' with the weights turned around. A program works on a
-tile of `lines` x `columns` cells of one image, so that most of what it loads is loaded by it already. Sums are float32;
-those of the weights are written by each program for itself and added afterwards, in one order. `narrow_conv.py`
-launches them. This module needs Triton; nothing imports it before that is known to work.
+and the gradient of the map, at stride 1, is the convolution of y' with the weights turned around. At stride 2 two cells
+beside each other, of an even column and the odd one after it, are 2 C numbers in a row, and what they depend on is two
+neighbours in a line of y', 2 N numbers in a row: three products again, one for each ky.
+
+A program works on a tile of `lines` x `columns` cells of one image, so that most of what it loads is loaded by it
+already. Sums are float32; those of the weights are written by each program for itself and added afterwards, in one
+order. `narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
 """
 
 from __future__ import annotations
@@ -94,6 +97,82 @@ def _convolve(
     inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
     start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
     tl.store(y + start[:, None] + out[None, :], total.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _pairs(
+    of_y,
+    image,
+    line,
+    column,
+    out_height,
+    out_width,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+):
+    """Cells of a line of y' and their neighbours to the right: cells x room; 0 beyond the edges."""
+    number = tl.arange(0, room)
+    at = column[:, None] + (number // out_channels)[None, :]
+    inside = (line < out_height)[:, None] & (at < out_width) & (number < 2 * out_channels)[None, :]
+    start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
+    return tl.load(of_y + start[:, None] + number[None, :], mask=inside, other=0)
+
+
+@triton.jit
+def _pair_weights(
+    weight,
+    ky: tl.constexpr,
+    in_channels: tl.constexpr,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+    in_room: tl.constexpr,
+):
+    """Weights that lead from a cell of y' and its neighbour to an even column and the odd one after it."""
+    number, output = tl.arange(0, room), tl.arange(0, in_room)
+    is_neighbour, out = number // out_channels, number % out_channels
+    is_odd, channel = output // in_channels, output % in_channels
+    kx = 1 + is_odd[None, :] * (1 - 2 * is_neighbour[:, None])
+    is_weight = (is_neighbour < 2)[:, None] & (is_odd < 2)[None, :] & (is_neighbour[:, None] <= is_odd[None, :])
+    place = ((out[:, None] * 3 + ky) * 3 + kx) * in_channels + channel[None, :]
+    return tl.load(weight + place, mask=is_weight, other=0)
+
+
+@triton.jit
+def _map_gradient(
+    of_y,
+    weight,
+    of_x,
+    height,
+    width,
+    out_height,
+    out_width,
+    tiles_down,
+    tiles_across,
+    in_channels: tl.constexpr,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+    in_room: tl.constexpr,
+    lines: tl.constexpr,
+    columns: tl.constexpr,
+):
+    """Gradient of the map at stride 2: four cells of it for each cell of y', two in each of two lines."""
+    image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
+    above = _pairs(of_y, image, line, column, out_height, out_width, out_channels, room)
+    below = _pairs(of_y, image, line + 1, column, out_height, out_width, out_channels, room)
+    middle = _pair_weights(weight, 1, in_channels, out_channels, room, in_room)
+    even = tl.dot(above, middle, input_precision="ieee")
+    lower = _pair_weights(weight, 2, in_channels, out_channels, room, in_room)
+    upper = _pair_weights(weight, 0, in_channels, out_channels, room, in_room)
+    odd = tl.dot(above, lower, input_precision="ieee")
+    odd = tl.dot(below, upper, odd, input_precision="ieee")
+    output = tl.arange(0, in_room)
+    at = 2 * column[:, None] + (output // in_channels)[None, :]
+    inside = (2 * line < height)[:, None] & (at < width) & (output < 2 * in_channels)[None, :]
+    start = ((image.to(tl.int64) * height + 2 * line) * width + 2 * column) * in_channels
+    place = of_x + start[:, None] + output[None, :]
+    tl.store(place, even.to(of_x.dtype.element_ty), mask=inside)
+    inside = inside & (2 * line + 1 < height)[:, None]
+    tl.store(place + width * in_channels, odd.to(of_x.dtype.element_ty), mask=inside)
 
 
 @triton.jit
