@@ -26,18 +26,20 @@ class Convolution(nn.Conv2d):
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
         if not self._has_kernels(x, dtype):
             return super().forward(x)
-        from paceline.models.narrow_conv import convolved, is_narrow  # which need Triton
+        from paceline.models import depthwise_conv, narrow_conv  # which need Triton
 
-        if not is_narrow(self.in_channels, self.out_channels, self.stride[0]):
-            return super().forward(x)
-        return convolved(x, self.weight, self.stride[0], dtype)
+        if self.groups > 1:
+            return depthwise_conv.convolved(x, self.weight, dtype)
+        if narrow_conv.is_narrow(self.in_channels, self.out_channels, self.stride[0]):
+            return narrow_conv.convolved(x, self.weight, self.stride[0], dtype)
+        return super().forward(x)
 
     def _has_kernels(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether there are kernels for such a convolution of such values."""
         return (
             x.is_cuda
             and self.kernel_size == (3, 3)
-            and self.groups == 1
+            and (self.groups == 1 or self._is_depthwise())
             and self.bias is None
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
@@ -45,3 +47,8 @@ class Convolution(nn.Conv2d):
             and x.is_contiguous(memory_format=torch.channels_last)
             and usable(x.device)
         )
+
+    def _is_depthwise(self) -> bool:
+        """Whether there is a filter for each channel, and eight channels may be loaded at once."""
+        alone = self.groups == self.in_channels == self.out_channels and self.stride == (1, 1)
+        return alone and self.in_channels % 8 == 0

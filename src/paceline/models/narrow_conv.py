@@ -132,18 +132,23 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         stages=launch.stages,
         num_warps=launch.warps,
     )
-    of_weight = torch.empty_like(parts[0])
-    _settle[(triton.cdiv(of_weight.numel(), _SETTLED_WEIGHTS),)](
+    return settled(parts).permute(0, 3, 1, 2)
+
+
+def settled(parts: Tensor) -> Tensor:
+    """Add the parts of a sum, which lie one after the other; the same bits each time."""
+    whole = torch.empty_like(parts[0])
+    _settle[(triton.cdiv(whole.numel(), _SETTLED_WEIGHTS),)](
         parts,
-        of_weight,
-        of_weight.numel(),
+        whole,
+        whole.numel(),
         len(parts),
         triton.cdiv(len(parts), _SETTLED_PARTS),
         room=_SETTLED_WEIGHTS,
         parts_room=_SETTLED_PARTS,
         num_warps=4,
     )
-    return of_weight.permute(0, 3, 1, 2)
+    return whole
 
 
 def _room(numbers: int) -> int:

@@ -52,8 +52,9 @@ def _window_line(
     at = left[:, None] + (number // in_channels)[None, :]
     inside = ((above >= 0) & (above < height))[:, None] & (at >= 0) & (at < width)
     inside = inside & (number < 3 * in_channels)[None, :]
-    start = ((image.to(tl.int64) * height + above) * width + left) * in_channels
-    return tl.load(x + start[:, None] + number[None, :], mask=inside, other=0)
+    first = x + image.to(tl.int64) * (height * width * in_channels)
+    place = ((above * width + left) * in_channels)[:, None] + number[None, :]  # within an image 32 bits will do
+    return tl.load(first + place, mask=inside, other=0)
 
 
 @triton.jit
@@ -95,8 +96,9 @@ def _convolve(
         factors = tl.load(weight + place, mask=is_weight, other=0)
         total = tl.dot(values, factors, total, input_precision="ieee")
     inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
-    start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
-    tl.store(y + start[:, None] + out[None, :], total.to(y.dtype.element_ty), mask=inside)
+    place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
+    first = y + image.to(tl.int64) * (out_height * out_width * out_channels)
+    tl.store(first + place, total.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -114,8 +116,9 @@ def _pairs(
     number = tl.arange(0, room)
     at = column[:, None] + (number // out_channels)[None, :]
     inside = (line < out_height)[:, None] & (at < out_width) & (number < 2 * out_channels)[None, :]
-    start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
-    return tl.load(of_y + start[:, None] + number[None, :], mask=inside, other=0)
+    first = of_y + image.to(tl.int64) * (out_height * out_width * out_channels)
+    place = ((line * out_width + column) * out_channels)[:, None] + number[None, :]
+    return tl.load(first + place, mask=inside, other=0)
 
 
 @triton.jit
@@ -168,8 +171,8 @@ def _map_gradient(
     output = tl.arange(0, in_room)
     at = 2 * column[:, None] + (output // in_channels)[None, :]
     inside = (2 * line < height)[:, None] & (at < width) & (output < 2 * in_channels)[None, :]
-    start = ((image.to(tl.int64) * height + 2 * line) * width + 2 * column) * in_channels
-    place = of_x + start[:, None] + output[None, :]
+    first = of_x + image.to(tl.int64) * (height * width * in_channels)
+    place = first + ((2 * line * width + 2 * column) * in_channels)[:, None] + output[None, :]
     tl.store(place, even.to(of_x.dtype.element_ty), mask=inside)
     inside = inside & (2 * line + 1 < height)[:, None]
     tl.store(place + width * in_channels, odd.to(of_x.dtype.element_ty), mask=inside)
@@ -207,8 +210,9 @@ def _weight_gradient(
     for tile in tl.range(first, last, num_stages=stages):
         image, line, column = _cells(tile, tiles_down, tiles_across, lines, columns)
         inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
-        start = ((image.to(tl.int64) * out_height + line) * out_width + column) * out_channels
-        gradient = tl.trans(tl.load(of_y + start[:, None] + out[None, :], mask=inside, other=0))
+        first_of_y = of_y + image.to(tl.int64) * (out_height * out_width * out_channels)
+        place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
+        gradient = tl.trans(tl.load(first_of_y + place, mask=inside, other=0))
         values = _window_line(x, image, line, column, 0, height, width, in_channels, room, stride)
         upper = tl.dot(gradient, values, upper, input_precision="ieee")
         values = _window_line(x, image, line, column, 1, height, width, in_channels, room, stride)

@@ -1,0 +1,153 @@
+"""Depthwise convolutions by Triton's kernels, under its interpreter, against torch in double precision."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from paceline.models.blocks import ConvUnit, DepthwiseConv
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from types import ModuleType
+
+
+@pytest.fixture(scope="module")
+def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[ModuleType]:
+    """Return the module that launches the kernels, which Triton's interpreter runs."""
+    triton = pytest.importorskip("triton")
+    if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
+        pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
+    names = ("narrow_kernels", "narrow_conv", "depthwise_kernels", "depthwise_conv")
+    with interpreting(*(f"paceline.models.{name}" for name in names)) as module:
+        yield module
+
+
+def differ(found: torch.Tensor | None, expected: torch.Tensor | None) -> float:
+    """Return the largest difference, as a share of the largest number."""
+    assert found is not None
+    assert expected is not None
+    return float((found.detach().double() - expected.detach()).abs().max() / expected.detach().abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 9, 7), (1, 8, 20, 12), (3, 80, 5, 4), (2, 128, 3, 3), (1, 8, 1, 1), (1, 24, 1, 9)], ids=str
+)
+def test_all_three_passes_are_torchs_in_double(
+    kernels: ModuleType, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> None:
+    torch.manual_seed(sum(shape))
+    channels = shape[1]
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    weight, of_y = torch.randn(channels, 1, 3, 3), torch.randn(shape).to(dtype)
+    leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    weighing = kernels.Launch(tile=256, columns=4, warps=4, programs=6)
+    y = kernels.convolved(*leaves, dtype, weighing=weighing)
+    y.backward(of_y)
+    exact = x.double().requires_grad_(), weight.to(dtype).double().requires_grad_()
+    expected = F.conv2d(*exact, padding=1, groups=channels)
+    expected.backward(of_y.double())
+    bound = 1e-6 if dtype is torch.float32 else torch.finfo(dtype).eps
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert y.dtype == dtype == leaves[0].grad.dtype  # type: ignore[union-attr]
+    assert differ(y, expected) < bound
+    assert differ(leaves[0].grad, exact[0].grad) < bound
+    assert differ(leaves[1].grad, exact[1].grad) < 1e-6  # of sums nothing is lost
+
+
+def test_numbers_that_do_not_count_are_not_read(kernels: ModuleType) -> None:
+    """Beyond an image lie its neighbours: one full of NaN changes nothing in the others."""
+    x = torch.randn(3, 8, 5, 7).contiguous(memory_format=torch.channels_last)
+    weight = torch.randn(8, 1, 3, 3)
+    x[1] = float("nan")
+    y = kernels.convolved(x, weight, torch.float32)
+    for image in (0, 2):
+        assert torch.equal(y[image], kernels.convolved(x[image : image + 1], weight, torch.float32)[0])
+    assert bool(y[1].isnan().all())
+
+
+def test_gradients_that_nobody_wants_are_not_made(kernels: ModuleType) -> None:
+    x, weight = torch.randn(1, 8, 4, 4), torch.randn(8, 1, 3, 3)
+    weight.requires_grad_()
+    kernels.convolved(x, weight, torch.float32).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+    weight = weight.detach()
+    x.requires_grad_()
+    kernels.convolved(x, weight, torch.float32).sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("unit", "expected"),
+    [
+        (DepthwiseConv(16), True),
+        (DepthwiseConv(12), False),
+        (DepthwiseConv(16, 5), False),
+        (ConvUnit(16, 16, 3, 2, groups=16), False),
+        (ConvUnit(16, 32, 3, groups=16), False),
+        (ConvUnit(16, 16, 3, groups=2), False),
+        (ConvUnit(16, 16, 3), True),
+        (ConvUnit(16, 16, 1), False),
+    ],
+)
+def test_only_what_the_kernels_can_do_is_theirs(
+    monkeypatch: pytest.MonkeyPatch, unit: ConvUnit, expected: bool
+) -> None:
+    monkeypatch.setattr("paceline.models.convolution.usable", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    x = torch.empty(1, unit.conv.in_channels, 4, 4, dtype=torch.bfloat16, device="meta")
+    x = x.contiguous(memory_format=torch.channels_last)
+    assert unit.conv._has_kernels(x, torch.bfloat16) is expected  # type: ignore[operator]
+    assert not unit.conv._has_kernels(x, torch.float32)  # type: ignore[operator]
+
+
+_PROGRAM = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+
+from paceline.models import depthwise_kernels
+from paceline.models.depthwise_conv import CONVOLVING, WEIGHING
+
+kinds = dict.fromkeys(("x", "y", "of_y", "filters"), "*bf16") | dict(parts="*fp32")
+
+
+def made_of(kernel, launch, channels, **fixed):
+    fixed |= dict(channels=channels, lines=launch.tile // channels // launch.columns, columns=launch.columns)
+    names = kernel.arg_names
+    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
+    aligned = [["tt.divisibility", 16]]
+    attributes = {
+        (place,): aligned
+        for place, name in enumerate(names)
+        if signature[name].startswith("*") or name == "num_channels"
+    }
+    constants = {(names.index(name),): value for name, value in fixed.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": launch.warps})
+
+
+for channels in (16, 64):
+    for turned in (False, True):
+        made = made_of(depthwise_kernels._convolve_each, CONVOLVING, channels, turned=turned)
+        assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
+    made = made_of(depthwise_kernels._filter_gradient, WEIGHING, channels)
+    assert "ld.global.v4.b32" in made.asm["ptx"]
+print("compiled")
+"""
+
+
+def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
+    assert run.stdout.strip() == "compiled", run.stderr
