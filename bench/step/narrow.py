@@ -1,10 +1,10 @@
-"""3 x 3 convolutions of few channels on a GPU: our kernels beside cuDNN's, by how they are launched.
+"""3 x 3 convolutions of few channels, or of one channel each, on a GPU: our kernels beside cuDNN's, by launch.
 
     python bench/step/narrow.py [--models yolo11n yolo11s] [--imgsz 640] [--batch 64] [--processes 12]
 
-Needs a CUDA device. For each unlike convolution with at most 64 channels on either side, in bfloat16: milliseconds of
-the forward pass, the gradient of the map and the gradient of the weights; first all kernels are compiled in several
-processes. The last line is JSON.
+Needs a CUDA device. For each unlike depthwise convolution, and each other with at most 64 channels on either side, in
+bfloat16: milliseconds of the forward pass, the gradient of the map and the gradient of the weights; first all kernels
+are compiled in several processes. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from convolutions import convolutions_of, time_of
 from torch.nn import functional as F
 
+from paceline.models import depthwise_conv
 from paceline.models.narrow_conv import Launch, _convolved, _traced_back, _weighed
 
 if TYPE_CHECKING:
@@ -35,11 +36,22 @@ WEIGHING_TRIED = [
     Launch(lines, 8, 4, stages, programs)
     for (lines, stages), programs in product(((8, 2), (8, 3), (4, 3), (16, 2)), (264, 528))
 ]
+EACH_TRIED = [
+    depthwise_conv.Launch(tile, columns, warps)
+    for (tile, warps), columns in product(((2048, 4), (1024, 4), (1024, 2), (512, 2)), (4, 8))
+]
 
 
-def once(key: tuple[int, ...], launch: Launch, passes: str) -> None:
+def once(key: tuple[int, ...], launch: Launch | depthwise_conv.Launch, passes: str) -> None:
     """Compile what a launch needs."""
     channels, out_channels, _, stride, *_ = key
+    if isinstance(launch, depthwise_conv.Launch):
+        x = torch.zeros(1, 16, 16, channels, device=DEVICE, dtype=torch.bfloat16).permute(0, 3, 1, 2)
+        filters = torch.zeros(9, channels, device=DEVICE, dtype=torch.bfloat16)
+        for turned in (False, True):
+            depthwise_conv._convolved(x, filters, launch, turned=turned)
+        depthwise_conv._weighed(x, x, launch)
+        return
     layout = {"device": DEVICE, "dtype": torch.bfloat16}
     x = torch.zeros(1, 16, 16, channels, **layout).permute(0, 3, 1, 2)
     weight = torch.zeros(out_channels, 3, 3, channels, **layout).permute(0, 3, 1, 2)
@@ -54,7 +66,7 @@ def once(key: tuple[int, ...], launch: Launch, passes: str) -> None:
             _traced_back(y, weight, (16, 16), launch)
 
 
-def tried(work: Callable[[Launch], Any], launches: list[Launch]) -> dict[str, float]:
+def tried(work: Callable[[Any], Any], launches: list[Any]) -> dict[str, float]:
     """Milliseconds by launch; nothing of those that the device has no room for."""
     found = {}
     for launch in launches:
@@ -67,18 +79,26 @@ def tried(work: Callable[[Launch], Any], launches: list[Launch]) -> dict[str, fl
 
 def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
     """Milliseconds of each pass by cuDNN, and by each launch of ours."""
-    channels, out_channels, _, stride, _, height, width = key
+    channels, out_channels, _, stride, groups, height, width = key
     layout = {"device": DEVICE, "dtype": torch.bfloat16}
     x = torch.randn(batch, height, width, channels, **layout).permute(0, 3, 1, 2)
-    weight = torch.randn(out_channels, 3, 3, channels, **layout).permute(0, 3, 1, 2)
-    of_y = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=1))
-    rest = [stride] * 2, [1, 1], [1, 1], False, [0, 0], 1
+    weight = torch.randn(out_channels, 3, 3, channels // groups, **layout).permute(0, 3, 1, 2)
+    of_y = torch.randn_like(F.conv2d(x, weight, stride=stride, padding=1, groups=groups))
+    rest = [stride] * 2, [1, 1], [1, 1], False, [0, 0], groups
 
     def backward(*mask: bool) -> Callable[[], Any]:
         return lambda: torch.ops.aten.convolution_backward(of_y, x, weight, None, *rest, list(mask))
 
-    theirs = {"forward": time_of(lambda: F.conv2d(x, weight, stride=stride, padding=1))}
+    theirs = {"forward": time_of(lambda: F.conv2d(x, weight, stride=stride, padding=1, groups=groups))}
     theirs["weights"] = time_of(backward(False, True, False))
+    if groups > 1:
+        filters = weight.view(-1, 9).T.contiguous()
+        theirs["map"] = time_of(backward(True, False, False))
+        return theirs, {
+            "forward": tried(lambda launch: depthwise_conv._convolved(x, filters, launch), EACH_TRIED),
+            "map": tried(lambda launch: depthwise_conv._convolved(of_y, filters, launch, turned=True), EACH_TRIED),
+            "weights": tried(lambda launch: depthwise_conv._weighed(x, of_y, launch), EACH_TRIED),
+        }
     ours = {"forward": tried(lambda launch: _convolved(x, weight, stride, launch), CONVOLVING_TRIED)}
     if channels > 3:
         theirs["map"] = time_of(backward(True, False, False))
@@ -104,11 +124,14 @@ def main() -> int:
     keys: dict[tuple[int, ...], int] = {}
     for model in options.models:
         for key in convolutions_of(model, options.imgsz, options.batch):
-            if key[2] == 3 and key[4] == 1 and max(key[:2]) <= MOST:
+            if key[2] == 3 and (key[4] > 1 or max(key[:2]) <= MOST):
                 keys[key] = len(keys)
     if options.compile is not None:
-        work = [(key, launch, "maps") for key in keys for launch in CONVOLVING_TRIED]
-        work += [(key, launch, "weights") for key in keys for launch in WEIGHING_TRIED]
+        alone = {key[0]: key for key in keys if key[4] > 1}  # of which the size is not compiled in
+        joined = {key[:4]: key for key in keys if key[4] == 1}
+        work: list[tuple[Any, ...]] = [(key, launch, "each") for key in alone.values() for launch in EACH_TRIED]
+        work += [(key, launch, "maps") for key in joined.values() for launch in CONVOLVING_TRIED]
+        work += [(key, launch, "weights") for key in joined.values() for launch in WEIGHING_TRIED]
         for entry in work[options.compile :: options.processes]:
             try:
                 once(*entry)
