@@ -63,7 +63,7 @@ def _interpret_the_language(patch: pytest.MonkeyPatch) -> None:
 
 
 def _take_bfloat16_for_numbers(patch: pytest.MonkeyPatch) -> None:
-    """Round to bfloat16 as a GPU does, where the interpreter cuts off, and multiply numbers, where it does their bits."""
+    """Round to bfloat16, where the interpreter cuts off; let `tl.dot` multiply its numbers, not their bits."""
     language = importlib.import_module("triton.language")
     interpreter = importlib.import_module("triton.runtime.interpreter")
     builder = interpreter.InterpreterBuilder

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -199,7 +199,7 @@ def test_an_image_is_convolved_as_in_a_batch(kernels: ModuleType) -> None:
 
 
 def wanted(monkeypatch: pytest.MonkeyPatch, kernels: ModuleType, *, there: bool = True) -> list[torch.dtype]:
-    """Let stems believe that this device has kernels, or has none; note the types that these are asked to compute in."""
+    """Let stems believe that this device has kernels, or has none; note the types that these shall compute in."""
     monkeypatch.setattr(StemConvolution, "_has_stem_kernels", lambda stem, x: there)
     types: list[torch.dtype] = []
     taken = kernels.convolved
@@ -302,9 +302,10 @@ def test_networks_begin_with_a_stem_under_the_same_key() -> None:
         network = build_model(name, 3)
         stems = [key for key, module in network.named_modules() if isinstance(module, StemConvolution)]
         assert len(stems) == 1
+        assert cast("StemConvolution", network.get_submodule(stems[0]))._fits()
         assert next(iter(network.state_dict())) == f"{stems[0]}.weight"
     for unlike in (ConvUnit(16, 16, 3), ConvUnit(3, 16, 1), ConvUnit(3, 15, 3, groups=3)):
-        assert not unlike.conv._fits() if isinstance(unlike.conv, StemConvolution) else unlike.conv.in_channels != 3
+        assert not (isinstance(unlike.conv, StemConvolution) and unlike.conv._fits())
 
 
 def test_a_unit_learns_the_same_by_kernels_and_fuses(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

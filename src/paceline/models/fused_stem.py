@@ -76,6 +76,97 @@ def _step(*distances: int) -> int:
     return STEP if all(distance % STEP == 0 for distance in distances) else 1
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Of a weight: what its gradient is like."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Layout:
+        """Return that of a weight, which itself need not be kept for its gradient."""
+        return cls(weight.shape, weight.stride(), weight.dtype)
+
+
+def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
+    """Return height and width of what windows of 3 x 3 with padding 1 see."""
+    return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+def forwarded(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch: Launch) -> Tensor:
+    """Return y of `convolved`, without a gradient."""
+    images, colours, height, width = x.shape
+    out_size, num_filters = _out_size(x, stride), len(weight)
+    cut = _Cut.of(images, out_size, num_filters, launch)
+    bands = x.new_empty((cut.blocks, 3, NUMBERS, OUTPUTS * cut.filters), dtype=dtype)
+    _spread[(cut.blocks * 3,)](weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4)
+    y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
+    _convolve[(cut.parts * cut.blocks,)](
+        x,
+        bands,
+        y,
+        cut.groups,
+        cut.part_groups,
+        cut.across,
+        height,
+        width * colours,
+        *out_size,
+        num_filters,
+        stride=stride,
+        groups=launch.groups,
+        channels=cut.filters,
+        step=_step(width),
+        whole=out_size[1] % OUTPUTS == 0,
+        stages=launch.stages,
+        num_warps=launch.warps,
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch) -> Tensor:
+    """Return the gradient of a weight by that of y."""
+    of_y, pitch = readable(of_y)
+    images, colours, height, width = x.shape
+    out_size, num_filters, num_weights = _out_size(x, stride), layout.shape[0], layout.shape.numel()
+    cut = _Cut.of(images, out_size, num_filters, launch)
+    parts = x.new_empty((cut.parts * OUTPUTS, num_weights), dtype=torch.float32)
+    _multiply[(cut.parts * cut.blocks,)](
+        x,
+        of_y,
+        parts,
+        cut.groups,
+        cut.part_groups,
+        cut.across,
+        height,
+        width * colours,
+        *out_size,
+        num_filters,
+        pitch,
+        stride=stride,
+        groups=launch.groups,
+        channels=cut.filters,
+        step=_step(width),
+        of_y_step=_step(pitch),
+        whole=out_size[1] % OUTPUTS == 0,
+        stages=launch.stages,
+        num_warps=launch.warps,
+    )
+    of_weight = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=x.device)
+    _settle[(triton.cdiv(num_weights, SETTLED_WEIGHTS),)](
+        parts,
+        of_weight,
+        len(parts),
+        num_weights,
+        *layout.strides,
+        rows=SETTLED_ROWS,
+        weights=SETTLED_WEIGHTS,
+        num_warps=8,
+    )
+    return of_weight
+
+
 class _Convolved(torch.autograd.Function):
     """3x3 convolution of B3HW with padding 1, differentiable by the weight."""
 
@@ -84,83 +175,16 @@ class _Convolved(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launches: tuple[Launch, Launch]
     ) -> Tensor:
         """Return y, channels-last and of type `dtype`."""
-        images, colours, height, width = x.shape
-        num_filters = len(weight)
-        out_size = ((height - 1) // stride + 1, (width - 1) // stride + 1)
-        launch = launches[0]
-        cut = _Cut.of(images, out_size, num_filters, launch)
-        bands = x.new_empty((cut.blocks, 3, NUMBERS, OUTPUTS * cut.filters), dtype=dtype)
-        _spread[(cut.blocks * 3,)](weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4)
-        y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
-        _convolve[(cut.parts * cut.blocks,)](
-            x,
-            bands,
-            y,
-            cut.groups,
-            cut.part_groups,
-            cut.across,
-            height,
-            width * colours,
-            *out_size,
-            num_filters,
-            stride=stride,
-            groups=launch.groups,
-            channels=cut.filters,
-            step=_step(width),
-            whole=out_size[1] % OUTPUTS == 0,
-            stages=launch.stages,
-            num_warps=launch.warps,
-        )
         ctx.save_for_backward(x)
-        ctx.weight = (weight.shape, weight.stride(), weight.dtype)
-        ctx.stride, ctx.out_size, ctx.launch = stride, out_size, launches[1]
-        return y.permute(0, 3, 1, 2)
+        ctx.layout, ctx.stride, ctx.launch = Layout.of(weight), stride, launches[1]
+        return forwarded(x, weight, stride, dtype, launches[0])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of the weight, laid out as that is and of its type."""
         (x,) = ctx.saved_tensors
-        (shape, strides, weight_dtype), launch = ctx.weight, ctx.launch
-        of_y, pitch = readable(of_y)
-        images, colours, height, width = x.shape
-        num_filters = shape[0]
-        cut = _Cut.of(images, ctx.out_size, num_filters, launch)
-        num_weights = shape.numel()
-        parts = x.new_empty((cut.parts * OUTPUTS, num_weights), dtype=torch.float32)
-        _multiply[(cut.parts * cut.blocks,)](
-            x,
-            of_y,
-            parts,
-            cut.groups,
-            cut.part_groups,
-            cut.across,
-            height,
-            width * colours,
-            *ctx.out_size,
-            num_filters,
-            pitch,
-            stride=ctx.stride,
-            groups=launch.groups,
-            channels=cut.filters,
-            step=_step(width),
-            of_y_step=_step(pitch),
-            whole=ctx.out_size[1] % OUTPUTS == 0,
-            stages=launch.stages,
-            num_warps=launch.warps,
-        )
-        of_weight = torch.empty_strided(shape, strides, dtype=weight_dtype, device=x.device)
-        _settle[(triton.cdiv(num_weights, SETTLED_WEIGHTS),)](
-            parts,
-            of_weight,
-            len(parts),
-            num_weights,
-            *strides,
-            rows=SETTLED_ROWS,
-            weights=SETTLED_WEIGHTS,
-            num_warps=8,
-        )
-        return None, of_weight, None, None, None
+        return None, weighed(x, of_y, ctx.layout, ctx.stride, ctx.launch), None, None, None
 
 
 def convolved(
@@ -174,9 +198,9 @@ def convolved(
 ) -> Tensor:
     """Convolve B3HW with O 3x3 filters, padding 1; on the current stream, without waiting.
 
-    x: float32, bfloat16 or float16, channels-last, not empty, takes no gradient. weight: O333, O a multiple of 8, of any
-    of these types. stride: 1 or 2. dtype: bfloat16, float16, or float32, which no tensor cores multiply: exact, and slow.
-    forward, backward: change the time only.
+    x: float32, bfloat16 or float16, channels-last, not empty, takes no gradient. weight: O333, O a multiple of 8, of
+    any of these types. stride: 1 or 2. dtype: what is computed in, bfloat16 or float16; or float32, which no tensor
+    cores multiply: exact, and slow. forward, backward: change the time only.
     Returns y, channels-last, of type `dtype`.
     """
     assert x.is_contiguous(memory_format=torch.channels_last)

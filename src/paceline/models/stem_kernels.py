@@ -102,7 +102,7 @@ def _numbers(
     stride: tl.constexpr,
     step: tl.constexpr,
 ):
-    """What groups see of one line, zeros outside of the image; lines begin at multiples of `step`."""
+    """Numbers of one line that groups look at, zeros outside of the image; lines begin at multiples of `step`."""
     line = image * height + top
     number = tl.arange(0, _NUMBERS) - 4 * stride
     first = across * (3 * stride * _OUTPUTS)
