@@ -326,11 +326,17 @@ def test_a_unit_learns_the_same_by_kernels_and_fuses(kernels: ModuleType, monkey
         assert differ(one, other.double()) < 2e-2
 
 
-def test_a_compiled_stem_is_left_to_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paceline.models.stem.usable", lambda device: True)
-    stem, x = StemConvolution(3, 16, 3, 2), images(1, 3, 8, 8, dtype=torch.float32)
-    compiled = torch.compile(stem, backend="eager", fullgraph=True)
-    assert torch.equal(compiled(x), stem(x))
+@pytest.mark.parametrize("autocast", [True, False])
+def test_a_compiled_stem_is_left_to_the_compiler(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, autocast: bool
+) -> None:
+    types = wanted(monkeypatch, kernels)
+    stem, x = StemConvolution(3, 16, 3, 2).to(torch.bfloat16), images(1, 3, 8, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        assert torch.equal(torch.compile(stem, backend="eager", fullgraph=True)(x), nn.Conv2d.forward(stem, x))
+        assert types == []
+        stem(x)
+    assert types == [torch.bfloat16]
 
 
 _PROGRAM = """

@@ -21,7 +21,7 @@ class StemConvolution(Convolution):
 
     def forward(self, x: Tensor) -> Tensor:
         """B3HW to B `out_channels` H/stride W/stride."""
-        if self._fits() and self._learns_from(x):
+        if not torch.compiler.is_compiling() and self._fits() and self._learns_from(x):
             dtype = self._type_for(x)
             if dtype in _TYPES and self._has_stem_kernels(x):
                 from paceline.models.fused_stem import convolved  # which needs Triton
@@ -63,10 +63,9 @@ class StemConvolution(Convolution):
         return x.dtype if len(types) == 1 else None
 
     def _has_stem_kernels(self, x: Tensor) -> bool:
-        """Whether kernels work where images and weight are: plain tensors of one CUDA device, not traced."""
+        """Whether kernels work where images and weight are: plain tensors of one CUDA device."""
         return (
             x.is_cuda
-            and not torch.compiler.is_compiling()
             and type(x) is Tensor
             and type(self.weight) in (Tensor, nn.Parameter)
             and self.weight.device == x.device
