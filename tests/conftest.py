@@ -7,7 +7,7 @@ import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -59,6 +59,31 @@ def _interpret_the_language(patch: pytest.MonkeyPatch) -> None:
         for name, value in list(vars(module).items()):
             if isinstance(value, compiled):
                 patch.setattr(module, name, interpreted(value.fn))
+    _take_bfloat16_for_numbers(patch)
+
+
+def _take_bfloat16_for_numbers(patch: pytest.MonkeyPatch) -> None:
+    """Round to bfloat16, where the interpreter cuts off; let `tl.dot` multiply its numbers, not their bits."""
+    language = importlib.import_module("triton.language")
+    interpreter = importlib.import_module("triton.runtime.interpreter")
+    builder = interpreter.InterpreterBuilder
+    cast, multiply = builder.cast_impl, builder.create_dot
+
+    def cast_impl(self: Any, value: Any, kind: Any) -> Any:
+        if (value.dtype.scalar, kind.scalar) != (language.float32, language.bfloat16):
+            return cast(self, value, kind)
+        rounded = torch.from_numpy(np.array(value.data)).bfloat16().view(torch.int16)
+        return interpreter.TensorHandle(rounded.numpy().view(np.uint16), kind.scalar)
+
+    def create_dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+        a, b = (
+            self.cast_impl(value, language.float32) if value.dtype.scalar == language.bfloat16 else value
+            for value in (a, b)
+        )
+        return multiply(self, a, b, *others)
+
+    patch.setattr(builder, "cast_impl", cast_impl)
+    patch.setattr(builder, "create_dot", create_dot)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paceline.models.blocks import ConvUnit, SplitChain
+from paceline.models.pitch import pitch_of
 from paceline.parallel.norms import BatchNorm, BatchStatistics
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def test_a_gradient_that_is_part_of_a_wider_map_is_read_where_it_lies(kernels: M
     wide = torch.full((2, 28, 5, 6), float("nan")).contiguous(memory_format=torch.channels_last)
     wide[:, first : first + 16] = case.of_z
     part = wide[:, first : first + 16]
-    assert kernels.pitch_of(part) == 28
+    assert pitch_of(part) == 28
     (z,) = kernels.normed_and_activated(
         case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, **launches(kernels, 256)
     )
@@ -176,16 +177,6 @@ def test_a_half_that_nobody_uses_has_no_gradient(kernels: ModuleType) -> None:
     second.backward(case.of_z[:, 8:])
     expected, _ = case.expected(silu=True)
     assert differ(case.y.grad, expected.y.grad) < 2e-5
-
-
-def test_only_maps_with_cells_at_even_distances_have_a_pitch(kernels: ModuleType) -> None:
-    whole = torch.zeros(2, 6, 4, 5).contiguous(memory_format=torch.channels_last)
-    assert kernels.pitch_of(whole) == 6
-    assert kernels.pitch_of(whole[:, 2:4]) == 6
-    assert kernels.pitch_of(torch.zeros(2, 6, 4, 5)) is None
-    assert kernels.pitch_of(whole[:, :, ::2]) is None
-    assert kernels.pitch_of(whole[:, ::2]) is None
-    assert kernels.pitch_of(torch.zeros(1).expand(2, 6, 4, 5)) is None
 
 
 class Small(nn.Module):

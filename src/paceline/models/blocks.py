@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paceline.models.convolution import Convolution
+from paceline.models.stem import StemConvolution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +46,8 @@ class ConvUnit(nn.Module):
         activation: bool = True,
     ) -> None:
         super().__init__()
-        self.conv: nn.Conv2d = Convolution(in_channels, out_channels, kernel, stride, groups=groups)
+        kind = StemConvolution if in_channels == 3 else Convolution
+        self.conv: nn.Conv2d = kind(in_channels, out_channels, kernel, stride, groups=groups)
         self.bn: nn.Module = nn.BatchNorm2d(out_channels, eps=1e-3, momentum=0.03)
         self.act: nn.Module = nn.SiLU() if activation else nn.Identity()
 

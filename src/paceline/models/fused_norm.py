@@ -21,6 +21,7 @@ from paceline.models.norm_kernels import (
     _settle_sums,
     _statistics,
 )
+from paceline.models.pitch import readable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,20 +78,6 @@ class _Cut:
         return cls(rows, channels, blocks, triton.cdiv(num_rows, part_rows), part_rows)
 
 
-def pitch_of(values: Tensor) -> int | None:
-    """Return how far apart the cells of a BCHW map lie, C or more where it is part of a wider one; None if unevenly."""
-    _, channels, height, width = values.shape
-    batch_stride, channel_stride, row_stride, cell_stride = values.stride()
-    if width == 1:
-        cell_stride = row_stride if height > 1 else batch_stride
-    if height == 1:
-        row_stride = width * cell_stride
-    if len(values) == 1:
-        batch_stride = height * row_stride
-    even = row_stride == width * cell_stride and batch_stride == height * row_stride
-    return cell_stride if even and (channel_stride == 1 or channels == 1) and cell_stride >= channels else None
-
-
 def _step(*pitches: int) -> int:
     """Return what all distances between cells are multiples of, as far as loads profit from it."""
     return _VECTOR if all(pitch % _VECTOR == 0 for pitch in pitches) else 1
@@ -99,14 +86,6 @@ def _step(*pitches: int) -> int:
 def _has_ptx(values: Tensor) -> bool:
     """Whether NVIDIA's instructions may be named: not under Triton's interpreter, nor on another's GPU."""
     return values.is_cuda and torch.version.hip is None
-
-
-def _readable(values: Tensor) -> tuple[Tensor, int]:
-    """Return a map, or a copy where its cells lie unevenly, and how far apart they lie."""
-    pitch = pitch_of(values)
-    if pitch is not None:
-        return values, pitch
-    return values.contiguous(memory_format=torch.channels_last), values.shape[1]
 
 
 class _NormedAndActivated(torch.autograd.Function):
@@ -188,7 +167,7 @@ class _NormedAndActivated(torch.autograd.Function):
         y, weight, bias, kept = ctx.saved_tensors
         cut, tiles = ctx.cut, ctx.tiles
         of_sums, of_results = ctx.launches
-        (first, first_pitch), *others = map(_readable, gradients)
+        (first, first_pitch), *others = map(readable, gradients)
         second, second_pitch = others[0] if others else (first, first_pitch)
         of_z = (first, second, first_pitch, second_pitch)
         num_channels = y.shape[1]

@@ -1,0 +1,212 @@
+"""Fused stem: the convolution of images with three colours as a differentiable operation, by `stem_kernels`.
+
+Images take no gradient. They are read in the type that they have and rounded to the one that is computed in on the way.
+Needs Triton.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton
+from torch.autograd.function import once_differentiable
+
+from paceline.models.pitch import readable
+from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STEP = 8
+"""Divides the number of filters, which are written eight at once."""
+_WIDTHS = (64, 32, 16, 8)
+"""Filters that a program may take together."""
+SETTLED_ROWS, SETTLED_WEIGHTS = 512, 8
+"""Of a program that adds parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """How a kernel is launched; changes the time only."""
+
+    groups: int
+    """Of four outputs, that a program looks at together; a power of two, 16 at least."""
+    filters: int
+    """That a program takes at most; 64, 32, 16 or 8."""
+    warps: int
+    stages: int
+    """Turns of a loop whose loads are under way together."""
+    programs: int
+    """That share the groups, over all blocks of filters."""
+
+
+FORWARD = Launch(groups=64, filters=32, warps=4, stages=2, programs=2112)
+BACKWARD = Launch(groups=64, filters=32, warps=4, stages=2, programs=528)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a convolution is cut into groups of outputs, parts of these, and blocks of filters."""
+
+    across: int
+    """Groups of a line of outputs; the last may have fewer than four."""
+    groups: int
+    parts: int
+    part_groups: int
+    """Groups of a part; the last may have fewer."""
+    blocks: int
+    filters: int
+    """Of a block."""
+
+    @classmethod
+    def of(cls, images: int, out_size: tuple[int, int], num_filters: int, launch: Launch) -> _Cut:
+        filters = next(width for width in _WIDTHS if width <= launch.filters and num_filters % width == 0)
+        blocks = num_filters // filters
+        across = triton.cdiv(out_size[1], OUTPUTS)
+        groups = images * out_size[0] * across
+        wanted = max(launch.programs // blocks, 1)
+        part_groups = triton.cdiv(triton.cdiv(groups, wanted), launch.groups) * launch.groups
+        return cls(across, groups, triton.cdiv(groups, part_groups), part_groups, blocks, filters)
+
+
+def _step(*distances: int) -> int:
+    """Return what all distances are multiples of, as far as loads profit from it."""
+    return STEP if all(distance % STEP == 0 for distance in distances) else 1
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of a weight: what its gradient is like."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Layout:
+        """Return that of a weight, which itself need not be kept for its gradient."""
+        return cls(weight.shape, weight.stride(), weight.dtype)
+
+
+def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
+    """Return height and width of what windows of 3 x 3 with padding 1 see."""
+    return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+def forwarded(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch: Launch) -> Tensor:
+    """Return y of `convolved`, without a gradient."""
+    images, colours, height, width = x.shape
+    out_size, num_filters = _out_size(x, stride), len(weight)
+    cut = _Cut.of(images, out_size, num_filters, launch)
+    bands = x.new_empty((cut.blocks, 3, NUMBERS, OUTPUTS * cut.filters), dtype=dtype)
+    _spread[(cut.blocks * 3,)](weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4)
+    y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
+    _convolve[(cut.parts * cut.blocks,)](
+        x,
+        bands,
+        y,
+        cut.groups,
+        cut.part_groups,
+        cut.across,
+        height,
+        width * colours,
+        *out_size,
+        num_filters,
+        stride=stride,
+        groups=launch.groups,
+        channels=cut.filters,
+        step=_step(width),
+        whole=out_size[1] % OUTPUTS == 0,
+        stages=launch.stages,
+        num_warps=launch.warps,
+    )
+    return y.permute(0, 3, 1, 2)
+
+
+def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch) -> Tensor:
+    """Return the gradient of a weight by that of y."""
+    of_y, pitch = readable(of_y)
+    images, colours, height, width = x.shape
+    out_size, num_filters, num_weights = _out_size(x, stride), layout.shape[0], layout.shape.numel()
+    cut = _Cut.of(images, out_size, num_filters, launch)
+    parts = x.new_empty((cut.parts * OUTPUTS, num_weights), dtype=torch.float32)
+    _multiply[(cut.parts * cut.blocks,)](
+        x,
+        of_y,
+        parts,
+        cut.groups,
+        cut.part_groups,
+        cut.across,
+        height,
+        width * colours,
+        *out_size,
+        num_filters,
+        pitch,
+        stride=stride,
+        groups=launch.groups,
+        channels=cut.filters,
+        step=_step(width),
+        of_y_step=_step(pitch),
+        whole=out_size[1] % OUTPUTS == 0,
+        stages=launch.stages,
+        num_warps=launch.warps,
+    )
+    of_weight = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=x.device)
+    _settle[(triton.cdiv(num_weights, SETTLED_WEIGHTS),)](
+        parts,
+        of_weight,
+        len(parts),
+        num_weights,
+        *layout.strides,
+        rows=SETTLED_ROWS,
+        weights=SETTLED_WEIGHTS,
+        num_warps=8,
+    )
+    return of_weight
+
+
+class _Convolved(torch.autograd.Function):
+    """3x3 convolution of B3HW with padding 1, differentiable by the weight."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launches: tuple[Launch, Launch]
+    ) -> Tensor:
+        """Return y, channels-last and of type `dtype`."""
+        ctx.save_for_backward(x)
+        ctx.layout, ctx.stride, ctx.launch = Layout.of(weight), stride, launches[1]
+        return forwarded(x, weight, stride, dtype, launches[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the weight, laid out as that is and of its type."""
+        (x,) = ctx.saved_tensors
+        return None, weighed(x, of_y, ctx.layout, ctx.stride, ctx.launch), None, None, None
+
+
+def convolved(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int,
+    dtype: torch.dtype,
+    forward: Launch = FORWARD,
+    backward: Launch = BACKWARD,
+) -> Tensor:
+    """Convolve B3HW with O 3x3 filters, padding 1; on the current stream, without waiting.
+
+    x: float32, bfloat16 or float16, channels-last, not empty, takes no gradient. weight: O333, O a multiple of 8, of
+    any of these types. stride: 1 or 2. dtype: what is computed in, bfloat16 or float16; or float32, which no tensor
+    cores multiply: exact, and slow. forward, backward: change the time only.
+    Returns y, channels-last, of type `dtype`.
+    """
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert x.shape[1:2] + weight.shape[1:] == (3, 3, 3, 3)
+    assert len(weight) % STEP == 0
+    assert stride in (1, 2)
+    with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
+        y: Tensor = _Convolved.apply(x, weight, stride, dtype, (forward, backward))
+    return y
