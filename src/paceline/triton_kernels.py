@@ -20,6 +20,18 @@ def usable(device: torch.device) -> bool:
     return _works_on(torch.cuda.current_device() if device.index is None else device.index)
 
 
+def takes_map(values: torch.Tensor) -> bool:
+    """Whether kernels take a BCHW map in the step at hand: on such a device, channels-last, of a type of theirs."""
+    return (
+        values.is_cuda
+        and not torch.compiler.is_compiling()
+        and values.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and values.numel() > 0
+        and values.is_contiguous(memory_format=torch.channels_last)
+        and usable(values.device)
+    )
+
+
 @functools.cache
 def _works_on(number: int) -> bool:
     reason = _why_not(torch.device("cuda", number))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from paceline.models.convolution import Convolution
 from paceline.models.stem import StemConvolution
+from paceline.triton_kernels import takes_map
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,11 +165,19 @@ class SPPF(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Join what fields of 1, 5, 9 and 13 cells see."""
-        pieces = [self.cv1(x)]
-        for _ in range(3):
-            pieces.append(self.pool(pieces[-1]))
-        joined: Tensor = self.cv2(torch.cat(pieces, dim=1))
+        joined: Tensor = self.cv2(self._pyramid(self.cv1(x), 3))
         return joined
+
+    def _pyramid(self, x: Tensor, pools: int) -> Tensor:
+        """B C H W to B (1 + pools)C H W: the map, and pools each of the one before."""
+        if self.training and x.shape[1] % 8 == 0 and takes_map(x):
+            from paceline.models.fused_pool import pyramid  # which needs Triton
+
+            return pyramid(x, pools)
+        pieces = [x]
+        for _ in range(pools):
+            pieces.append(self.pool(pieces[-1]))
+        return torch.cat(pieces, dim=1)
 
 
 class Attention(nn.Module):
