@@ -109,8 +109,8 @@ def main() -> int:
             setting = setting_of(options.model, options.imgsz, device)
             with ExitStack() as stack:
                 if not ours:
-                    for place in ("paceline.parallel.norms.usable", "paceline.losses.detection.usable"):
-                        stack.enter_context(mock.patch(place, return_value=False))
+                    for room in ("parallel.norms", "losses.detection", "triton_kernels"):
+                        stack.enter_context(mock.patch(f"paceline.{room}.usable", return_value=False))
                 eager = understudy(setting.cast, Precision.named("bf16"))
                 step = graphed(eager, CudaCapture(device)) if graphs else eager
                 figures[name] = timed(step, setting, options.batch, options.steps)

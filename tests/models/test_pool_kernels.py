@@ -1,4 +1,4 @@
-"""Max-pools by Triton's kernels, under its interpreter, against torch: the same numbers, and the same choice of ties."""
+"""Max-pools by Triton's kernels, under its interpreter, against torch: the same numbers, the same choice of ties."""
 
 from __future__ import annotations
 

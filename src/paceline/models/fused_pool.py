@@ -55,7 +55,7 @@ def _width_of_tiles(num_channels: int) -> int:
     return next(width for width in _WIDTHS if num_channels % width == 0)
 
 
-def _by_eights(values: Tensor) -> tuple[Tensor, int]:
+def by_eights(values: Tensor) -> tuple[Tensor, int]:
     """Return a map, or a copy where its cells lie unevenly or at odd distances, and how far apart they lie."""
     values, pitch = _readable(values)
     if pitch % 8 == 0:
@@ -70,7 +70,7 @@ class _Pyramid(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, pools: int, tile: Tile, gradient_tile: Tile) -> Tensor:
         """Map B C H W to B (1 + pools)C H W, channels-last."""
         images, num_channels, height, width = x.shape
-        before, before_pitch = _by_eights(x)
+        before, before_pitch = by_eights(x)
         pitch = (1 + pools) * num_channels
         joined = x.new_empty((images, height, width, pitch)).permute(0, 3, 1, 2)
         pieces = joined.split(num_channels, dim=1)
@@ -105,8 +105,8 @@ class _Pyramid(torch.autograd.Function):
         """Gradient of the map, rounded to its type after each pool."""
         (places,) = ctx.saved_tensors
         tile = ctx.tile
-        pools, images, height, width, num_channels = places.shape
-        of_joined, pitch = _by_eights(of_joined)
+        _, images, height, width, num_channels = places.shape
+        of_joined, pitch = by_eights(of_joined)
         *others, of_pooled = of_joined.split(num_channels, dim=1)
         pooled_pitch = pitch
         channels = _width_of_tiles(num_channels)
@@ -139,5 +139,5 @@ def pyramid(x: Tensor, pools: int, *, tile: Tile = FORWARD, gradient_tile: Tile 
     Returns B (1 + pools)C H W, channels-last.
     """
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        joined: Tensor = _Pyramid.apply(x, pools, tile, gradient_tile)  # type: ignore[no-untyped-call]
+        joined: Tensor = _Pyramid.apply(x, pools, tile, gradient_tile)
     return joined

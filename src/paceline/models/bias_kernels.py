@@ -1,0 +1,65 @@
+"""Bias kernels: sums over the cells of a gradient, which is the gradient of a bias, by Triton.
+
+A gradient that is a piece of joined points lies evenly within each image alone; what computes the other gradients wants
+it compact. So it may be copied on the way: what is read for the one is written for the other.
+
+    sums      gradient -> sum of each part of the cells, compact gradient      reads gradient, may write it
+    settle    parts -> sums                                                    small
+
+Sums are float32, and nothing depends on the order in which programs run. `fused_bias.py` launches them. This module
+needs Triton; nothing imports it before that is known to work.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _sums(
+    gradient,
+    compact,
+    parts,
+    num_cells,
+    image_cells,
+    num_channels,
+    image_pitch,
+    pitch,
+    part_cells,
+    copies: tl.constexpr,
+    cells: tl.constexpr,
+    channels: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Sum the cells of each part, and lay them side by side; all pitches are multiples of `step`."""
+    part = tl.program_id(0)
+    first, last = part * part_cells, tl.minimum((part + 1) * part_cells, num_cells)
+    channel = tl.program_id(1) * channels + tl.arange(0, channels)
+    is_channel = channel < num_channels
+    total = tl.full((cells, channels), 0.0, tl.float32)
+    for start in range(first, last, cells):
+        cell = start + tl.arange(0, cells)
+        inside = (cell < last)[:, None]
+        if step == 1:  # else tiles are as wide as divides the channels
+            inside = inside & is_channel[None, :]
+        image = cell // image_cells
+        place = image.to(tl.int64) * (image_pitch // step * step)
+        place += (cell - image * image_cells).to(tl.int64) * (pitch // step * step)
+        value = tl.load(gradient + (place[:, None] + channel[None, :]), mask=inside, other=0)
+        if copies:
+            place = cell.to(tl.int64) * (num_channels // step * step)
+            tl.store(compact + (place[:, None] + channel[None, :]), value, mask=inside)
+        total += value.to(tl.float32)
+    tl.store(parts + part * num_channels + channel, tl.sum(total, axis=0), mask=is_channel)
+
+
+@triton.jit
+def _settle(parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr):
+    """Add up the parts."""
+    part = tl.arange(0, parts_room)
+    channel = tl.program_id(0) * channels + tl.arange(0, channels)
+    is_channel = channel < num_channels
+    inside = (part < num_parts)[:, None] & is_channel[None, :]
+    value = tl.load(parts + (part[:, None] * num_channels + channel[None, :]), mask=inside, other=0)
+    tl.store(sums + channel, tl.sum(value, axis=0), mask=is_channel)
