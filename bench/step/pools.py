@@ -125,9 +125,7 @@ def by_torch(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return gradient.contiguous(memory_format=torch.channels_last), gradient.sum((0, 2, 3))
 
 
-def measure_upsampling(
-    table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream
-) -> None:
+def measure_doubling(table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream) -> None:
     """Time both of the network, with gradients that are pieces of joined maps."""
     from paceline.models.doubling import BACKWARD, FORWARD, Tile, doubled_map
 
@@ -143,9 +141,8 @@ def measure_upsampling(
         passes = both_passes(lambda x: F.interpolate(x, scale_factor=2, mode="nearest"), x, of_doubled, stream)
         table.add(f"{name}, torch", {"forward us": passes[0], "backward us": passes[1]})
         for tile, gradient_tile in ways:
-            passes = both_passes(
-                lambda x: doubled_map(x, tile=tile, gradient_tile=gradient_tile), x, of_doubled, stream
-            )  # noqa: B023
+            ours = functools.partial(doubled_map, tile=tile, gradient_tile=gradient_tile)
+            passes = both_passes(ours, x, of_doubled, stream)
             figures = {"forward us": passes[0], "backward us": passes[1]}
             figures |= {"forward GB/s": 1e6 * gigabytes / passes[0], "backward GB/s": 1e6 * gigabytes / passes[1]}
             table.add(f"{name}, ours {tile}".replace("Tile", ""), figures)
