@@ -79,7 +79,7 @@ class Table:
     def add(self, name: str, figures: dict[str, float]) -> None:
         """Print a row and keep it."""
         self.rows[name] = {key: round(value, 2) for key, value in figures.items()}
-        print(f"{name:58}" + "  ".join(f"{key} {value:9.2f}" for key, value in figures.items()), flush=True)
+        print(f"{name:58}  " + "  ".join(f"{key} {value:9.2f}" for key, value in figures.items()), flush=True)
 
 
 def measure_pools(table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream) -> None:
@@ -91,9 +91,12 @@ def measure_pools(table: Table, options: argparse.Namespace, dtype: torch.dtype,
     table.add("pools and join, torch", {"forward us": passes[0], "backward us": passes[1]})
     ways = [(FORWARD, BACKWARD)]
     if options.sweep:
-        sizes = itertools.product((2, 4, 5, 10), (512, 1024, 2048), (2, 4, 8))
-        tiles = [Tile(rows=rows, numbers=numbers, warps=warps) for rows, numbers, warps in sizes]
-        ways += [(tile, tile) for tile in tiles if 4 <= tile.numbers // (32 * tile.warps) <= 8]
+        sizes = itertools.product((4, 5, 10), ((512, 2), (512, 4), (1024, 4)), (1, 2))
+        tiles = [
+            Tile(rows=rows, numbers=numbers, warps=warps, unroll=unroll) for rows, (numbers, warps), unroll in sizes
+        ]
+        tiles += [Tile(rows=rows, numbers=1024, warps=4, unroll=rows + 4) for rows in (4, 5)]
+        ways += [(tile, tile) for tile in tiles]
     for tile, gradient_tile in ways:
         ours = functools.partial(pyramid, pools=3, tile=tile, gradient_tile=gradient_tile)
         passes = both_passes(ours, x, of_joined, stream)

@@ -25,7 +25,7 @@ kinds |= dict.fromkeys(numbers, "i32")
 
 
 def of_pools(tile, channels):
-    return dict(rows=tile.rows, cells=tile.cells(channels), channels=channels), tile.warps
+    return dict(rows=tile.rows, cells=tile.cells(channels), channels=channels, unroll=tile.unroll), tile.warps
 
 
 def of_cells(tile, channels):

@@ -35,6 +35,8 @@ class Tile:
     numbers: int
     """Side by side: cells of a row times channels."""
     warps: int
+    unroll: int = 1
+    """Rows whose instructions are written out one after the other."""
 
     def cells(self, channels: int) -> int:
         """Return how many cells of a row a tile has."""
@@ -47,8 +49,8 @@ class Tile:
         return strips, triton.cdiv(height, self.rows), num_channels // channels
 
 
-FORWARD = Tile(rows=4, numbers=1024, warps=4)
-BACKWARD = Tile(rows=4, numbers=1024, warps=4)
+FORWARD = Tile(rows=5, numbers=1024, warps=4)
+BACKWARD = Tile(rows=5, numbers=1024, warps=4)
 
 
 def _width_of_tiles(num_channels: int) -> int:
@@ -92,6 +94,7 @@ class _Pyramid(torch.autograd.Function):
                 rows=tile.rows,
                 cells=tile.cells(channels),
                 channels=channels,
+                unroll=tile.unroll,
                 num_warps=tile.warps,
             )
             before, before_pitch = pieces[number + 1], pitch
@@ -126,6 +129,7 @@ class _Pyramid(torch.autograd.Function):
                 rows=tile.rows,
                 cells=tile.cells(channels),
                 channels=channels,
+                unroll=tile.unroll,
                 num_warps=tile.warps,
             )
             of_pooled, pooled_pitch = of_x, num_channels

@@ -85,6 +85,7 @@ def _pool(
     rows: tl.constexpr,
     cells: tl.constexpr,
     channels: tl.constexpr,
+    unroll: tl.constexpr,
 ):
     """Pool, and write down what was chosen; may copy the map on the way, to cells as far apart as those of `pooled`."""
     is_there, start, column, first, channel = _strip(num_strips, height, width, rows, cells, channels)
@@ -92,7 +93,7 @@ def _pool(
     v2, p2 = _best_of_row(x, x_pitch, start - 1, is_there, column, first, channel, height, width)
     v3, p3 = _best_of_row(x, x_pitch, start, is_there, column, first, channel, height, width)
     v4, p4 = _best_of_row(x, x_pitch, start + 1, is_there, column, first, channel, height, width)
-    for number in tl.static_range(rows):
+    for number in tl.range(0, rows, loop_unroll_factor=unroll):
         row = start + number
         v0, p0, v1, p1, v2, p2, v3, p3 = v1, p1, v2, p2, v3, p3, v4, p4
         v4, p4 = _best_of_row(x, x_pitch, row + 2, is_there, column, first, channel, height, width)
@@ -128,12 +129,13 @@ def _pool_gradient(
     rows: tl.constexpr,
     cells: tl.constexpr,
     channels: tl.constexpr,
+    unroll: tl.constexpr,
 ):
     """Gradient of what was pooled, from that of the maxima, and from that of what else was done with it."""
     is_there, start, column, first, channel = _strip(num_strips, height, width, rows, cells, channels)
     nothing = tl.full((cells, channels), 0.0, tl.float32)
     s0, s1, s2, s3, s4 = nothing, nothing, nothing, nothing, nothing
-    for number in tl.static_range(rows + 4):
+    for number in tl.range(0, rows + 4, loop_unroll_factor=unroll):
         row = start + (number - 2)  # of windows, which reach from cells two rows above to two below
         is_row = is_there & (row >= 0) & (row < height)
         for step in tl.static_range(5):
@@ -142,16 +144,15 @@ def _pool_gradient(
             cell = first + (row * width + (step - 2))
             chosen = tl.load(places + _places(cell, channel, num_channels), mask=inside, other=255).to(tl.int32)
             slope = tl.load(of_pooled + _places(cell, channel, pooled_pitch), mask=inside, other=0).to(tl.float32)
-            s0 += tl.where(chosen == 4 - step, slope, 0.0)
-            s1 += tl.where(chosen == 9 - step, slope, 0.0)
-            s2 += tl.where(chosen == 14 - step, slope, 0.0)
-            s3 += tl.where(chosen == 19 - step, slope, 0.0)
-            s4 += tl.where(chosen == 24 - step, slope, 0.0)
-        if number >= 4:
-            done = row - 2
-            inside = (is_there & (done < height))[:, None]
-            cell = first + done * width
-            beside = tl.load(of_beside + _places(cell, channel, beside_pitch), mask=inside, other=0).to(tl.float32)
-            place = _places(cell, channel, num_channels)
-            tl.store(of_x + place, (s0 + beside).to(of_x.dtype.element_ty), mask=inside)
+            s0 = tl.where(chosen == 4 - step, s0 + slope, s0)
+            s1 = tl.where(chosen == 9 - step, s1 + slope, s1)
+            s2 = tl.where(chosen == 14 - step, s2 + slope, s2)
+            s3 = tl.where(chosen == 19 - step, s3 + slope, s3)
+            s4 = tl.where(chosen == 24 - step, s4 + slope, s4)
+        done = row - 2
+        inside = (is_there & (number >= 4) & (done < height))[:, None]
+        cell = first + done * width
+        beside = tl.load(of_beside + _places(cell, channel, beside_pitch), mask=inside, other=0).to(tl.float32)
+        place = _places(cell, channel, num_channels)
+        tl.store(of_x + place, (s0 + beside).to(of_x.dtype.element_ty), mask=inside)
         s0, s1, s2, s3, s4 = s1, s2, s3, s4, nothing
