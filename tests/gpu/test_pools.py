@@ -10,7 +10,7 @@ from steps import make_step, run, works
 from torch.nn import functional as F
 
 from paceline.models.blocks import SPPF, Upsample
-from paceline.models.heads import BiasedConv
+from paceline.models.convolution import BiasedConvolution
 from paceline.models.registry import build_model
 from paceline.triton_kernels import takes_map, usable
 
@@ -114,12 +114,12 @@ def test_sums_over_cells_are_those_in_double(shape: tuple[int, int, int, int], d
 @pytest.mark.parametrize("amp", [False, True])
 def test_a_convolution_with_bias_is_torchs(monkeypatch: pytest.MonkeyPatch, amp: bool) -> None:
     torch.manual_seed(0)
-    convolution = BiasedConv(64, 80, 1).to(DEVICE)
+    convolution = BiasedConvolution(64, 80, 1).to(DEVICE)
     x, of_y = random_map((8, 64, 40, 40), torch.float32), random_map((8, 80, 40, 40), torch.float32, seed=1)
     found = []
     for by_kernels in (True, False):
         if not by_kernels:
-            monkeypatch.setattr("paceline.models.heads.takes_map", lambda x: False)
+            monkeypatch.setattr("paceline.models.convolution.takes_map", lambda x: False)
         leaf = x.clone(memory_format=torch.preserve_format).requires_grad_()
         with torch.autocast("cuda", torch.bfloat16, enabled=amp):
             y = convolution(leaf)
@@ -156,13 +156,13 @@ def test_a_training_by_kernels_is_the_one_without(
         step = make_step("SGD", network=network, dtype=torch.float32, device="cuda", amp_dtype=amp_dtype)
         if not by_kernels:
             monkeypatch.setattr("paceline.models.blocks.takes_map", lambda x: False)
-            monkeypatch.setattr("paceline.models.heads.takes_map", lambda x: False)
+            monkeypatch.setattr("paceline.models.convolution.takes_map", lambda x: False)
         losses.append(torch.stack([value.float() for value in run(step, works(10, "SGD", device="cuda"))]))
     bound = 2e-3 if amp_dtype is None else 5e-2
     torch.testing.assert_close(losses[0], losses[1], rtol=bound, atol=bound)
 
 
-@pytest.mark.parametrize("make", [lambda: SPPF(64, 64), lambda: Upsample(), lambda: BiasedConv(64, 16, 1)])
+@pytest.mark.parametrize("make", [lambda: SPPF(64, 64), lambda: Upsample(), lambda: BiasedConvolution(64, 16, 1)])
 def test_a_graph_computes_the_same(make: Callable[[], nn.Module]) -> None:
     """Nothing waits for the device, and shapes are fixed."""
     torch.manual_seed(0)

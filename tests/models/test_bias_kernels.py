@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from paceline.models.heads import BiasedConv, DetectionHead
+from paceline.models.convolution import BiasedConvolution
+from paceline.models.heads import DetectionHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ def test_no_number_is_added_twice_or_left_out(kernels: ModuleType) -> None:
         assert torch.equal(sums, gradient.sum((0, 2, 3)))
 
 
-def gradients(convolution: BiasedConv, x: Tensor, of_y: Tensor, *, amp: bool) -> list[Tensor]:
+def gradients(convolution: BiasedConvolution, x: Tensor, of_y: Tensor, *, amp: bool) -> list[Tensor]:
     """Output and gradients of x, weight and bias."""
     leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=amp):
@@ -94,12 +95,12 @@ def test_a_convolution_is_torchs(
 ) -> None:
     """In its result, and in the types of all; only the gradient of the bias is of more exact sums."""
     torch.manual_seed(0)
-    convolution = BiasedConv(8, 12, kernel, padding=kernel // 2, groups=groups)
+    convolution = BiasedConvolution(8, 12, kernel, padding=kernel // 2, groups=groups)
     x = torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last)
     of_y = part_of_points(torch.randn(2, 12, 6, 5), before=3, after=1)
     found = []
     for by_kernels in (False, True):
-        monkeypatch.setattr("paceline.models.heads.takes_map", lambda x, answer=by_kernels: answer)
+        monkeypatch.setattr("paceline.models.convolution.takes_map", lambda x, answer=by_kernels: answer)
         found.append(gradients(convolution, x, of_y, amp=amp))
     for expected, value in zip(*found, strict=True):
         assert expected.dtype == value.dtype
@@ -111,9 +112,9 @@ def test_a_convolution_is_torchs(
 
 @pytest.mark.parametrize("frozen", ["weight", "bias", "x"])
 def test_what_is_frozen_has_no_gradient(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, frozen: str) -> None:
-    monkeypatch.setattr("paceline.models.heads.takes_map", lambda x: True)
+    monkeypatch.setattr("paceline.models.convolution.takes_map", lambda x: True)
     torch.manual_seed(0)
-    convolution = BiasedConv(8, 4, 1)
+    convolution = BiasedConvolution(8, 4, 1)
     x = torch.randn(2, 8, 3, 3).contiguous(memory_format=torch.channels_last).requires_grad_()
     values: dict[str, Any] = {"x": x, "weight": convolution.weight, "bias": convolution.bias}
     values[frozen].requires_grad_(False)
@@ -143,7 +144,7 @@ def test_a_head_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest.
     monkeypatch.setattr(kernels, "sums_over_cells", counted)
     found = []
     for by_kernels in (False, True):
-        monkeypatch.setattr("paceline.models.heads.takes_map", lambda x, answer=by_kernels: answer)
+        monkeypatch.setattr("paceline.models.convolution.takes_map", lambda x, answer=by_kernels: answer)
         boxes, logits = head(*levels)
         head.zero_grad()
         (boxes.square().sum() + logits.square().sum()).backward()

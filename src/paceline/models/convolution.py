@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from paceline.triton_kernels import usable
+from paceline.triton_kernels import takes_map, usable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,3 +52,24 @@ class Convolution(nn.Conv2d):
         """Whether there is a filter for each channel, and eight channels may be loaded at once."""
         alone = self.groups == self.in_channels == self.out_channels and self.stride == (1, 1)
         return alone and self.in_channels % 8 == 0
+
+class BiasedConvolution(nn.Conv2d):
+    """A convolution with bias, whose gradient is summed by a kernel of ours where there is one for it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve B C H W."""
+        if self.bias is None or not (self.training and torch.is_grad_enabled() and takes_map(x)):
+            return super().forward(x)
+        from paceline.models.fused_bias import biased_convolution  # which needs Triton
+
+        assert self.padding_mode == "zeros"
+        assert not isinstance(self.padding, str)
+        return biased_convolution(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )

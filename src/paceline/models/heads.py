@@ -9,34 +9,12 @@ import torch
 from torch import nn
 
 from paceline.models.blocks import ConvUnit, DepthwiseConv
-from paceline.triton_kernels import takes_map
+from paceline.models.convolution import BiasedConvolution
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from torch import Tensor
-
-
-class BiasedConv(nn.Conv2d):
-    """A convolution with bias, whose gradient is summed by a kernel of ours where there is one for it."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Convolve B C H W."""
-        if self.bias is None or not (self.training and torch.is_grad_enabled() and takes_map(x)):
-            return super().forward(x)
-        from paceline.models.fused_bias import biased_convolution  # which needs Triton
-
-        assert self.padding_mode == "zeros"
-        assert not isinstance(self.padding, str)
-        return biased_convolution(
-            x,
-            self.weight,
-            self.bias,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
 
 
 class Bins(nn.Module):
@@ -92,7 +70,7 @@ def _branch(in_channels: int, width: int, out_channels: int) -> nn.Sequential:
     return nn.Sequential(
         ConvUnit(in_channels, width, 3),
         ConvUnit(width, width, 3),
-        BiasedConv(width, out_channels, 1),
+        BiasedConvolution(width, out_channels, 1),
     )
 
 
@@ -100,7 +78,7 @@ def _depthwise_branch(in_channels: int, width: int, out_channels: int) -> nn.Seq
     return nn.Sequential(
         nn.Sequential(DepthwiseConv(in_channels), ConvUnit(in_channels, width)),
         nn.Sequential(DepthwiseConv(width), ConvUnit(width, width)),
-        BiasedConv(width, out_channels, 1),
+        BiasedConvolution(width, out_channels, 1),
     )
 
 
