@@ -49,8 +49,8 @@ class Tile:
         return strips, triton.cdiv(height, self.rows), num_channels // channels
 
 
-FORWARD = Tile(rows=5, numbers=1024, warps=4)
-BACKWARD = Tile(rows=5, numbers=1024, warps=4)
+FORWARD = Tile(rows=10, numbers=512, warps=2)
+BACKWARD = Tile(rows=10, numbers=512, warps=2)
 
 
 def _width_of_tiles(num_channels: int) -> int:
