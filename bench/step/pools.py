@@ -110,8 +110,10 @@ def measure_sums(table: Table, options: argparse.Namespace, dtype: torch.dtype, 
 
     ways = [LAUNCH]
     if options.sweep:
-        sizes = itertools.product((1024, 2048, 4096), (512, 1024, 2048), (4, 8))
-        ways += [Launch(tile=tile, programs=programs, warps=warps) for tile, programs, warps in sizes]
+        sizes = itertools.product((2048, 4096), (1024, 2048), (4, 8), (False, True))
+        ways += [
+            Launch(tile=tile, programs=programs, warps=warps, whole=whole) for tile, programs, warps, whole in sizes
+        ]
     for channels, side in itertools.product((64, 80), (80, 40, 20)):
         points = torch.randn(options.batch, 8400, channels, device="cuda").to(dtype)
         piece = points[:, : side * side].transpose(1, 2).unflatten(2, (side, side))

@@ -74,9 +74,14 @@ def test_sums_are_those_in_double(
 def test_no_number_is_added_twice_or_left_out(kernels: ModuleType) -> None:
     """Whatever the parts are; sums of whole numbers are exact."""
     gradient = torch.arange(3 * 8 * 35).view(3, 8, 5, 7).float()
+    wide = torch.arange(2 * 40 * 15).view(2, 40, 3, 5).float()
     for tile, programs in ((8, 1), (8, 1000), (64, 5), (4096, 3)):
-        sums, _ = kernels.sums_over_cells(gradient, launch=kernels.Launch(tile=tile, programs=programs))
-        assert torch.equal(sums, gradient.sum((0, 2, 3)))
+        launch = kernels.Launch(tile=tile, programs=programs)
+        assert torch.equal(kernels.sums_over_cells(gradient, launch=launch)[0], gradient.sum((0, 2, 3)))
+        launch = kernels.Launch(tile=tile, programs=programs, whole=True)
+        sums, compact = kernels.sums_over_cells(wide, launch=launch)
+        assert torch.equal(sums, wide.sum((0, 2, 3)))
+        assert torch.equal(compact, wide)
 
 
 def gradients(convolution: BiasedConvolution, x: Tensor, of_y: Tensor, *, amp: bool) -> list[Tensor]:

@@ -28,20 +28,24 @@ def _sums(
     pitch,
     part_cells,
     copies: tl.constexpr,
+    fits: tl.constexpr,
     cells: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
 ):
-    """Sum the cells of each part, and lay them side by side; all pitches are multiples of `step`."""
+    """Sum the cells of each part, and may lay them side by side; pitches and channels are multiples of `step`.
+
+    fits: whether the channels of a tile divide those that there are.
+    """
     part = tl.program_id(0)
     first, last = part * part_cells, tl.minimum((part + 1) * part_cells, num_cells)
     channel = tl.program_id(1) * channels + tl.arange(0, channels)
-    is_channel = channel < num_channels
+    is_channel = channel < num_channels // step * step
     total = tl.full((cells, channels), 0.0, tl.float32)
     for start in range(first, last, cells):
         cell = start + tl.arange(0, cells)
         inside = (cell < last)[:, None]
-        if step == 1:  # else tiles are as wide as divides the channels
+        if not fits:
             inside = inside & is_channel[None, :]
         image = cell // image_cells
         place = image.to(tl.int64) * (image_pitch // step * step)

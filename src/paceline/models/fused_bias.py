@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _WIDTHS = (64, 32, 16, 8)
 """Channels of a tile: the first that divides those of the gradient; else as many as there are."""
+_WIDEST = 256
 _VECTOR = 8
 """Channels that are loaded at once where all distances allow it."""
 _MOST_PARTS = 512
@@ -35,6 +36,15 @@ class Launch:
     programs: int = 1024
     """That share the cells, over all channels."""
     warps: int = 4
+    whole: bool = False
+    """Whether a program looks at all channels at once, where these are no power of two with idle lanes."""
+
+    def channels(self, num_channels: int) -> int:
+        """Return how many channels a tile has."""
+        fitting = [count for count in _WIDTHS if num_channels % count == 0]
+        if fitting and not self.whole:
+            return fitting[0]
+        return int(min(triton.next_power_of_2(num_channels), _WIDEST if self.whole else _WIDTHS[0]))
 
 
 LAUNCH = Launch()
@@ -65,8 +75,7 @@ def sums_over_cells(gradient: Tensor, *, launch: Launch = LAUNCH) -> tuple[Tenso
     image_pitch, pitch = pitches
     copies = not gradient.is_contiguous(memory_format=torch.channels_last)
     compact = torch.empty_like(gradient, memory_format=torch.channels_last) if copies else gradient
-    fitting = [count for count in _WIDTHS if num_channels % count == 0]
-    channels = fitting[0] if fitting else min(triton.next_power_of_2(num_channels), _WIDTHS[0])
+    channels = launch.channels(num_channels)
     blocks = triton.cdiv(num_channels, channels)
     cells = max(launch.tile // channels, 1)
     num_cells = images * height * width
@@ -86,6 +95,7 @@ def sums_over_cells(gradient: Tensor, *, launch: Launch = LAUNCH) -> tuple[Tenso
         pitch,
         part_cells,
         copies=copies,
+        fits=num_channels % channels == 0,
         cells=cells,
         channels=channels,
         step=_VECTOR if all(apart % _VECTOR == 0 for apart in (num_channels, image_pitch, pitch)) else 1,
