@@ -109,7 +109,13 @@ def main() -> int:
             setting = setting_of(options.model, options.imgsz, device)
             with ExitStack() as stack:
                 if not ours:
-                    for room in ("parallel.norms", "losses.detection", "models.convolution", "triton_kernels"):
+                    for room in (
+                        "parallel.norms",
+                        "losses.detection",
+                        "models.convolution",
+                        "models.stem",
+                        "triton_kernels",
+                    ):
                         stack.enter_context(mock.patch(f"paceline.{room}.usable", return_value=False))
                 eager = understudy(setting.cast, Precision.named("bf16"))
                 step = graphed(eager, CudaCapture(device)) if graphs else eager

@@ -53,6 +53,7 @@ class Convolution(nn.Conv2d):
         alone = self.groups == self.in_channels == self.out_channels and self.stride == (1, 1)
         return alone and self.in_channels % 8 == 0
 
+
 class BiasedConvolution(nn.Conv2d):
     """A convolution with bias, whose gradient is summed by a kernel of ours where there is one for it."""
 

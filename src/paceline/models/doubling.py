@@ -10,7 +10,7 @@ import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.doubling_kernels import _double, _halve
-from paceline.models.fused_pool import by_eights
+from paceline.models.pitch import by_eights
 
 if TYPE_CHECKING:
     from torch import Tensor

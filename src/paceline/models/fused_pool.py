@@ -16,7 +16,7 @@ import torch
 import triton
 from torch.autograd.function import once_differentiable
 
-from paceline.models.fused_norm import _readable
+from paceline.models.pitch import by_eights
 from paceline.models.pool_kernels import _pool, _pool_gradient
 
 if TYPE_CHECKING:
@@ -55,14 +55,6 @@ BACKWARD = Tile(rows=10, numbers=512, warps=2)
 
 def _width_of_tiles(num_channels: int) -> int:
     return next(width for width in _WIDTHS if num_channels % width == 0)
-
-
-def by_eights(values: Tensor) -> tuple[Tensor, int]:
-    """Return a map, or a copy where its cells lie unevenly or at odd distances, and how far apart they lie."""
-    values, pitch = _readable(values)
-    if pitch % 8 == 0:
-        return values, pitch
-    return values.contiguous(memory_format=torch.channels_last), values.shape[1]
 
 
 class _Pyramid(torch.autograd.Function):

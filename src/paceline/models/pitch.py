@@ -30,3 +30,11 @@ def readable(values: Tensor) -> tuple[Tensor, int]:
     if pitch is not None:
         return values, pitch
     return values.contiguous(memory_format=torch.channels_last), values.shape[1]
+
+
+def by_eights(values: Tensor) -> tuple[Tensor, int]:
+    """Return a map, or a copy where its cells lie unevenly or at odd distances, and how far apart they lie."""
+    values, pitch = readable(values)
+    if pitch % 8 == 0:
+        return values, pitch
+    return values.contiguous(memory_format=torch.channels_last), values.shape[1]
