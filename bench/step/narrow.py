@@ -48,9 +48,7 @@ def once(key: tuple[int, ...], launch: Launch | depthwise_conv.Launch, passes: s
     if isinstance(launch, depthwise_conv.Launch):
         x = torch.zeros(1, 16, 16, channels, device=DEVICE, dtype=torch.bfloat16).permute(0, 3, 1, 2)
         filters = torch.zeros(9, channels, device=DEVICE, dtype=torch.bfloat16)
-        for turned in (False, True):
-            depthwise_conv._convolved(x, filters, launch, turned=turned)
-        depthwise_conv._weighed(x, x, launch)
+        depthwise_conv.traced_back(x, filters, launch)
         return
     layout = {"device": DEVICE, "dtype": torch.bfloat16}
     x = torch.zeros(1, 16, 16, channels, **layout).permute(0, 3, 1, 2)
@@ -94,11 +92,7 @@ def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[s
     if groups > 1:
         filters = weight.view(-1, 9).T.contiguous()
         theirs["map"] = time_of(backward(True, False, False))
-        return theirs, {
-            "forward": tried(lambda launch: depthwise_conv._convolved(x, filters, launch), EACH_TRIED),
-            "map": tried(lambda launch: depthwise_conv._convolved(of_y, filters, launch, turned=True), EACH_TRIED),
-            "weights": tried(lambda launch: depthwise_conv._weighed(x, of_y, launch), EACH_TRIED),
-        }
+        return theirs, {"map": tried(lambda launch: depthwise_conv.traced_back(of_y, filters, launch), EACH_TRIED)}
     ours = {"forward": tried(lambda launch: _convolved(x, weight, stride, launch), CONVOLVING_TRIED)}
     if channels > 3:
         theirs["map"] = time_of(backward(True, False, False))

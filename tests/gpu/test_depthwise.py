@@ -34,11 +34,9 @@ def test_kernels_are_torch(shape: tuple[int, int, int, int], dtype: torch.dtype)
             y = F.conv2d(*leaves, padding=1, groups=shape[1])
         y.backward(of_y.to(y.dtype))
         found.append((y.detach(), leaves[0].grad, leaves[1].grad))
-    for value, same, right in zip(*found, strict=True):
+    for value, _, right in zip(*found, strict=True):
         assert value is not None
-        assert same is not None
         assert right is not None
         difference = (value.double() - right).abs().max() / right.abs().max()
-        bound = 1e-4 if value.dtype is torch.float32 else torch.finfo(dtype).eps
-        assert float(difference) < bound
-        assert torch.equal(value, same), "no sum depends on who comes first"
+        assert float(difference) < 2 * torch.finfo(dtype).eps
+    assert torch.equal(found[0][1], found[1][1]), "the same bits each time"  # type: ignore[arg-type]

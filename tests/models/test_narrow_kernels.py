@@ -199,7 +199,7 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
     sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
     for turned in (False, True):
         tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
-        made = made_of(narrow_kernels._convolve, CONVOLVING.warps, turned=turned, **tile, **sizes)
+        made = made_of(narrow_kernels._convolve_narrow, CONVOLVING.warps, turned=turned, **tile, **sizes)
         assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
         assert "wgmma" in made.asm["ptx"], "products of matrices"
     tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
@@ -211,7 +211,7 @@ for channels, out_channels in ((16, 32), (32, 64)):
     tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
     made = made_of(narrow_kernels._map_gradient, CONVOLVING.warps, **tile, **sizes)
     assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
-made_of(narrow_kernels._settle, 4, room=16, parts_room=64)
+made_of(narrow_kernels._settle_weights, 4, room=16, parts_room=64)
 print("compiled")
 """
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paceline.models.blocks import ConvUnit, SplitChain
+from paceline.models.blocks import Bottleneck, ConvUnit, SplitChain
 from paceline.models.pitch import pitch_of
 from paceline.parallel.norms import BatchNorm, BatchStatistics
 
@@ -168,6 +168,28 @@ def test_halves_are_the_halves_and_their_gradients_may_lie_anywhere(
     assert differ(case.bias.grad, expected.bias.grad) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("channels", "first"), [(16, 0), (16, 8), (20, 4)])
+def test_what_is_carried_past_is_added_and_has_the_gradient_of_the_result(
+    kernels: ModuleType, channels: int, first: int, dtype: torch.dtype
+) -> None:
+    case = Case((2, channels, 5, 6), dtype)
+    wide = torch.randn(2, channels + 12, 5, 6).to(dtype).contiguous(memory_format=torch.channels_last).requires_grad_()
+    part = wide[:, first : first + channels]
+    (z,) = kernels.normed_and_activated(
+        case.y, case.weight, case.bias, case.latest, eps=EPS, silu=True, carried=part, **launches(kernels, 256)
+    )
+    z.backward(case.of_z)
+    expected, expected_z = case.expected(silu=True)
+    bound = 1e-5 if dtype is torch.float32 else torch.finfo(dtype).eps
+    torch.testing.assert_close(z.detach().double(), expected_z.detach() + part.detach().double(), rtol=bound, atol=1e-5)
+    assert z.is_contiguous(memory_format=torch.channels_last)
+    assert differ(case.y.grad, expected.y.grad) < 2 * bound
+    assert wide.grad is not None
+    assert torch.equal(wide.grad[:, first : first + channels], case.of_z)
+    assert wide.grad.count_nonzero() == case.of_z.count_nonzero()
+
+
 def test_a_half_that_nobody_uses_has_no_gradient(kernels: ModuleType) -> None:
     case = Case((2, 16, 5, 6), torch.float32)
     _, second = kernels.normed_and_activated(
@@ -185,7 +207,7 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first = ConvUnit(3, 16, 3, 2)
-        self.chain = SplitChain(16, 16, 8, [ConvUnit(8, 8, 3)])
+        self.chain = SplitChain(16, 16, 8, [Bottleneck(8, 8, residual=True)])
         self.last = ConvUnit(16, 5, activation=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -223,9 +245,9 @@ def test_a_network_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pyte
 
     monkeypatch.setattr(kernels, "normed_and_activated", counted)
     found = trained(monkeypatch, by_kernels=True)
-    assert calls == [True, True, True, True, False] * 2
+    assert calls == [True, True, True, True, True, False] * 2
     expected = trained(monkeypatch, by_kernels=False)
-    assert len(calls) == 10
+    assert len(calls) == 12
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
@@ -237,23 +259,25 @@ from triton.compiler import ASTSource, compile
 
 from paceline.models import norm_kernels
 
-kinds = dict.fromkeys(("y", "z", "of_first", "of_second", "of_y"), "*bf16") | dict(eps="fp32")
+kinds = dict.fromkeys(("y", "z", "carried", "of_first", "of_second", "of_y"), "*bf16") | dict(eps="fp32")
 floats = ("parts", "kept", "weight", "bias", "of_affine", "sums", "latest_mean", "latest_variance")
 kinds |= dict.fromkeys(floats, "*fp32")
-numbers = ("num_rows", "num_channels", "piece_channels", "part_rows", "first_pitch", "second_pitch", "num_parts")
+numbers = ("num_rows", "num_channels", "piece_channels", "part_rows", "num_parts", "first_pitch")
+numbers += ("second_pitch", "carried_pitch")
 kinds |= dict.fromkeys(numbers, "i32")
 of_tiles = dict(rows=32, channels=64, step=8)
 of_sums = of_tiles | dict(stages=3)
 variants = [
     (norm_kernels._statistics, of_sums),
     (norm_kernels._settle_statistics, dict(parts_room=512, channels=8)),
-    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True)),
+    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=False)),
+    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=True)),
     (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=1, ptx=True)),
     (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=2, ptx=True)),
     (norm_kernels._settle_sums, dict(parts_room=512, channels=8)),
     (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=1, ptx=True)),
     (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=2, ptx=True)),
-    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True, ptx=False)),
+    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True, ptx=False, adds=False)),
     (norm_kernels._apply_gradient, dict(rows=256, channels=8, step=8, silu=True, pieces=2, ptx=False)),
     (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1, ptx=True)),
 ]
@@ -270,6 +294,8 @@ for kernel, fixed in variants:
         wide = "cp.async.cg" if fixed.get("stages", 1) > 1 else "ld.global.v4.b32"
         assert wide in made.asm["ptx"], "eight channels are loaded at once"
         assert "st.global.b16" not in made.asm["ptx"], "and never written one by one"
+        if "_apply" in kernel.fn.__name__:
+            assert "ld.global.b32" not in made.asm["ptx"], "what belongs to channels neither"
 print("compiled")
 """
 

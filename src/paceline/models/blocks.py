@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 class NormWithActivation(nn.BatchNorm2d):
     """A batch norm that may carry out the activation after it too, so that what lies between is never written."""
 
-    def activated(self, x: Tensor, activation: nn.Module, pieces: int = 1) -> tuple[Tensor, ...]:
-        """Normalise BCHW and activate it; in so many equal pieces along the channels."""
+    def activated(
+        self, x: Tensor, activation: nn.Module, pieces: int = 1, carried: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Normalise BCHW and activate it; in equal pieces along the channels, or added to what is carried past it."""
+        assert pieces == 1 or carried is None
         whole: Tensor = activation(self(x))
+        whole = whole if carried is None else carried + whole
         return (whole,) if pieces == 1 else torch.chunk(whole, pieces, dim=1)
 
 
@@ -60,6 +64,13 @@ class ConvUnit(nn.Module):
         activated: Tensor = self.act(self.bn(convolved))
         return activated
 
+    def added(self, x: Tensor, carried: Tensor) -> Tensor:
+        """Give `carried`, a map like the result, plus the result."""
+        if isinstance(self.bn, NormWithActivation):
+            return self.bn.activated(self.conv(x), self.act, carried=carried)[0]
+        y: Tensor = self(x)
+        return carried + y
+
     def halves(self, x: Tensor) -> tuple[Tensor, ...]:
         """Give the result in two halves of the channels; the same numbers as cut out of it, but maybe not in place."""
         if isinstance(self.bn, NormWithActivation):
@@ -85,8 +96,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give x + f(x), or f(x) without the residual."""
-        y: Tensor = self.cv2(self.cv1(x))
-        return x + y if self.residual else y
+        narrow = self.cv1(x)
+        y: Tensor = self.cv2.added(narrow, x) if self.residual else self.cv2(narrow)
+        return y
 
 
 class SplitChain(nn.Module):

@@ -40,7 +40,7 @@ class Launch:
     """That share the rows of a sum, over all channels; eight for each multiprocessor of a large GPU."""
 
 
-SUMS = Launch(tile=2048, warps=4, stages=3)
+SUMS = Launch(tile=1024, warps=2, stages=5)
 RESULTS = Launch(tile=1024, warps=2)
 _WIDTHS = (64, 32, 16, 8)
 """Channels of a tile: the first that divides those of the map. Few, since each is compiled for itself."""
@@ -97,6 +97,7 @@ class _NormedAndActivated(torch.autograd.Function):
         y: Tensor,
         weight: Tensor,
         bias: Tensor,
+        carried: Tensor | None,
         latest: tuple[Tensor, Tensor],
         eps: float,
         silu: bool,
@@ -140,19 +141,23 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=_SETTLED_CHANNELS,
             num_warps=4,
         )
+        added, pitch = (y, num_channels) if carried is None else readable(carried)
         _apply[(triton.cdiv(num_rows, tiles.rows), tiles.blocks)](
             y,
             kept,
             weight,
             bias,
+            added,
             z,
             num_rows,
             num_channels,
             num_channels // pieces,
+            pitch,
             silu=silu,
+            adds=carried is not None,
             rows=tiles.rows,
             channels=tiles.channels,
-            step=step,
+            step=_step(num_channels, pitch),
             ptx=ptx,
             num_warps=of_results.warps,
         )
@@ -218,7 +223,8 @@ class _NormedAndActivated(torch.autograd.Function):
             num_warps=of_results.warps,
         )
         of_bias, of_weight = of_affine.to(weight.dtype)
-        return of_y, of_weight, of_bias, None, None, None, None, None, None
+        of_carried = gradients[0] if ctx.needs_input_grad[3] else None
+        return of_y, of_weight, of_bias, of_carried, None, None, None, None, None, None
 
 
 def normed_and_activated(
@@ -230,6 +236,7 @@ def normed_and_activated(
     eps: float,
     silu: bool,
     pieces: int = 1,
+    carried: Tensor | None = None,
     of_sums: Launch = SUMS,
     of_results: Launch = RESULTS,
 ) -> tuple[Tensor, ...]:
@@ -237,11 +244,12 @@ def normed_and_activated(
 
     y: float32, bfloat16 or float16, more than one value per channel. weight, bias: C, float32. latest: C each, float32;
     take the mean and the unbiased variance. silu: whether SiLU follows. pieces: 1, or 2 where eight divides the
-    channels of a half. of_sums, of_results: change the time only.
+    channels of a half. carried: BCHW of y's type, added to z, which is whole then; its gradient is that of z.
+    of_sums, of_results: change the time only.
     Returns z, or its halves along the channels, each contiguous, channels-last and of y's type.
     """
     with torch.cuda.device_of(y):  # where Triton launches; a backward pass is in a thread of the device
         z: tuple[Tensor, ...] = _NormedAndActivated.apply(
-            y, weight, bias, latest, eps, silu, pieces, of_sums, of_results
+            y, weight, bias, carried, latest, eps, silu, pieces, of_sums, of_results
         )
     return z

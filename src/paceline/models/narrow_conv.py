@@ -13,7 +13,7 @@ import triton
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from paceline.models.narrow_kernels import _convolve, _map_gradient, _settle, _weight_gradient
+from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _settle_weights, _weight_gradient
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +51,7 @@ def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
     down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
-    _convolve[(images * down * across,)](
+    _convolve_narrow[(images * down * across,)](
         x,
         weight,
         y,
@@ -138,7 +138,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
 def settled(parts: Tensor) -> Tensor:
     """Add the parts of a sum, which lie one after the other; the same bits each time."""
     whole = torch.empty_like(parts[0])
-    _settle[(triton.cdiv(whole.numel(), _SETTLED_WEIGHTS),)](
+    _settle_weights[(triton.cdiv(whole.numel(), _SETTLED_WEIGHTS),)](
         parts,
         whole,
         whole.numel(),

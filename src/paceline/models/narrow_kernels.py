@@ -21,6 +21,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
+"""Numbers for whose values nothing is compiled anew: images come in many sizes."""
+
 
 @triton.jit
 def _cells(tile, tiles_down, tiles_across, lines: tl.constexpr, columns: tl.constexpr):
@@ -57,8 +60,8 @@ def _window_line(
     return tl.load(first + place, mask=inside, other=0)
 
 
-@triton.jit
-def _convolve(
+@triton.jit(do_not_specialize=_ANY)
+def _convolve_narrow(
     x,
     weight,
     y,
@@ -140,7 +143,7 @@ def _pair_weights(
     return tl.load(weight + place, mask=is_weight, other=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def _map_gradient(
     of_y,
     weight,
@@ -178,7 +181,7 @@ def _map_gradient(
     tl.store(place + width * in_channels, odd.to(of_x.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*_ANY, "num_tiles", "part_tiles"))
 def _weight_gradient(
     x,
     of_y,
@@ -226,8 +229,8 @@ def _weight_gradient(
     tl.store(place + 6 * in_channels, lower, mask=is_weight)
 
 
-@triton.jit
-def _settle(parts, of_weight, num_weights, num_parts, turns, room: tl.constexpr, parts_room: tl.constexpr):
+@triton.jit(do_not_specialize=("num_weights", "num_parts", "turns"))
+def _settle_weights(parts, of_weight, num_weights, num_parts, turns, room: tl.constexpr, parts_room: tl.constexpr):
     """Add the parts of the gradient of `room` weights, in one order."""
     weight = tl.program_id(0) * room + tl.arange(0, room)
     total = tl.full((parts_room, room), 0.0, tl.float32)

@@ -22,6 +22,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+_ANY = ("num_rows", "num_channels", "part_rows", "num_parts", "piece_channels")
+_PITCHES = ("first_pitch", "second_pitch", "carried_pitch")
+"""Numbers for whose values nothing is compiled anew: networks and images come in many sizes."""
+
 
 @triton.jit
 def _places(row, column, pitch, step: tl.constexpr):
@@ -57,7 +61,7 @@ def _inside(is_row, is_channel, step: tl.constexpr):
     return is_row[:, None] & tl.full(is_channel.shape, 1, tl.int1)[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY[:3])
 def _statistics(
     y,
     parts,
@@ -93,7 +97,7 @@ def _statistics(
     tl.store(parts + tl.num_programs(0) * num_channels + place, spread, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY[:4])
 def _settle_statistics(
     parts,
     kept,
@@ -128,23 +132,27 @@ def _settle_statistics(
     tl.store(latest_variance + column, spread / (total - 1), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows", "num_channels", "piece_channels", "carried_pitch"))
 def _apply(
     y,
     kept,
     weight,
     bias,
+    carried,
     z,
     num_rows,
     num_channels,
     piece_channels,
+    carried_pitch,
     silu: tl.constexpr,
+    adds: tl.constexpr,
     rows: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
 ):
-    """Normalise and activate; pieces of the result lie one after the other."""
+    """Normalise, activate and add what is carried; pieces of the result lie one after the other."""
+    num_channels = num_channels // step * step
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
@@ -158,6 +166,8 @@ def _apply(
     value = (value - mean[None, :]) * slope[None, :] + shift[None, :]
     if silu:
         value = value * _sigmoid(value, ptx)
+    if adds:
+        value += tl.load(carried + _places(row, column, carried_pitch, step), mask=inside, other=0).to(tl.float32)
     piece = (tl.program_id(1) * channels) // piece_channels
     width = piece_channels // step * step
     place = _places(row, column - piece * width, width, step) + piece.to(tl.int64) * num_rows * width
@@ -203,7 +213,7 @@ def _centred_and_gradient(
     return centred, gradient
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*_ANY[:3], *_PITCHES[:2]))
 def _gradient_sums(
     of_first,
     of_second,
@@ -226,6 +236,7 @@ def _gradient_sums(
     stages: tl.constexpr,
 ):
     """Sum the gradient, and its product with the standardised values, over the rows of each part."""
+    num_channels = num_channels // step * step
     part = tl.program_id(0)
     first, last = part * part_rows, tl.minimum((part + 1) * part_rows, num_rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
@@ -264,7 +275,7 @@ def _gradient_sums(
     tl.store(parts + tl.num_programs(0) * num_channels + place, tl.sum(of_weight, axis=0) * scale, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_channels", "num_parts"))
 def _settle_sums(parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr):
     """Join the parts of both sums."""
     part = tl.arange(0, parts_room)
@@ -279,7 +290,7 @@ def _settle_sums(parts, sums, num_channels, num_parts, parts_room: tl.constexpr,
     )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*_ANY[:2], *_PITCHES[:2]))
 def _apply_gradient(
     of_first,
     of_second,
@@ -301,6 +312,7 @@ def _apply_gradient(
     ptx: tl.constexpr,
 ):
     """Gradient of what was normalised, the dependence of mean and variance on it included."""
+    num_channels = num_channels // step * step
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
     is_channel = column < num_channels

@@ -90,16 +90,26 @@ class BatchNorm(NormWithActivation):
         variance.copy_(variance_of_ranks)
         return normalised  # type: ignore[no-any-return]
 
-    def activated(self, x: Tensor, activation: nn.Module, pieces: int = 1) -> tuple[Tensor, ...]:
+    def activated(
+        self, x: Tensor, activation: nn.Module, pieces: int = 1, carried: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Normalise and activate BCHW, in training by two passes over memory where there are kernels for it."""
-        if not (self.training and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x)):
-            return super().activated(x, activation, pieces)
+        is_one = carried is None or (carried.dtype == x.dtype and carried.shape == x.shape)
+        if not (self.training and is_one and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x)):
+            return super().activated(x, activation, pieces, carried)
         from paceline.models.fused_norm import normed_and_activated  # which needs Triton
 
         whole = x.shape[1] % (8 * pieces) != 0
         silu = isinstance(activation, nn.SiLU)
         found = normed_and_activated(
-            x, self.weight, self.bias, self.latest, eps=self.eps, silu=silu, pieces=1 if whole else pieces
+            x,
+            self.weight,
+            self.bias,
+            self.latest,
+            eps=self.eps,
+            silu=silu,
+            pieces=1 if whole else pieces,
+            carried=carried,
         )
         return torch.chunk(found[0], pieces, dim=1) if whole else found
 
