@@ -119,63 +119,29 @@ def _few(pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (torch.cat(pieces[: more + 1], dim=1), *pieces[more + 1 :]) if more > 0 else tuple(pieces)
 
 
-class _Convolved(torch.autograd.Function):
-    """A 1 x 1 convolution over maps that stay where they are."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, tiles: Tiles, *maps: Tensor) -> Tensor:
-        """Return y BCHW, channels-last and of the maps' type."""
-        maps = tuple(map(_readable, maps))
-        pieces = _Pieces.of(maps)
-        factors = weight.to(maps[0].dtype).flatten(1)
-        num_out, num_in = factors.shape
-        images, _, height, width = maps[0].shape
-        y = maps[0].new_empty((images, height, width, num_out))
-        num_rows = images * height * width
-        tile = tiles.of_result or tile_of_map(num_out, num_in)
-        _convolve[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),)](
-            *pieces.arguments,
-            factors,
-            y,
-            num_rows,
-            num_in,
-            num_out,
-            room=len(pieces.maps),
-            **_constants(tile),
-        )
-        ctx.save_for_backward(weight, factors, *maps)
-        ctx.tiles = tiles
-        return y.permute(0, 3, 1, 2)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of the weight and of each map, those of maps contiguous and channels-last."""
-        weight, factors, *maps = ctx.saved_tensors
-        of_y = _readable(of_y)
-        of_weight = _gradient_of_weight(weight, of_y, maps, ctx.tiles) if ctx.needs_input_grad[0] else None
-        needed = ctx.needs_input_grad[2:]
-        of_maps = _gradients_of_maps(factors, of_y, maps, ctx.tiles) if any(needed) else maps
-        return of_weight, None, *(value if needs else None for value, needs in zip(of_maps, needed, strict=True))
+def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
+    """Return y BNHW, channels-last: `maps` BCHW, whose cells lie evenly, by `factors` N K, all of one type."""
+    pieces = _Pieces.of(maps)
+    num_out, num_in = factors.shape
+    images, _, height, width = maps[0].shape
+    y = maps[0].new_empty((images, height, width, num_out))
+    num_rows = images * height * width
+    tile = tile or tile_of_map(num_out, num_in)
+    _convolve[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),)](
+        *pieces.arguments, factors, y, num_rows, num_in, num_out, room=len(pieces.maps), **_constants(tile)
+    )
+    return y.permute(0, 3, 1, 2)
 
 
-def _constants(tile: Tile) -> dict[str, int]:
-    return {
-        "rows": tile.rows,
-        "columns": tile.columns,
-        "depth": tile.depth,
-        "stages": tile.stages,
-        "num_warps": tile.warps,
-    }
-
-
-def _gradients_of_maps(factors: Tensor, of_y: Tensor, maps: Sequence[Tensor], tiles: Tiles) -> tuple[Tensor, ...]:
-    """Gradient of each map, by one kernel."""
+def gradients_of_maps(
+    factors: Tensor, of_y: Tensor, maps: Sequence[Tensor], tile: Tile | None = None
+) -> tuple[Tensor, ...]:
+    """Return the gradient of each map, contiguous and channels-last, by one kernel; of the maps only sizes count."""
     found = tuple(torch.empty_like(piece, memory_format=torch.channels_last) for piece in maps)
     pieces = _Pieces.of(found)
     num_out, num_in = factors.shape
     num_rows = of_y.numel() // num_out
-    tile = tiles.of_pieces or tile_of_map(num_in, num_out)
+    tile = tile or tile_of_map(num_in, num_out)
     _piece_gradients[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_in, tile.columns),)](
         of_y,
         pitch_of(of_y),
@@ -190,12 +156,12 @@ def _gradients_of_maps(factors: Tensor, of_y: Tensor, maps: Sequence[Tensor], ti
     return found
 
 
-def _gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], tiles: Tiles) -> Tensor:
-    """Gradient of the weight, of its own type, by parts of the cells that are added in one order."""
+def gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
+    """Return the gradient of the weight N K 1 1, of its type, by parts of the cells that are added in one order."""
     pieces = _Pieces.of(maps)
     num_out, num_in = weight.shape[:2]
     num_rows = of_y.numel() // num_out
-    tile = tiles.of_weight or tile_of_weight(num_out, num_in)
+    tile = tile or tile_of_weight(num_out, num_in)
     blocks = triton.cdiv(num_out, tile.rows) * triton.cdiv(num_in, tile.columns)
     wanted = max(min(tile.programs // blocks, num_rows // (tile.depth * _LEAST_TURNS)), 1)
     part_rows = triton.cdiv(triton.cdiv(num_rows, wanted), tile.depth) * tile.depth
@@ -225,6 +191,44 @@ def _gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], ti
         num_warps=4,
     )
     return found
+
+
+def _constants(tile: Tile) -> dict[str, int]:
+    return {
+        "rows": tile.rows,
+        "columns": tile.columns,
+        "depth": tile.depth,
+        "stages": tile.stages,
+        "num_warps": tile.warps,
+    }
+
+
+class _Convolved(torch.autograd.Function):
+    """A 1 x 1 convolution over maps that stay where they are."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tiles: Tiles, *maps: Tensor) -> Tensor:
+        """Return y BCHW, channels-last and of the maps' type."""
+        maps = tuple(map(_readable, maps))
+        factors = weight.to(maps[0].dtype).flatten(1)
+        ctx.save_for_backward(weight, factors, *maps)
+        ctx.tiles = tiles
+        return product(factors, maps, tiles.of_result)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the weight and of each map."""
+        weight, factors, *maps = ctx.saved_tensors
+        of_y = _readable(of_y)
+        of_weight = of_maps = None
+        if ctx.needs_input_grad[0]:
+            of_weight = gradient_of_weight(weight, of_y, maps, ctx.tiles.of_weight)
+        needed = ctx.needs_input_grad[2:]
+        if any(needed):
+            of_maps = gradients_of_maps(factors, of_y, maps, ctx.tiles.of_pieces)
+        found = of_maps or (None,) * len(maps)
+        return of_weight, None, *(value if needs else None for value, needs in zip(found, needed, strict=True))
 
 
 def convolved(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype, *, tiles: Tiles = CHOSEN) -> Tensor:
