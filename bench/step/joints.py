@@ -2,8 +2,8 @@
 
     python bench/step/joints.py [--models yolo11n yolo11m] [--imgsz 640] [--batch 64] [--processes 12]
 
-Needs a CUDA device. For each unlike one, in bfloat16 and channels-last: how often it is there and microseconds of one by
-torch (the join; forward, gradient of the joined map, its slices made maps of their own, gradient of the weight, by
+Needs a CUDA device. For each unlike one, in bfloat16 and channels-last: how often it is there, and microseconds of one
+by torch (the join; forward, gradient of the joined map, its slices made maps of their own, gradient of the weight, by
 cuDNN, and that gradient by a product of matrices) and by kernels (forward, gradients of the maps, gradient of the
 weight) with the tiles that are chosen, and with the best of those tried, which is named. First all are compiled, in
 several processes. The last line is JSON: milliseconds of all of a network, and of each tile in its pass.
@@ -24,18 +24,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn import functional as F
 
-from paceline.models import fused_joint
-from paceline.models.blocks import ConvUnit
+from paceline.models import blocks, fused_joint
 from paceline.models.fused_joint import Tile, tile_of_map, tile_of_weight
 from paceline.models.registry import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 DEVICE = torch.device("cuda")
 CALLS, ROUNDS = 4, 5
+PASSES = ("result", "pieces", "weight")
 MAP_TILES = [
     Tile(rows=rows, columns=columns, depth=64, warps=warps, stages=stages)
     for rows, columns, warps, stages in [
@@ -82,19 +82,20 @@ class Join:
 def joins_of(model: str, imgsz: int, batch: int) -> Counter[Join]:
     """Count the convolutions over several maps."""
     found: Counter[Join] = Counter()
-    joined = ConvUnit.joined
+    convolved = blocks.convolved_jointly
 
-    def noted(unit: ConvUnit, pieces: Sequence[Tensor]) -> Tensor:
-        height, width = pieces[0].shape[2:]
-        found[Join(tuple(piece.shape[1] for piece in pieces), unit.conv.out_channels, height, width)] += 1
-        return joined(unit, pieces)
+    def noted(convolution: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
+        if len(maps) > 1:
+            height, width = maps[0].shape[2:]
+            found[Join(tuple(values.shape[1] for values in maps), convolution.out_channels, height, width)] += 1
+        return convolved(convolution, maps)
 
-    ConvUnit.joined = noted  # type: ignore[method-assign]
+    blocks.convolved_jointly = noted
     try:
         with torch.no_grad():
             build_model(model, 80).to("meta")(torch.empty(batch, 3, imgsz, imgsz, device="meta"))
     finally:
-        ConvUnit.joined = joined  # type: ignore[method-assign]
+        blocks.convolved_jointly = convolved
     return found
 
 
@@ -127,7 +128,7 @@ class Work:
         return [part.contiguous(memory_format=torch.channels_last) for part in self.joined.split(widths, dim=1)]
 
     def by_torch(self) -> dict[str, Callable[[], Any]]:
-        """What torch does, by the name of each part."""
+        """Give what torch does, by the name of each part."""
         rows, rows_of_y = (values.permute(0, 2, 3, 1).flatten(0, 2) for values in (self.joined, self.of_y))
         return {
             "join": lambda: torch.cat(self.maps, dim=1),
@@ -139,7 +140,7 @@ class Work:
         }
 
     def by_kernels(self) -> dict[str, Callable[[Tile | None], Any]]:
-        """What kernels do, by the pass."""
+        """Give what kernels do, by the pass."""
         return {
             "result": lambda tile: fused_joint.product(self.factors, self.maps, tile),
             "pieces": lambda tile: fused_joint.gradients_of_maps(self.factors, self.of_y, self.maps, tile),
@@ -183,11 +184,16 @@ def time_of(work: Callable[[], Any]) -> float:
 
 def compile_some(joins: set[Join], number: int, processes: int) -> None:
     """Compile each so many-th way, on maps of few cells."""
-    rooms = {len(join.widths): join for join in joins}
-    ways = [(name, tile, join) for name in ("result", "pieces", "weight") for tile in tiles_of(name) for join in rooms.values()]
+    rooms = {len(join.widths) > 4: join for join in joins}  # all up to four are compiled as four
+    ways = [
+        (name, tile, join)
+        for name in ("result", "pieces", "weight")
+        for tile in tiles_of(name)
+        for join in rooms.values()
+    ]
     ways += [(name, chosen_of(name, join), join) for name in ("result", "pieces", "weight") for join in joins]
     distinct = {
-        (name, len(join.widths), tile.rows, tile.columns, tile.depth, tile.warps, tile.stages): (name, tile, join)
+        (name, len(join.widths) > 4, tile.rows, tile.columns, tile.depth, tile.warps, tile.stages): (name, tile, join)
         for name, tile, join in ways
     }
     for name, tile, join in list(distinct.values())[number::processes]:

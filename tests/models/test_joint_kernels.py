@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paceline.models import joint
+from paceline.models import blocks, joint
 from paceline.models.blocks import C2PSA, SPPF, C2f, C3k2, ConvUnit
 from paceline.models.fusion import fuse
 
@@ -177,9 +177,7 @@ def test_maps_of_another_type_are_rounded_as_autocast_does(kernels: ModuleType) 
     assert torch.equal(y, kernels.convolved(right.weight, right.maps, torch.bfloat16))
 
 
-def test_only_gradients_that_somebody_needs_are_computed(
-    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_gradients_that_somebody_needs_are_computed(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     case = Case((16, 24), 32, torch.float16)
     case.weight.requires_grad_(False)
     case.maps[0].requires_grad_(False)
@@ -278,7 +276,7 @@ def test_a_network_is_the_same_by_kernels(calls: list[int], monkeypatch: pytest.
 def test_without_kernels_maps_are_joined_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as of a join and a convolution."""
     found = trained(network())
-    monkeypatch.setattr(ConvUnit, "joined", lambda unit, pieces: unit(torch.cat(list(pieces), dim=1)))
+    monkeypatch.setattr(blocks, "convolved_jointly", lambda convolution, maps: convolution(torch.cat(maps, dim=1)))
     for name, value in trained(network()).items():
         assert torch.equal(found[name], value), name
 
@@ -289,7 +287,7 @@ def test_under_autocast_it_is_computed_in_its_type(calls: list[int], dtype: torc
     maps = [torch.randn(2, 8, 4, 4).contiguous(memory_format=torch.channels_last) for _ in range(3)]
     with torch.autocast("cpu", dtype):
         assert joint.type_for_kernels(unit.conv, maps) == dtype
-        y = unit.joined(maps)
+        y = unit.joined(*maps)
         right = unit(torch.cat(maps, dim=1))
     assert calls == [3]
     torch.testing.assert_close(y, right, rtol=8 * torch.finfo(dtype).eps, atol=8 * torch.finfo(dtype).eps)
@@ -323,9 +321,7 @@ LEFT_TO_TORCH = [
 
 
 @pytest.mark.parametrize(("convolution", "maps"), LEFT_TO_TORCH)
-def test_the_rest_is_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch, convolution: nn.Conv2d, maps: list[Tensor]
-) -> None:
+def test_the_rest_is_left_to_torch(monkeypatch: pytest.MonkeyPatch, convolution: nn.Conv2d, maps: list[Tensor]) -> None:
     assert joint.type_for_kernels(_conv(), _maps(8, 16)) is None, "this is a CPU"
     monkeypatch.setattr(joint, "usable", lambda device: True)
     assert joint.type_for_kernels(_conv(), _maps(8, 16)) == torch.bfloat16
@@ -338,9 +334,9 @@ def test_a_compiled_step_joins(calls: list[int]) -> None:
     """The compiler has a kernel of its own for a join, and none for what it cannot see into."""
     unit = ConvUnit(24, 16).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     maps = _maps(8, 16, dtype=torch.float32)
-    torch.compile(unit.joined, backend="eager", fullgraph=True)(maps)
+    torch.compile(unit.joined, backend="eager", fullgraph=True)(*maps)
     assert calls == []
-    unit.joined(maps)
+    unit.joined(*maps)
     assert calls == [2]
 
 

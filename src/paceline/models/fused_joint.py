@@ -97,7 +97,7 @@ class _Pieces:
         more = room - len(maps)  # that begin where no channel is
         pitches = [pitch for pitch in found if pitch is not None]
         assert len(pitches) == len(maps), "cells lie evenly"
-        return cls((*maps, *maps[:1] * more), (*pitches, *pitches[:1] * more), (*ends, *ends[-1:] * more))
+        return cls((*maps, *[maps[0]] * more), (*pitches, *[pitches[0]] * more), (*ends, *[ends[-1]] * more))
 
     @property
     def arguments(self) -> tuple[tuple[Any, ...], ...]:
@@ -116,7 +116,7 @@ def _readable(values: Tensor) -> Tensor:
 def _few(pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Return at most as many maps as kernels have room for, the first ones joined if there are more."""
     more = len(pieces) - _ROOMS[-1]
-    return (torch.cat(pieces[: more + 1], dim=1), *pieces[more + 1 :]) if more > 0 else tuple(pieces)
+    return (torch.cat(tuple(pieces[: more + 1]), dim=1), *pieces[more + 1 :]) if more > 0 else tuple(pieces)
 
 
 def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
@@ -234,12 +234,12 @@ class _Convolved(torch.autograd.Function):
 def convolved(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype, *, tiles: Tiles = CHOSEN) -> Tensor:
     """Convolve maps as if they were joined along their channels; on the current stream, without waiting.
 
-    weight: N K 1 1 of any floating type, in this order in memory. pieces: BCHW each, of one B, H and W, and of K channels together, in multiples
-    of eight. dtype: bfloat16 or float16, to which all of them are rounded if they are not of it. tiles: sizes that
-    change the time, and the order of sums.
+    weight: N K 1 1 of any floating type, in this order in memory. pieces: BCHW each, of one B, H and W, and of K
+    channels together, in multiples of eight. dtype: bfloat16 or float16, to which all of them are rounded if they are
+    not of it. tiles: sizes that change the time, and the order of sums.
     Returns BNHW, channels-last and of that type. The weight's gradient is of its own type, a sum in float32.
     """
     with torch.cuda.device_of(pieces[0]):  # where Triton launches; a backward pass is in a thread of the device
         maps = [piece.to(dtype) for piece in _few(pieces)]
-        y: Tensor = _Convolved.apply(weight, tiles, *maps)  # type: ignore[no-untyped-call]
+        y: Tensor = _Convolved.apply(weight, tiles, *maps)
     return y

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from paceline.models.blocks import Concat, SplitChain
@@ -155,9 +156,10 @@ def run_nodes(
 
 
 def leaves_join(modules: nn.ModuleDict, wiring: Wiring, node: int, stop: int) -> bool:
-    """Whether a node, one of those below `stop`, joins maps for the next one alone, which can do without the join."""
+    """Whether a node, one of those below `stop`, joins maps for the next one alone, which trains without the join."""
     return (
-        isinstance(modules[str(node)], Concat)
+        torch.is_grad_enabled()
+        and isinstance(modules[str(node)], Concat)
         and node + 1 < stop
         and wiring.inputs[node + 1] == (node,)
         and wiring.last_use[node] == node + 1
