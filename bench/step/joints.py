@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 DEVICE = torch.device("cuda")
-CALLS, ROUNDS = 4, 5
+CALLS, ROUNDS = 4, 3
 PASSES = ("result", "pieces", "weight")
 MAP_TILES = [
     Tile(rows=rows, columns=columns, depth=64, warps=warps, stages=stages)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 STEP = 8
 """What the channels of every map have to be a multiple of: as many are loaded at once."""
-
-
 TYPES = frozenset({torch.bfloat16, torch.float16})
 """In which kernels compute; float32 is left to cuDNN, which has its own way of rounding it."""
 
@@ -43,7 +41,7 @@ def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.
     if not (convolution.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return None
     device = pieces[0].device
-    if not (_is_product(convolution) and usable(device) and all(_lies_well(piece) for piece in pieces)):
+    if not (usable(device) and _is_product(convolution) and all(_lies_well(piece) for piece in pieces)):
         return None
     kinds = {values.dtype for values in (convolution.weight, *pieces)}
     if torch.is_autocast_enabled(device.type):
@@ -60,7 +58,7 @@ def _is_product(convolution: nn.Conv2d) -> bool:
         and convolution.groups == 1
         and convolution.bias is None
         and convolution.out_channels % STEP == 0
-        and convolution.weight.flatten(1).is_contiguous()
+        and convolution.weight.stride()[:2] == (convolution.in_channels, 1)
     )
 
 
