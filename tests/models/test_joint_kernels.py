@@ -376,10 +376,10 @@ def built(kernel, fixed, warps, kind):
 
 
 sizes = [(64, 48, 4), (128, 96, 8), (192, 384, 1)]
-variants = {("_settle", 0, 4, (("at_once", 64), ("weights", 32)))}
+variants = {("_settle_weight", 0, 4, (("at_once", 64), ("weights", 32)))}
 for num_out, num_in, room in sizes:
     tiles = {
-        "_convolve": tile_of_map(num_out, num_in),
+        "_convolve_joint": tile_of_map(num_out, num_in),
         "_piece_gradients": tile_of_map(num_in, num_out),
         "_weight_parts": tile_of_weight(num_out, num_in),
     }
@@ -391,7 +391,7 @@ for number, (name, room, warps, fixed) in enumerate(sorted(variants)):
     made = built(getattr(joint_kernels, name), fixed, warps, ("*bf16", "*fp16")[number % 2])
     ptx = made.asm["ptx"]
     assert len(made.asm["cubin"]) > 1000
-    if name == "_settle":
+    if name == "_settle_weight":
         continue
     assert "wgmma.mma_async" in ptx, (name, fixed)
     several = fixed["stages"] > 1

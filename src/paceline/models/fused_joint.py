@@ -13,7 +13,7 @@ import torch
 import triton
 from torch.autograd.function import once_differentiable
 
-from paceline.models.joint_kernels import _convolve, _piece_gradients, _settle, _weight_parts
+from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _settle_weight, _weight_parts
 from paceline.models.pitch import pitch_of
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -
     y = maps[0].new_empty((images, height, width, num_out))
     num_rows = images * height * width
     tile = tile or tile_of_map(num_out, num_in)
-    _convolve[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),)](
+    _convolve_joint[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),)](
         *pieces.arguments, factors, y, num_rows, num_in, num_out, room=len(pieces.maps), **_constants(tile)
     )
     return y.permute(0, 3, 1, 2)
@@ -181,7 +181,7 @@ def gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], til
     )
     found = torch.empty_like(weight)  # laid out as the weight is
     num_weights = num_out * num_in
-    _settle[(triton.cdiv(num_weights, _SETTLED_WEIGHTS),)](
+    _settle_weight[(triton.cdiv(num_weights, _SETTLED_WEIGHTS),)](
         parts,
         found,
         num_weights,

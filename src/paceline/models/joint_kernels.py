@@ -43,7 +43,7 @@ def _places(pieces, pitches, ends, row, column, room: tl.constexpr):
 
 
 @triton.jit
-def _convolve(
+def _convolve_joint(
     pieces,
     pitches,
     ends,
@@ -157,7 +157,7 @@ def _weight_parts(
 
 
 @triton.jit
-def _settle(parts, of_weight, num_weights, num_parts, at_once: tl.constexpr, weights: tl.constexpr):
+def _settle_weight(parts, of_weight, num_weights, num_parts, at_once: tl.constexpr, weights: tl.constexpr):
     """Add the parts of the gradient of `weights` weights, `at_once` side by side."""
     weight = tl.program_id(0) * weights + tl.arange(0, weights)
     total = tl.full((at_once, weights), 0.0, tl.float32)
