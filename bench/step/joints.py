@@ -92,8 +92,7 @@ def joins_of(model: str, imgsz: int, batch: int) -> Counter[Join]:
 
     blocks.convolved_jointly = noted
     try:
-        with torch.no_grad():
-            build_model(model, 80).to("meta")(torch.empty(batch, 3, imgsz, imgsz, device="meta"))
+        build_model(model, 80).to("meta")(torch.empty(batch, 3, imgsz, imgsz, device="meta"))
     finally:
         blocks.convolved_jointly = convolved
     return found

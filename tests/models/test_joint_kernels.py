@@ -375,7 +375,7 @@ def built(kernel, fixed, warps, kind):
     return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
 
 
-sizes = [(64, 48, 4), (128, 96, 8), (192, 384, 1)]
+sizes = [(64, 48, 4), (128, 96, 8), (192, 384, 1), (256, 192, 4)]
 variants = {("_settle_weight", 0, 4, (("at_once", 64), ("weights", 32)))}
 for num_out, num_in, room in sizes:
     tiles = {

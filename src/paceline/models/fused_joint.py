@@ -32,7 +32,7 @@ class Tile:
     """Products that go into each number of the tile at once."""
     warps: int
     stages: int
-    """Turns of the loop over the depth whose loads are under way together; 1 where there is one turn."""
+    """Turns of the loop over the depth whose loads are under way together."""
     programs: int = 264
     """Into which a sum over all cells is cut: two for each multiprocessor of a large GPU."""
 
@@ -68,15 +68,17 @@ def tile_of_map(num_channels: int, num_summed: int) -> Tile:
         columns=columns,
         depth=depth,
         warps=8 if columns == 128 else 4,
-        stages=min(triton.cdiv(num_summed, depth), 3),
+        stages=2 if num_summed <= depth else 3,
     )
 
 
 def tile_of_weight(num_out: int, num_in: int) -> Tile:
     """Choose the tile of the weights' gradient: output channels x input channels, each a sum over cells."""
-    rows = 64 if num_out <= 64 else 128  # what the instructions for matrices take at least
-    columns = min(max(triton.next_power_of_2(num_in), 32), 128)
-    return Tile(rows=rows, columns=columns, depth=64, warps=8 if rows * columns > 64 * 128 else 4, stages=3)
+    if num_out * num_in <= 128 * 192:
+        return Tile(rows=64, columns=64, depth=128, warps=4, stages=3)
+    if 128 < num_in <= 256 or num_in % 256 == 0:
+        return Tile(rows=128, columns=256, depth=64, warps=8, stages=3, programs=132)  # one has room at a time
+    return Tile(rows=128, columns=128, depth=64, warps=8, stages=3)
 
 
 @dataclass(frozen=True)
