@@ -215,7 +215,7 @@ class Small(nn.Module):
         return pooled
 
 
-JOINS = [3, 5, 2, 3, 4, 2]
+JOINS = [3, 5, 2, 3, 2]
 """How many maps each join in `Small` takes: one of each block, and within the second C3k2 one of its C3k."""
 
 
