@@ -9,7 +9,8 @@ import torch
 from fill_rule import images
 from torch import Tensor, nn
 
-from paceline.models.graph import IMAGES, DetectionModel, Node, Wiring
+from paceline.models.blocks import C2f, Concat
+from paceline.models.graph import IMAGES, DetectionModel, Node, Wiring, run_nodes
 from paceline.models.registry import build_model
 
 YOLO11_CUTS = {
@@ -81,6 +82,44 @@ def test_segments_keep_the_keys_and_share_the_tensors_of_the_network(filled_mode
     whole = filled_model.state_dict(keep_vars=True)
     assert [key for piece in pieces for key in piece] == list(whole)
     assert all(tensor is whole[key] for piece in pieces for key, tensor in piece.items())
+
+
+@pytest.mark.parametrize(("name", "joins"), [("yolo11n", (12, 15, 18, 21)), ("yolov8n", (11, 14, 17, 20))])
+def test_joins_are_left_to_the_nodes_that_take_them(name: str, joins: tuple[int, ...]) -> None:
+    """In training, and where that node follows at once; by any way the numbers are the same."""
+    torch.manual_seed(0)
+    model = build_model(name, 2).double().eval()
+    x, last = images(torch.float64), len(model.nodes)
+    joined: list[int] = []
+    for index in joins:
+        model.model[str(index)].register_forward_hook(lambda *_, index=index: joined.append(index))
+    found = model(x)
+    assert joined == []
+    with torch.no_grad():
+        expected = model(x)
+    assert joined == list(joins)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+    cut = joins[1] + 1
+    live = model.segment(0, cut)(x)
+    assert joined == [*joins, joins[1]], "a map that crosses a cut is one"
+    outputs = model.segment(cut, last)(*live)
+    assert joined == [*joins, joins[1]]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.parametrize(("again", "calls"), [(0, 0), (1, 1)])
+def test_a_join_that_others_take_too_is_carried_out(again: int, calls: int) -> None:
+    block = C2f(8, 4, 1, residual=False)
+    nodes = [Node(nn.Identity(), (IMAGES,)), Node(Concat(), (0, 0)), Node(block, (1,)), Node(Concat(), (2, again))]
+    modules = nn.ModuleDict({str(index): node.module for index, node in enumerate(nodes)})
+    joined: list[int] = []
+    modules["1"].register_forward_hook(lambda *_: joined.append(1))
+    x = torch.rand(2, 4, 3, 3)
+    outputs = run_nodes(modules, Wiring([node.inputs for node in nodes]), 0, 4, (x,))
+    whole = torch.cat((x, x), dim=1)
+    assert len(joined) == calls
+    torch.testing.assert_close(outputs, torch.cat((block(whole), whole if again else x), dim=1))
 
 
 @torch.no_grad()

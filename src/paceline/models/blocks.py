@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paceline.models.convolution import Convolution
+from paceline.models.joint import convolved_jointly
 from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import takes_map
 
@@ -58,24 +59,26 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, activate."""
-        convolved = self.conv(x)
-        if isinstance(self.bn, NormWithActivation):
-            return self.bn.activated(convolved, self.act)[0]
-        activated: Tensor = self.act(self.bn(convolved))
-        return activated
+        return self._finished(self.conv(x))[0]
 
     def added(self, x: Tensor, carried: Tensor) -> Tensor:
         """Give `carried`, a map like the result, plus the result."""
-        if isinstance(self.bn, NormWithActivation):
-            return self.bn.activated(self.conv(x), self.act, carried=carried)[0]
-        y: Tensor = self(x)
-        return carried + y
+        return self._finished(self.conv(x), carried=carried)[0]
 
-    def halves(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Give the result in two halves of the channels; the same numbers as cut out of it, but maybe not in place."""
+    def joined(self, *maps: Tensor) -> Tensor:
+        """Give what `forward` does of maps joined along their channels; on GPUs without joining them."""
+        return self._finished(convolved_jointly(self.conv, maps))[0]
+
+    def halves(self, *maps: Tensor) -> tuple[Tensor, ...]:
+        """Cut what `joined` gives in two halves of the channels; the same numbers, but maybe not in one place."""
+        return self._finished(convolved_jointly(self.conv, maps), 2)
+
+    def _finished(self, convolved: Tensor, pieces: int = 1, carried: Tensor | None = None) -> tuple[Tensor, ...]:
         if isinstance(self.bn, NormWithActivation):
-            return self.bn.activated(self.conv(x), self.act, 2)
-        return torch.chunk(self(x), 2, dim=1)
+            return self.bn.activated(convolved, self.act, pieces, carried)
+        activated: Tensor = self.act(self.bn(convolved))
+        activated = activated if carried is None else carried + activated
+        return torch.chunk(activated, pieces, dim=1)
 
 
 class DepthwiseConv(ConvUnit):
@@ -116,13 +119,12 @@ class SplitChain(nn.Module):
         self.cv2 = ConvUnit((2 + len(chain)) * hidden, out_channels)
         self.m = nn.ModuleList(chain)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Join both halves and what every block of the chain answers."""
-        pieces = list(self.cv1.halves(x))
+    def forward(self, *maps: Tensor) -> Tensor:
+        """Join both halves and what every block of the chain answers; several maps count as joined along channels."""
+        pieces = list(self.cv1.halves(*maps))
         for block in self.m:
             pieces.append(block(pieces[-1]))
-        joined: Tensor = self.cv2(torch.cat(pieces, dim=1))
-        return joined
+        return self.cv2.joined(*pieces)
 
 
 class C2f(SplitChain):
@@ -147,8 +149,7 @@ class C3k(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Join the deep and the shallow branch."""
-        joined: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), dim=1))
-        return joined
+        return self.cv3.joined(self.m(self.cv1(x)), self.cv2(x))
 
 
 class C3k2(SplitChain):
@@ -246,8 +247,7 @@ class C2PSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Attend on one half of the channels, carry the other."""
         carried, attended = self.cv1.halves(x)
-        joined: Tensor = self.cv2(torch.cat((carried, self.m(attended)), dim=1))
-        return joined
+        return self.cv2.joined(carried, self.m(attended))
 
 
 class Upsample(nn.Upsample):

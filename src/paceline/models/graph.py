@@ -13,7 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
+
+from paceline.models.blocks import Concat, SplitChain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,10 +143,25 @@ def run_nodes(
     """Run nodes `first` to `stop` - 1 on the values live before them; give those live after them, or the outputs."""
     values: dict[int, Any] = dict(zip(wiring.live_after(first - 1), live, strict=True))
     for node in range(first, stop):
-        values[node] = modules[str(node)](*[values[value] for value in wiring.inputs[node]])
+        taken = [values[value] for value in wiring.inputs[node]]
+        if isinstance(taken[0], tuple):  # a join that was left to this node
+            (taken,) = taken
+        values[node] = tuple(taken) if leaves_join(modules, wiring, node, stop) else modules[str(node)](*taken)
         for value in wiring.freed[node]:
             del values[value]
     if stop == len(wiring):
         outputs: tuple[Tensor, ...] = values[stop - 1]  # the head's value is a tuple itself
         return outputs
     return tuple(values[value] for value in wiring.live_after(stop - 1))
+
+
+def leaves_join(modules: nn.ModuleDict, wiring: Wiring, node: int, stop: int) -> bool:
+    """Whether a node, one of those below `stop`, joins maps for the next one alone, which trains without the join."""
+    return (
+        torch.is_grad_enabled()
+        and isinstance(modules[str(node)], Concat)
+        and node + 1 < stop
+        and wiring.inputs[node + 1] == (node,)
+        and wiring.last_use[node] == node + 1
+        and isinstance(modules[str(node + 1)], SplitChain)
+    )

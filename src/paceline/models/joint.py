@@ -1,0 +1,67 @@
+"""Joint convolutions: over several maps as if they were joined along their channels, on GPUs without joining them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from paceline.triton_kernels import usable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor, nn
+
+STEP = 8
+"""What the channels of every map have to be a multiple of: as many are loaded at once."""
+TYPES = frozenset({torch.bfloat16, torch.float16})
+"""In which kernels compute; float32 is left to cuDNN, which has its own way of rounding it."""
+
+
+def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
+    """Convolve maps BCHW, of one B, H and W, as if they were joined along their channels.
+
+    Where kernels take them, hooks of the convolution are not called.
+    """
+    dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
+    if dtype is None:
+        found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1))
+        return found
+    from paceline.models.fused_joint import convolved  # which needs Triton
+
+    return convolved(convolution.weight, maps, dtype)
+
+
+def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.dtype | None:
+    """Return the type in which kernels convolve maps BCHW as if they were joined; None where that is left to torch.
+
+    It is the one that torch would compute in: half precision, in training, on a GPU.
+    """
+    if not (convolution.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
+        return None
+    device = pieces[0].device
+    if not (usable(device) and _is_product(convolution) and all(_lies_well(piece) for piece in pieces)):
+        return None
+    kinds = {values.dtype for values in (convolution.weight, *pieces)}
+    if torch.is_autocast_enabled(device.type):
+        kinds = {torch.get_autocast_dtype(device.type)}
+    return kinds.pop() if len(kinds) == 1 and kinds <= TYPES else None
+
+
+def _is_product(convolution: nn.Conv2d) -> bool:
+    """Whether it multiplies the channels of each cell by one matrix, and does nothing else."""
+    return (
+        convolution.kernel_size == (1, 1)
+        and convolution.stride == (1, 1)
+        and convolution.padding == (0, 0)
+        and convolution.groups == 1
+        and convolution.bias is None
+        and convolution.out_channels % STEP == 0
+        and convolution.weight.stride()[:2] == (convolution.in_channels, 1)
+    )
+
+
+def _lies_well(piece: Tensor) -> bool:
+    """Whether the channels of a map lie beside each other, and in whole steps."""
+    return piece.shape[1] % STEP == 0 and piece.stride(1) == 1 and piece.numel() > 0
