@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paceline.data.check import check_data
 from paceline.data.config import DataConfig
 from paceline.data.dataset import divide, open_data_set
 from paceline.data.index import Index, Strings
@@ -91,7 +93,8 @@ def test_images_without_boxes_are_legal(make_yolo: Callable[..., Path], open_set
     opened = open_set(make_yolo({"train": [None, "", GOOD, "\n\n"], "val": [GOOD]}))
     assert opened.train is not None
     assert opened.train.offsets.tolist() == [0, 0, 0, 1, 1]
-    assert not opened.report.counts
+    assert opened.report.counts == {"unlabelled": 1}  # an empty file says that there is nothing
+    assert opened.report.num_bad_files == opened.report.num_bad_boxes == 0
 
 
 def test_split_without_any_label_is_refused(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
@@ -169,6 +172,73 @@ def test_missing_split_is_named(make_yolo: Callable[..., Path], open_set: Callab
     for split in ("train", "test"):
         with pytest.raises(UserError, match=f"has no {split} split"):
             open_set(root, splits=(split,))
+
+
+def _forms(root: Path) -> dict[str, Path]:
+    """Describe the YOLO set `root` of train and val in both formats of yaml files, each with a test that is absent."""
+    yolo, coco = root / "yolo.yaml", root / "coco.yaml"
+    yolo.write_text("train: images/train\nval: images/val\ntest: images/gone\nnames: [cat, dog]\n")
+    lines = []
+    for split in ("train", "val", "gone"):
+        files = sorted((root / "images" / split).glob("*.jpg"))
+        document = {
+            "images": [{"id": number, "file_name": file.name} for number, file in enumerate(files)],
+            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}],
+            "annotations": [{"image_id": k, "category_id": 1, "bbox": [1, 1, 9, 9]} for k in range(len(files))],
+        }
+        if files:
+            (root / f"{split}.json").write_text(json.dumps(document))
+        name = "test" if split == "gone" else split
+        lines.append(f"{name}: {{annotations: {split}.json, images: images/{split}}}\n")
+    coco.write_text("".join(lines))
+    return {"yolo": yolo, "coco": coco}
+
+
+@pytest.mark.parametrize("form", ["yolo", "coco"])
+@pytest.mark.parametrize("gone", ["test", "val", "train"])
+def test_split_that_is_not_there_stops_only_what_needs_it(
+    make_yolo: Callable[..., Path],
+    open_set: Callable[..., DataSet],
+    caplog: pytest.LogCaptureFixture,
+    form: str,
+    gone: str,
+) -> None:
+    """Otherwise it is named once, with its path, from a scan and from a stored index alike."""
+    data = _forms(make_yolo({"train": [GOOD] * 2, "val": [DOG]}))[form]
+    if gone != "test":
+        data.write_text(data.read_text().replace("gone", "val", 1).replace("gone", "val"))
+        data.write_text(data.read_text().replace(f"images/{gone}", "images/gone", 1))
+        data.write_text(data.read_text().replace(f"{gone}.json", "gone.json", 1))
+    here = tuple(split for split in ("train", "val", "test") if split != gone)
+    for _ in range(2):
+        caplog.clear()
+        opened = open_set(data, splits=here)
+        assert all(getattr(opened, split) is not None for split in here)
+        said = [text for text in caplog.messages if "does not exist" in text]
+        assert len(said) == 1
+        assert said[0].startswith(f"{gone} is left out, which nothing here needs: The path ")
+        assert "gone" in said[0]
+    with pytest.raises(UserError, match=r"gone.*does not exist"):
+        open_set(data, splits=(gone,))
+    report = check_data(DataConfig(data=str(data)))
+    assert report.usable == (gone == "test")
+    assert any("gone" in error for error in (report.test_errors if gone == "test" else report.errors))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"images": [], "categories": []}', "\xff"])
+def test_annotation_file_that_is_damaged_stops_only_what_needs_it(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    root = make_yolo({"train": [GOOD] * 2, "val": [DOG]})
+    data = _forms(root)["coco"]
+    (root / "images/gone").mkdir()
+    (root / "gone.json").write_text(content, encoding="latin-1")
+    opened = open_set(data)
+    assert opened.names == ("cat", "dog")
+    assert sum("Its categories do not count" in text for text in caplog.messages) == 1
+    with pytest.raises(UserError, match=r"gone\.json"):
+        open_set(data, splits=("test",))
+    assert len(check_data(DataConfig(data=str(data))).test_errors) == 1
 
 
 def test_missing_path_suggests_near_ones(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:

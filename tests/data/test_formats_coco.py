@@ -129,7 +129,8 @@ def test_bad_annotation_is_named(
     make_coco: Callable[..., Path], open_set: Callable[..., DataSet], note: dict[str, Any], kind: str
 ) -> None:
     opened = open_set(make_coco([_note(11), _note(12), note]), splits=("train",))
-    assert opened.report.counts == {kind: 1}
+    bare = 4 - len({11, 12, note["image_id"]} & {10, 11, 12, 13})
+    assert opened.report.counts == {kind: 1, "unlabelled": bare}
     assert str(opened.report.findings[0]).startswith("instances.json, annotation 3: ")
 
 
@@ -142,7 +143,7 @@ def test_absent_image_and_other_size_are_named(
     opened = open_set(root, splits=("train", "val"))
     assert opened.train is not None
     assert opened.val is not None
-    assert opened.report.counts == {"absent": 1, "size": 1}
+    assert opened.report.counts == {"absent": 1, "size": 1, "unlabelled": 17}
     assert len(opened.train) + len(opened.val) == 19
     assert 15 not in [*opened.train.image_ids, *opened.val.image_ids]
 
@@ -179,19 +180,19 @@ def test_images_outside_of_the_folder_are_stamped_too(
         assert scans == expected
         return found
 
-    assert counts_after(1) == {"absent": 1}
+    assert counts_after(1) == {"absent": 1, "unlabelled": 17}
     write_image(place / "5.jpg").write_bytes(b"")
-    assert counts_after(2) == {"image": 1}
+    assert counts_after(2) == {"image": 1, "unlabelled": 17}
     write_image(place / "5.jpg")
-    assert counts_after(3) == {}
+    assert counts_after(3) == {"unlabelled": 18}
     write_image(place / "5.jpg", 30, 60)
-    assert counts_after(4) == {"size": 1}
+    assert counts_after(4) == {"size": 1, "unlabelled": 18}
     (place / "5.jpg").unlink()
-    assert counts_after(5) == {"absent": 1}
+    assert counts_after(5) == {"absent": 1, "unlabelled": 17}
     write_image(place / "5.jpg")
-    assert counts_after(6) == {}
+    assert counts_after(6) == {"unlabelled": 18}
     moved = open_set(root.rename(root.parent / "moved"))
-    assert not moved.report.counts
+    assert moved.report.counts == {"unlabelled": 18}
     for index in (moved.train, moved.val):
         assert index is not None
         assert all(index.path(row).is_file() for row in range(len(index)))
@@ -203,11 +204,11 @@ def test_images_inside_of_the_folder_cost_no_further_look(
     def fail(path: str) -> tuple[int, int]:
         raise AssertionError(path)
 
-    monkeypatch.setattr("paceline.data.formats.coco.stamp_file", fail)
+    monkeypatch.setattr("paceline.data.formats.coco_images.stamp_file", fail)
     monkeypatch.setattr("paceline.data.index_cache.stamp_file", fail)
     root = make_coco([_note(), _note(11)])
     for _ in range(2):
-        assert not open_set(root).report.counts
+        assert open_set(root).report.counts == {"unlabelled": 2}
 
 
 @pytest.mark.parametrize(
@@ -372,7 +373,7 @@ def test_annotations_of_such_ids_are_named(
 ) -> None:
     notes = [_note(), _note(11), _note() | {"image_id": number}, _note() | {"category_id": number}]
     opened = open_set(make_coco(notes), splits=("train",))
-    assert opened.report.counts == {"line": 1, "class": 1}
+    assert opened.report.counts == {"line": 1, "class": 1, "unlabelled": 2}
 
 
 @given(st.integers(1 - (1 << 62), (1 << 62) - 1), st.sampled_from([int, str]))
@@ -391,7 +392,7 @@ def test_file_name_that_is_no_text_is_absent(make_coco: Callable[..., Path], ope
     images = [{"id": 10 + k, "file_name": f"{k}.jpg"} for k in range(20)] + [{"id": 99, "file_name": "x\ud800.jpg"}]
     root = make_coco([_note(), _note(11)], num_images=20, images=images)
     for opened in (open_set(root), open_set(root)):  # the second from the stored index
-        assert opened.report.counts == {"absent": 1}
+        assert opened.report.counts == {"absent": 1, "unlabelled": 18}
         assert "x\\ud800.jpg is not in" in str(opened.report.findings[0])
 
 

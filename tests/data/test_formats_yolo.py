@@ -244,16 +244,17 @@ def test_label_without_an_image_is_noted_with_its_reason(
     """Also from a stored index, and for as long as it is so; it is no bad file, and no image is lost for it."""
     root = make_yolo({"train": [GOOD] * 4, "val": [GOOD]})
     make(root / "images/train" / name)
-    open_set(root)  # without the label: nothing is wrong
+    hints = open_set(root).report.counts  # without the label: nothing is wrong
+    assert hints == ({"unlabelled": 1} if name == "X.jpg" else {})
     (root / "labels/train/x.txt").write_text(GOOD)
     for _ in range(2):
         opened = open_set(root)
-        assert opened.report.counts == {"unpaired": 1}
-        assert str(opened.report.findings[0]).startswith(f"labels/train/x.txt: {words}")
+        assert opened.report.counts == {"unpaired": 1, **hints}
+        assert str(opened.report.of("note")[0]).startswith(f"labels/train/x.txt: {words}")
         assert opened.report.num_bad_files == 0
         assert opened.report.num_images == (6 if name == "X.jpg" else 5)
     (root / "labels/train/x.txt").unlink()
-    assert not open_set(root).report.counts
+    assert open_set(root).report.counts == hints
 
 
 def test_folder_of_other_images_alone_is_noted_too(

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.data.config import DataConfig
+    from paceline.data.findings import Severity
     from paceline.data.index import Index
 
 SMALL_PX2, MEDIUM_PX2 = 32.0**2, 96.0**2
 """Areas in square pixels at which COCO calls a box medium and large."""
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 """Shares of the boxes for which their size is reported."""
+MOST_HINTS = 20
+"""Files that are listed for each kind of finding that may be as it was meant."""
 _PAGE_BYTES = 4096
 
 Mark = TypeVar("Mark", int, bytes)
@@ -108,22 +111,29 @@ class CheckReport:
 
     def _wrong(self) -> list[str]:
         """List what is wrong, by kind, then what forbids a training."""
-        lines: list[str] = []
-        for kind, number in self.report.counts.items():
-            severity, words = KINDS[kind]
-            done = {"file": " (left out)", "box": " (dropped)", "note": ""}[severity]
-            lines.append(f"{words}{done}: {number:,}")
-            found = [finding for finding in self.report.findings if finding.kind == kind]
-            lines += [f"  {finding}" for finding in found]
-            if number > len(found):
-                lines.append(f"  ... and {number - len(found):,} more")
+        lines = self._list("file", " (left out)") + self._list("box", " (dropped)") + self._list("note", "")
+        hints = self._list("hint", "", MOST_HINTS)
         lines = (
             [f"What is wrong (files are in {self.root}):", *lines] if lines else ["Nothing is wrong with its files."]
         )
+        if hints:
+            lines += ["", f"What may be meant (files are in {self.root}):", *hints]
         if self.errors:
             lines += ["", "No training can start:", *(f"  {error}" for error in self.errors)]
         if self.test_errors:
             lines += ["", "test cannot be evaluated:", *(f"  {error}" for error in self.test_errors)]
+        return lines
+
+    def _list(self, severity: Severity, done: str, most: int | None = None) -> list[str]:
+        """List the findings of a severity by kind, at most `most` of each."""
+        lines = []
+        for kind, number in self.report.counts.items():
+            if KINDS[kind][0] == severity:
+                lines.append(f"{KINDS[kind][1]}{done}: {number:,}")
+                found = [finding for finding in self.report.findings if finding.kind == kind][:most]
+                lines += [f"  {finding}" for finding in found]
+                if number > len(found):
+                    lines.append(f"  ... and {number - len(found):,} more")
         return lines
 
     def _class_table(self) -> list[str]:

@@ -66,7 +66,12 @@ def open_data_set(
     source = recognise(config.data, cache_folder)
     if isinstance(source, PackSource):
         source.require_imgsz(config.imgsz)
-    scans = {name: scan_or_load(source, name, cache_folder) for name in needed_splits(source, splits)}
+    needed = needed_splits(source, splits)
+    for name in source.splits:
+        missing = source.missing(name) if name not in needed else ""
+        if missing:
+            _log.warning("%s is left out, which nothing here needs: %s", name, missing)
+    scans = {name: scan_or_load(source, name, cache_folder) for name in needed}
     for name, scan in scans.items():
         require_usable(source, name, scan)
     report = ScanReport.join(scan.report for scan in scans.values())

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
-Severity = Literal["file", "box", "note"]
+Severity = Literal["file", "box", "note", "hint"]
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "image": ("file", "images that cannot be read"),
@@ -25,8 +25,11 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "clipped": ("note", "boxes that reach outside their image (clipped)"),
     "size": ("note", "images whose size differs from the annotation"),
     "unpaired": ("note", "label files without an image"),
+    "unlabelled": ("hint", "images without labels (used as background)"),
+    "unlisted": ("hint", "images that nothing lists (not used)"),
 }
-"""Each kind of finding: a bad file is left out, a bad box is dropped, a note changes little; and its name in words."""
+"""Each kind of finding, and its name in words: a bad file is left out, a bad box is dropped, a note changes little, and
+behind a hint nothing need be wrong."""
 
 _ENTRIES = {".xml": ", object ", ".json": ", annotation "}
 
@@ -78,6 +81,12 @@ class FindingCollector:
         self.counts[kind] += 1
         if self.counts[kind] <= MOST_PER_KIND:
             self.findings.append(Finding(kind=kind, file=file, line=line, message=message))
+
+    def add_files(self, kind: str, files: Sequence[str], message: str) -> None:
+        """Count the same finding for many files, and keep as many as there is room for."""
+        for file in files[:MOST_PER_KIND]:
+            self.add(kind, file, 0, message)
+        self.counts[kind] += max(len(files) - MOST_PER_KIND, 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from paceline.data import cache_folder as package_cache
 from paceline.data.findings import Finding, ScanReport
 from paceline.data.index import Index, OtherVersionError, TornIndexError
 from paceline.data.pack.source import PackSource
-from paceline.data.scan import Scan, remarks
+from paceline.data.scan import Scan
 from paceline.data.stamps import fingerprint, stamp_file
 from paceline.errors import UserError
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 FOLDER = ".paceline"
 """Folder beside the data."""
-_RECIPE = "3"
-"""Goes up whenever the same files would give another index."""
+_RECIPE = "4"
+"""Goes up whenever the same files would give another index, or another report."""
 
 _log = logging.getLogger("paceline")
 
@@ -55,9 +55,9 @@ def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -
 
 def _remark(scan: Scan, listing: Listing) -> Scan:
     """Add what the listing shows, which is never stored."""
-    if not listing.notes:
+    if not listing.notes.counts:
         return scan
-    return dataclasses.replace(scan, report=ScanReport.join([scan.report, remarks(listing.notes)]))
+    return dataclasses.replace(scan, report=ScanReport.join([scan.report, listing.notes]))
 
 
 def _require_images(source: Source, split: str, listing: Listing) -> None:

@@ -44,8 +44,8 @@ class Listing:
     """Absolute path of each image's label file, `""` where it has none."""
     absent: tuple[Finding, ...] = ()
     """Images that are listed but not there."""
-    notes: tuple[Finding, ...] = ()
-    """What the folders show to be wrong and no index depends on; it is looked for anew each time, never stored."""
+    notes: ScanReport = field(default_factory=ScanReport)
+    """What the folders show and no index depends on; it is looked for anew each time, never stored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +118,9 @@ class Source(Protocol):
 
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read the files of a split; bad ones are left out and reported."""
+
+    def missing(self, split: str) -> str:
+        """Say what the user named for a split and is not there; empty where all of it is. No file is opened."""
 
     def where_labels_are(self, split: str) -> str:
         """Say where the labels of a split are looked for, and in what form."""
@@ -220,11 +223,12 @@ def absence(findings: Sequence[Finding]) -> ScanReport:
     return dataclasses.replace(remarks(findings), num_images=len(findings))
 
 
-def remarks(findings: Sequence[Finding]) -> ScanReport:
-    """Report what belongs to no image."""
+def remarks(findings: Sequence[Finding], unlisted: Sequence[str] = (), lists: str = "") -> ScanReport:
+    """Report what belongs to no image, and images that none of `lists`, which are named in words, has."""
     collector = FindingCollector()
     for finding in findings:
         collector.add(finding.kind, finding.file, finding.line, finding.message)
+    collector.add_files("unlisted", unlisted, f"is in none of {lists}; add it to one to use it")
     return _report(collector, 0, 0)
 
 
@@ -262,6 +266,8 @@ def _scan_part(pairs: Sequence[tuple[str, str]], root: str, num_classes: int, re
     malformed = sum(KINDS[kind][0] == "box" for entries in found.values() for kind, _, _ in entries.problems)
     num_boxes = malformed + outside + len(rows)
     rows = clean(rows, images.sizes, num_classes, file_of, collector)
+    without = [shown(image, root) for (image, label), used in zip(pairs, kept, strict=True) if used and not label]
+    collector.add_files("unlabelled", without, "has no label file, so it counts as an image without objects")
     return _Part(images=images, rows=rows, report=_report(collector, len(pairs), num_boxes))
 
 

@@ -13,31 +13,35 @@ val: {annotations: annotations/val.json, images: photos/val}
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.data.findings import Finding, FindingCollector, ScanReport
+from paceline.data.findings import FindingCollector, ScanReport
 from paceline.data.formats.coco_file import CocoFile
+from paceline.data.formats.coco_images import find_images, places_of
 from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import Rows, clean
-from paceline.data.scan import Images, Listing, Scan, absence, make_index, scan_headers, shown
-from paceline.data.stamps import stamp, stamp_file, walk
+from paceline.data.scan import Images, Listing, Scan, absence, make_index, remarks, scan_headers, shown
+from paceline.data.stamps import stamp, walk
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from paceline.data.stamps import Stamps
 
 _ROBOFLOW = "_annotations.coco.json"
+
+log = logging.getLogger("paceline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class CocoSource:
     names: tuple[str, ...] | None = None
     """Names that the user's yaml gives besides; they must agree with the categories."""
     _files: dict[Path, CocoFile] = field(default_factory=dict, repr=False)
+    _unreadable: set[Path] = field(default_factory=set, repr=False)
 
     format = "COCO"
 
@@ -104,7 +109,7 @@ class CocoSource:
                     f"{path}: `{split}` must name a JSON file and a folder; "
                     f"write `{split}: {{annotations: {split}.json, images: images/{split}}}`."
                 )
-            annotations, images = (_existing(root, str(entry[key]), path) for key in ("annotations", "images"))
+            annotations, images = (_spelled(root, str(entry[key])) for key in ("annotations", "images"))
             parts[split] = CocoPart(annotations=annotations, images=images)
         return cls(path=path, root=root, parts=parts, names=names_of(path, content))
 
@@ -119,6 +124,9 @@ class CocoSource:
 
     def list_files(self, split: str) -> Listing:
         """Stamp all annotation files (their categories belong together) and the split's images."""
+        missing = self.missing(split)
+        if missing:
+            raise UserError(missing)
         stamps = walk(str(self.parts[split].images), IMAGE_SUFFIXES)
         for part in self.parts.values():
             stamps[str(part.annotations)] = stamp(str(part.annotations)) or (0, 0)
@@ -127,34 +135,63 @@ class CocoSource:
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read the annotation file, then the headers of its images."""
         part, root = self.parts[split], str(self.root)
-        categories = self._categories()
+        categories = self._categories(part)
         coco = self._read(part.annotations)
         collector = FindingCollector()
         name = shown(str(coco.path), root)
-        paths, listed, absent, outside = _find_images(coco, str(part.images), listing, name)
+        paths, listed, absent, outside = find_images(coco, str(part.images), listing, name)
         images, headers_report = scan_headers(paths, self.root)
         kept = listed[images.kept]
         _compare_sizes(coco, kept, images, collector)
+        names = [shown(paths[row], root) for row in images.kept]
         rows = _rows(coco, kept, np.array(list(categories), np.int64), name, collector)
         rows = clean(rows, images.sizes, len(categories), lambda _: name, collector)
+        bare = np.flatnonzero(~np.isin(coco.image_ids[kept], coco.image_of))
+        message = "has no annotation, so it counts as an image without objects"
+        collector.add_files("unlabelled", [names[row] for row in bare], message)
         boxes_report = ScanReport(
             num_boxes=len(coco.boxes), counts=dict(collector.counts), findings=tuple(collector.findings)
         )
         index = make_index(
             tuple(categories.values()),
             self.root,
-            [shown(paths[row], root) for row in images.kept],
+            names,
             images,
             rows,
             image_ids=coco.image_ids[kept],
             category_ids=np.array(list(categories), np.int64),
         )
-        report = ScanReport.join([absence(absent), headers_report, boxes_report])
+        unlisted = [shown(path, root) for path in self._unlisted(split, listing, [*paths, *outside])]
+        unlisted_report = remarks([], unlisted, "the JSON files")
+        report = ScanReport.join([absence(absent), headers_report, boxes_report, unlisted_report])
         return Scan(index=index, report=report, outside=outside)
+
+    def missing(self, split: str) -> str:
+        """Name the annotation file or the folder of images that is not there."""
+        part = self.parts[split]
+        path = next((path for path in (part.annotations, part.images) if not path.exists()), None)
+        return str(no_such_path(str(path), f"which {self.path} names")) if path else ""
 
     def where_labels_are(self, split: str) -> str:
         """Name the annotation file."""
         return f"{self.parts[split].annotations} (the list `annotations`)"
+
+    def _unlisted(self, split: str, listing: Listing, found: Iterable[str]) -> list[str]:
+        """Return the images in the folder of a split that no annotation file lists; `found` is what its own does.
+
+        Where splits share a folder, the first of them reports what is in it.
+        """
+        before = itertools.takewhile(lambda name: name != split, self.parts)
+        folders = tuple(os.path.join(self.parts[name].images, "") for name in before)
+        walked = dict.fromkeys(path for path in listing.stamps if not path.startswith(folders))
+        for path in itertools.chain(found, (str(part.annotations) for part in self.parts.values())):
+            walked.pop(path, None)
+        for name, part in self.parts.items():
+            if walked and name != split and self._readable(part):
+                for text in self._read(part.annotations).file_names:
+                    for path in places_of(text, str(part.images)):
+                        walked.pop(path, None)
+        return list(walked)
 
     def _read(self, file: Path) -> CocoFile:
         """Read a file once."""
@@ -162,10 +199,23 @@ class CocoSource:
             self._files[file] = CocoFile.read(file)
         return self._files[file]
 
-    def _categories(self) -> dict[int, str]:
-        """Return the categories of all splits, in the order of their ids."""
+    def _readable(self, part: CocoPart) -> bool:
+        """Tell whether the annotation file of a split that is not asked for can be read; say so once where not."""
+        if part.annotations not in self._unreadable and part.annotations.exists():
+            try:
+                self._read(part.annotations)
+                return True
+            except UserError as error:
+                self._unreadable.add(part.annotations)
+                log.warning("%s Its categories do not count.", error)
+        return False
+
+    def _categories(self, asked: CocoPart) -> dict[int, str]:
+        """Return the categories of all splits, in the order of their ids; only the one asked for must be whole."""
         joined: dict[int, str] = {}
         for part in self.parts.values():
+            if part is not asked and not self._readable(part):
+                continue
             for number, name in self._read(part.annotations).categories.items():
                 if joined.setdefault(number, name) != name:
                     raise UserError(
@@ -220,56 +270,6 @@ def _images_of(file: Path) -> Path:
     return next(place for place in places if place.is_dir())
 
 
-def _find_images(
-    coco: CocoFile, folder: str, listing: Listing, name: str
-) -> tuple[list[str], NDArray[np.int64], list[Finding], Stamps]:
-    """Return the images that are there, their numbers in the file, and findings for those that are not.
-
-    Places that were looked at and that the walk of the folder would not show are returned as stamps, last.
-    """
-    paths, listed, absent = [], [], []
-    outside: Stamps = {}
-    seen: set[int] = set()
-    for number, (text, image_id) in enumerate(zip(coco.file_names, coco.image_ids.tolist(), strict=True)):
-        if image_id in seen:
-            continue
-        seen.add(image_id)
-        candidates = (os.path.join(folder, text), os.path.join(os.path.dirname(folder), text))
-        for candidate in candidates:
-            path = os.path.normpath(candidate)
-            if path not in listing.stamps:
-                mark = stamp_file(path)
-                if any(mark) or not (_is_walked(path, folder) or _is_impossible(path)):
-                    outside[path] = mark
-            if path in listing.stamps or any(outside.get(path, ())):
-                paths.append(path)
-                listed.append(number)
-                break
-        else:
-            message = f"the image {text} is not in {folder}; put it there, or take it out of `images`"
-            absent.append(Finding(kind="absent", file=name, line=0, message=message))
-    return paths, np.array(listed, np.int64), absent, outside
-
-
-def _is_impossible(path: str) -> bool:
-    """Say whether no file can have this path: it holds a zero, or is no text."""
-    try:
-        return b"\0" in os.fsencode(path)
-    except UnicodeEncodeError:
-        return True
-
-
-def _is_walked(path: str, folder: str) -> bool:
-    """Say whether the walk of the folder would show a file of this path, were it there."""
-    prefix = os.path.join(folder, "")
-    inner = path.removeprefix(prefix)
-    return (
-        path.startswith(prefix)
-        and f"{os.sep}." not in os.sep + inner
-        and os.path.splitext(inner)[1].lower() in IMAGE_SUFFIXES
-    )
-
-
 def _compare_sizes(coco: CocoFile, kept: NDArray[np.int64], images: Images, collector: FindingCollector) -> None:
     """Note images whose size is not what the file says."""
     claimed = coco.sizes[kept]
@@ -322,10 +322,7 @@ def _places(wanted: NDArray[np.int64], ids: NDArray[np.int64]) -> NDArray[np.int
     return places
 
 
-def _existing(root: Path, text: str, named_by: Path) -> Path:
-    """Return a path that exists; raises UserError with near names."""
+def _spelled(root: Path, text: str) -> Path:
+    """Return the path that a text means: in the spelling that exists, else in the last one."""
     paths = [root / spelling for spelling in spellings(text)]
-    for path in paths:
-        if path.exists():
-            return path
-    raise no_such_path(str(paths[-1]), f"which {named_by} names")
+    return next((path for path in paths if path.exists()), paths[-1])

@@ -55,13 +55,13 @@ def _by_stem(folders: Iterable[str]) -> dict[str, list[str]]:
 
 def _reason(path: str, label: str) -> str:
     """Say why a file of about the same name is not the image of a label; empty where it never was meant to be."""
-    name, stem = os.path.basename(path), os.path.splitext(os.path.basename(label))[0]
+    name, (stem, ending) = os.path.basename(path), os.path.splitext(os.path.basename(label))
     own, suffix = os.path.splitext(name)
     known, other = suffix.lower() in IMAGE_SUFFIXES, suffix.lower() in _OTHER_SUFFIXES
     if not (known or other):
         return ""
     if own != stem:
-        if os.path.exists(os.path.join(os.path.dirname(label), own + ".txt")):
+        if os.path.exists(os.path.join(os.path.dirname(label), own + ending)):
             return ""  # it has a label of its own
         return f"the image is called {name}; write both names in the same letters"
     if not os.path.exists(path):

@@ -10,15 +10,16 @@ from xml.etree import ElementTree
 import numpy as np
 
 from paceline.data.chunks import map_chunks
-from paceline.data.findings import Finding
+from paceline.data.findings import Finding, ScanReport
+from paceline.data.formats.unpaired import unpaired_labels
 from paceline.data.headers import IMAGE_SUFFIXES
-from paceline.data.scan import BadLabels, Labels, Listing, scan_pairs, shown
+from paceline.data.scan import BadLabels, Labels, Listing, remarks, scan_pairs, shown
 from paceline.data.skim import PlainLabels
 from paceline.data.stamps import Stamps, stamp, walk
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -83,12 +84,34 @@ class VocSource:
             if file:
                 stamps[str(file)] = stamp(str(file)) or (0, 0)
         labels = [texts.get(_stem(image, str(self.images)), "") for image in chosen]
-        return Listing(stamps=stamps, images=chosen, labels=labels, absent=tuple(absent))
+        notes = self._unused(images, texts) if split == self.splits[0] else ScanReport()
+        return Listing(stamps=stamps, images=chosen, labels=labels, absent=tuple(absent), notes=notes)
+
+    def _unused(self, images: Stamps, texts: Mapping[str, str]) -> ScanReport:
+        """Report annotations, by their names without ending, that have no image, and images that no list has.
+
+        They belong to no split, so they are reported beside the first one.
+        """
+        stems = {_stem(image, str(self.images)) for image in images}
+        left = [text for stem, text in texts.items() if stem not in stems]
+        folders = {folder: (self._images_beside(folder),) for folder in map(os.path.dirname, left)}
+        listed = {image for file in self.lists.values() for image in self._listed(file, images, [])}
+        unlisted = [shown(image, str(self.root)) for image in images if image not in listed] if self.lists else []
+        places = ", ".join(shown(str(file), str(self.root)) for file in self.lists.values())
+        return remarks(unpaired_labels(left, folders, str(self.root)), unlisted, places)
+
+    def _images_beside(self, folder: str) -> str:
+        """Return the folder of images that belongs to a folder of annotations."""
+        return os.path.join(self.images, os.path.relpath(folder, self.annotations))
 
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read images and annotations."""
         names = self._names([path for path in listing.stamps if path.lower().endswith(".xml")])
         return scan_pairs(listing, self.root, names, VocLabels(names=names))
+
+    def missing(self, split: str) -> str:
+        """Nothing: what a folder of this format has is seen when it is recognised."""
+        return ""
 
     def where_labels_are(self, split: str) -> str:
         """Name the folder of annotations."""

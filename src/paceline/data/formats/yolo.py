@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.data.findings import Finding
+from paceline.data.findings import Finding, ScanReport
 from paceline.data.formats.unpaired import unpaired_labels
 from paceline.data.formats.yaml_file import SPLITS, entry_of, keypoints_of, names_of, read_yaml, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import TOLERANCE
-from paceline.data.scan import BadLabels, Labels, Listing, scan_pairs
+from paceline.data.scan import BadLabels, Labels, Listing, remarks, scan_pairs
 from paceline.data.skim import skim_labels
 from paceline.data.stamps import Stamps, stamp, walk
 from paceline.errors import UserError
@@ -111,16 +111,25 @@ class YoloSource:
         notes = self._unpaired(labels.keys() - used.keys(), walked)
         return Listing(stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent), notes=notes)
 
-    def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> tuple[Finding, ...]:
+    def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> ScanReport:
         """Report label files in folders that were walked whole and have no image; lists of images are no labels."""
         lists = {os.path.basename(entry) for entries in self.entries.values() for entry in entries}
         places = [(label, *os.path.split(label)) for label in labels]
         left = [label for label, folder, name in places if folder in walked and name not in lists]
-        return tuple(unpaired_labels(left, walked, str(self.root)))
+        return remarks(unpaired_labels(left, walked, str(self.root)))
 
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read images and label files."""
         return scan_pairs(listing, self.root, self.names, YoloLabels(keypoints=self.keypoints))
+
+    def missing(self, split: str) -> str:
+        """Name the first folder or list file of a split that is not there."""
+        try:
+            for entry in self.entries[split]:
+                self._locate(entry)
+        except UserError as error:
+            return str(error)
+        return ""
 
     def where_labels_are(self, split: str) -> str:
         """Name the folder that the rule leads to."""

@@ -57,6 +57,10 @@ class PackSource:
         index = self.pack.index(split)
         return Scan(index=index, report=ScanReport(num_images=len(index), num_boxes=len(index.labels)))
 
+    def missing(self, split: str) -> str:
+        """Nothing: a pack is one file."""
+        return ""
+
     def where_labels_are(self, split: str) -> str:
         """Say that they are inside."""
         return f"the pack itself, which was made from a {self.pack.made_from} data set"
