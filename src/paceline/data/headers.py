@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from paceline.data.tiff_tags import TiffTags, why_undecodable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -18,10 +20,12 @@ _TAIL_BYTES = 64
 _LONGEST_SIDE_PX = (1 << 31) - 1
 """As PNG has it, and what an index can hold."""
 _JPEG_SIZE_MARKERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_DECODABLE = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA})
+"""Baseline, extended, progressive, lossless; extended and progressive with arithmetic coding. No hierarchical ones."""
+_PNG_BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Colour type -> bits per sample, as the standard has them."""
+_PNG_PALETTE = 3
 _ORIENTATION_TAG = 274
-_TIFF_BITS, _TIFF_SAMPLE_FORMAT = 258, 339
-_MOST_TIFF_BITS = 16
-_TIFF_FLOAT = 3
 
 UNDECODABLE = "cannot be decoded"
 """How the reason of a BadImage begins where the file is there, whole by its header, and no decoder takes it."""
@@ -113,7 +117,7 @@ def _what_it_is(file: _File) -> str:
 
 _U16_U16_BIG = struct.Struct(">HH")
 _MARKER = struct.Struct(">BBH")
-_SIZE_JPEG = struct.Struct(">BHH")
+_SIZE_JPEG = struct.Struct(">BHHB")
 
 
 def _read_jpeg(file: _File) -> tuple[int, int, int, str]:
@@ -134,7 +138,8 @@ def _read_jpeg(file: _File) -> tuple[int, int, int, str]:
         if marker == 0xD9:
             raise BadImage("is a JPEG without pixels; export it again")
         if marker in _JPEG_SIZE_MARKERS:
-            _, height, width = file.unpack(_SIZE_JPEG, offset + 4)
+            bits, height, width, components = file.unpack(_SIZE_JPEG, offset + 4)
+            _require_decodable_jpeg(marker, bits, components)
         elif marker == 0xE1 and file.read(offset + 4, 6) == b"Exif\0\0":
             orientation = _orientation_of_exif(file.read(offset + 10, length - 8))
         offset += 2 + length
@@ -147,6 +152,16 @@ def _read_jpeg(file: _File) -> tuple[int, int, int, str]:
     return height, width, orientation, "jpeg"
 
 
+def _require_decodable_jpeg(marker: int, bits: int, components: int) -> None:
+    """Raise BadImage for a kind of JPEG that libjpeg-turbo does not decode to 8 bits."""
+    if bits != 8:
+        raise BadImage(f"{UNDECODABLE}: a JPEG of {bits}-bit samples; convert it to 8 bits")
+    if marker not in _JPEG_DECODABLE:
+        raise BadImage(f"{UNDECODABLE}: a JPEG of process {marker - 0xC0}; convert it to a baseline JPEG, or PNG")
+    if components not in (1, 3, 4):
+        raise BadImage(f"{UNDECODABLE}: a JPEG of {components} components; convert it to grey or RGB")
+
+
 def _ends_jpeg(file: _File, scan: int) -> bool:
     """Look for the end-of-image marker behind the start of the scan, where FF D9 can be nothing else."""
     near = max(scan, file.size - _TAIL_BYTES)
@@ -156,22 +171,27 @@ def _ends_jpeg(file: _File, scan: int) -> bool:
 
 
 _CHUNK_PNG = struct.Struct(">I4x")
-_SIZE_PNG = struct.Struct(">II")
+_SIZE_PNG = struct.Struct(">IIBBBBB")
 
 
 def _read_png(file: _File) -> tuple[int, int, int, str]:
     """PNG: size from IHDR, orientation from eXIf if it comes before the pixels; IEND must be there."""
     if file.read(12, 4) != b"IHDR":
         raise BadImage("is a damaged PNG (no IHDR chunk); export it again")
-    width, height = file.unpack(_SIZE_PNG, 16)
-    orientation = 1
+    width, height, bits, colours, compression, filters, interlace = file.unpack(_SIZE_PNG, 16)
+    if bits not in _PNG_BITS.get(colours, ()) or compression or filters or interlace > 1:
+        raise BadImage(f"is a damaged PNG ({bits} bits of colour type {colours} are none); export it again")
+    orientation, needs = 1, {b"PLTE", b"IDAT"} if colours == _PNG_PALETTE else {b"IDAT"}
     for kind, offset, length in _png_chunks(file, 33):
+        needs.discard(kind)
         if kind == b"IDAT":
             break
         if kind == b"eXIf":
             orientation = _orientation_of_exif(file.read(offset, length))
     if file.read(max(file.size - 8, 0), 4) != b"IEND" and all(kind != b"IEND" for kind, _, _ in _png_chunks(file, 33)):
         raise BadImage("is cut off (a PNG without its end); download or export it again")
+    if needs:
+        raise BadImage(f"is a damaged PNG (no {min(needs).decode()} chunk); export it again")
     return height, width, orientation, "png"
 
 
@@ -185,20 +205,37 @@ def _png_chunks(file: _File, offset: int) -> Iterator[tuple[bytes, int, int]]:
 
 _SIZE_BMP = struct.Struct("<iiHHI")
 _SIZE_BMP_CORE = struct.Struct("<HHHH")
+_BMP_CORE_BYTES, _BMP_LEAST_BYTES, _BMP_INFO_BYTES = 12, 36, 40
+_BMP_BITS = {0: (1, 4, 8, 16, 24, 32), 1: (8,), 2: (4,), 3: (16, 32)}
+"""Compression (none, two of run lengths, masks of bits) -> bits per pixel."""
 
 
 def _read_bmp(file: _File) -> tuple[int, int, int, str]:
     """BMP: size from the information header; pixels must fit in the file where they are not compressed."""
     pixels, header_size = file.unpack(struct.Struct("<II"), 10)
-    if header_size == 12:
+    if header_size == _BMP_CORE_BYTES:
         width, height, _, bits = file.unpack(_SIZE_BMP_CORE, 18)
         compression = 0
     else:
         width, height, _, bits, compression = file.unpack(_SIZE_BMP, 18)
     height = abs(height)  # negative means that rows come from the top
+    _require_decodable_bmp(header_size, bits, compression)
     if compression in (0, 3) and pixels + (width * bits + 31) // 32 * 4 * height > file.size:
         raise BadImage("is cut off (a BMP with fewer pixels than it says); download or export it again")
     return height, width, 1, "bmp"
+
+
+def _require_decodable_bmp(header_size: int, bits: int, compression: int) -> None:
+    """Raise BadImage for a kind of BMP that OpenCV does not decode."""
+    if header_size == _BMP_CORE_BYTES:
+        known = bits in (1, 4, 8, 24, 32)
+    elif bits == 16 and compression == 3:
+        known = header_size == _BMP_INFO_BYTES  # where the masks come behind the header
+    else:
+        known = header_size >= _BMP_LEAST_BYTES and bits in _BMP_BITS.get(compression, ())
+    if not known:
+        kind = f"{bits} bits per pixel, compression {compression}, a header of {header_size} bytes"
+        raise BadImage(f"{UNDECODABLE}: a BMP of {kind}; convert it to PNG")
 
 
 _CHUNK_WEBP = struct.Struct("<I")
@@ -238,7 +275,7 @@ def _orientation_of_webp(file: _File) -> int:
 
 def _read_tiff(file: _File) -> tuple[int, int, int, str]:
     """TIFF: tags of the first page; its strips or tiles must end within the file, its samples be what decoders read."""
-    tags = _TiffTags(file.read, file.head)
+    tags = TiffTags(file.read, file.head)
     width, height = tags.first(256), tags.first(257)
     if not (width and height):
         raise BadImage("is a damaged or cut off TIFF (its first page does not say its size); export it again")
@@ -249,65 +286,18 @@ def _read_tiff(file: _File) -> tuple[int, int, int, str]:
     ]
     if not ends or max(ends) > file.size:
         raise BadImage("is cut off (a TIFF with fewer bytes than it says); download or export it again")
-    bits, is_float = max(tags.values(_TIFF_BITS), default=1), _TIFF_FLOAT in tags.values(_TIFF_SAMPLE_FORMAT)
-    if bits > _MOST_TIFF_BITS or is_float:
-        raise BadImage(f"is a TIFF of {bits}-bit {'floating-point ' if is_float else ''}samples; convert it to 8 bits")
+    reason = why_undecodable(tags)
+    if reason:
+        raise BadImage(f"{UNDECODABLE}: a TIFF of {reason}; convert it to 8 bits, grey or RGB, without a compression")
     orientation = tags.first(_ORIENTATION_TAG)
     return height, width, orientation if 1 <= orientation <= 8 else 1, "tiff"
-
-
-class _TiffTags:
-    """Integer tags of the first directory of a TIFF stream (also the body of EXIF); missing ones are empty."""
-
-    _WIDTHS: dict[int, str] = {1: "B", 3: "H", 4: "I", 16: "Q"}  # noqa: RUF012
-
-    def __init__(self, read: Callable[[int, int], bytes], head: bytes) -> None:
-        self._read = read
-        self._order = "<" if head[:2] == b"II" else ">"
-        self._big = self._integers("H", 2, 1) == [43]
-        self._entries: dict[int, tuple[int, int, int]] = {}
-        pointer, count, size = ("Q", "Q", 20) if self._big else ("I", "H", 12)
-        directory = self._integers(pointer, 8 if self._big else 4, 1)
-        number = self._integers(count, directory[0], 1) if directory else []
-        if not number or number[0] > 4096:
-            return
-        first = directory[0] + struct.calcsize(f"={count}")
-        for offset in range(first, first + number[0] * size, size):
-            kind = self._integers("H", offset, 2)
-            length = self._integers(pointer, offset + 4, 1)
-            if len(kind) == 2 and length:
-                self._entries[kind[0]] = (kind[1], length[0], offset + (12 if self._big else 8))
-
-    def values(self, tag: int) -> list[int]:
-        """Return all integers of a tag."""
-        kind, count, offset = self._entries.get(tag, (0, 0, 0))
-        code = self._WIDTHS.get(kind)
-        if code is None or count > 1 << 22:
-            return []
-        if struct.calcsize(f"={code}") * count > (8 if self._big else 4):
-            place = self._integers("Q" if self._big else "I", offset, 1)
-            if not place:
-                return []
-            offset = place[0]
-        return self._integers(code, offset, count)
-
-    def first(self, tag: int) -> int:
-        """Return the first integer of a tag, or 0."""
-        values = self.values(tag)
-        return values[0] if values else 0
-
-    def _integers(self, code: str, offset: int, count: int) -> list[int]:
-        """Read `count` integers; none where the stream ends before."""
-        layout = f"{self._order}{count}{code}"
-        data = self._read(offset, struct.calcsize(layout))
-        return list(struct.unpack(layout, data)) if len(data) == struct.calcsize(layout) else []
 
 
 def _orientation_of_exif(body: bytes) -> int:
     """Read the orientation from the TIFF stream that EXIF is; 1 where it says nothing sensible."""
     if body[:2] not in (b"II", b"MM"):
         return 1
-    value = _TiffTags(lambda offset, length: body[offset : offset + length], body).first(_ORIENTATION_TAG)
+    value = TiffTags(lambda offset, length: body[offset : offset + length], body).first(_ORIENTATION_TAG)
     return value if 1 <= value <= 8 else 1
 
 

@@ -88,8 +88,9 @@ static int read_jpeg(File *file, Header *header) {
         }
         if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD9)) return ASIDE;
         if (marker >= 0xC0 && marker <= 0xCF && marker != 0xC4 && marker != 0xC8 && marker != 0xCC) {
-            const uint8_t *size = bytes_at(file, offset + 4, 5);
-            if (!size) return ASIDE;
+            const uint8_t *size = bytes_at(file, offset + 4, 6);
+            const int known = marker <= 0xC3 || marker == 0xC9 || marker == 0xCA;
+            if (!size || !known || size[0] != 8 || !(size[5] == 1 || size[5] == 3 || size[5] == 4)) return ASIDE;
             header->height = big16(size + 1);
             header->width = big16(size + 3);
         } else if (marker == 0xE1) {
@@ -116,11 +117,17 @@ static int read_png(File *file, Header *header) {
     if (file->held < 33 || memcmp(file->head + 12, "IHDR", 4)) return ASIDE;
     header->width = big32(file->head + 16);
     header->height = big32(file->head + 20);
+    const int bits = file->head[24], colours = file->head[25];
+    if (bits != 8 && bits != 16 && !((bits == 1 || bits == 2 || bits == 4) && (colours == 0 || colours == 3))) return ASIDE;
+    if (colours > 6 || colours == 1 || colours == 5 || (colours == 3 && bits == 16)) return ASIDE;
+    if (file->head[26] || file->head[27] || file->head[28] > 1) return ASIDE; /* compression, filters, interlace */
+    int palette = colours != 3; /* whether there is one, or none is needed */
     for (int64_t offset = 33;;) {
         const uint8_t *chunk = bytes_at(file, offset, 8);
         if (!chunk) return ASIDE;
         const int64_t length = big32(chunk);
         if (!memcmp(chunk + 4, "IDAT", 4)) break;
+        if (!memcmp(chunk + 4, "PLTE", 4)) palette = 1;
         if (!memcmp(chunk + 4, "eXIf", 4)) {
             if (offset + 8 > file->held) return ASIDE;
             header->orientation = orientation_at(file, offset + 8, length);
@@ -129,7 +136,7 @@ static int read_png(File *file, Header *header) {
         offset += 12 + length;
     }
     const uint8_t *tail = bytes_at(file, file->size - 8, 4);
-    return tail && !memcmp(tail, "IEND", 4) ? PLAIN_PNG : ASIDE;
+    return tail && palette && !memcmp(tail, "IEND", 4) ? PLAIN_PNG : ASIDE;
 }
 
 static int read_head(File *file, Header *header) {
