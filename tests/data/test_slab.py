@@ -210,6 +210,44 @@ def test_a_file_that_was_cut_off_is_filled_up_again(path: Path, share: float) ->
         again.close()
 
 
+CUT_IN_USE = """
+import os, sys
+import numpy as np
+from pathlib import Path
+from paceline.data.cache import RecentCache, SlabCache
+from paceline.data.slab import Slab
+from paceline.errors import UserError
+
+def make(number):
+    return lambda: np.full((40, 60), number, np.uint8)
+
+cache = SlabCache(Slab.open(Path(sys.argv[1]), 9, 30_000, kept=sys.argv[2] == "kept"), RecentCache(0), what="tests")
+for number in range(6):
+    assert cache.get(number, make(number)).max() == number
+assert cache.look(8) is None
+os.truncate(sys.argv[1], int(sys.argv[3]))
+for use in (lambda: cache.look(4), lambda: cache.get(4, make(4)), lambda: cache.get(7, make(7))):
+    try:
+        print(use().sum())
+    except UserError as error:
+        print(error)
+cache.slab.close()
+assert cache.look(8) is None
+"""
+
+
+@pytest.mark.parametrize("kind", ["kept", "shared"])
+@pytest.mark.parametrize("length", [0, 5000])
+def test_a_file_that_is_cut_off_in_use_is_one_sentence(path: Path, kind: str, length: int) -> None:
+    """And no signal: neither for arrays that were seen before, nor for those that would be read or written."""
+    done = subprocess.run(
+        [sys.executable, "-c", CUT_IN_USE, path, kind, str(length)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    sentence = f"{path} was cut off by another program while it was in use; remove the file if it is still there, and"
+    assert [line.startswith(sentence) for line in done.stdout.splitlines()] == [True] * 3
+
+
 def test_only_what_was_hit_is_lost(path: Path) -> None:
     slab = Slab.open(path, COUNT, 10_000, kept=True)
     fill(slab)

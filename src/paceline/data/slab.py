@@ -87,8 +87,14 @@ class Slab:
             raise
 
     def get(self, number: int) -> NDArray[np.uint8] | None:
-        """Array that this process has seen whole, without a lock; None for any other."""
-        return self._views[number]
+        """Array that this process has seen whole, without a lock; None for any other.
+
+        Raises UserError, as `claim` does, where the file was cut off since.
+        """
+        found = self._views[number]
+        if found is not None and self._file is not None:
+            self._file.require_whole()
+        return found
 
     @contextlib.contextmanager
     def claim(self, number: int) -> Iterator[None]:
@@ -98,6 +104,7 @@ class Slab:
             return
         locks.lock(self._file.descriptor, FIRST_ARRAY + number)
         try:
+            self._file.require_whole()
             yield
         finally:
             locks.unlock(self._file.descriptor, FIRST_ARRAY + number)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.data import locks
+from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -49,6 +50,7 @@ class SlabFile:
         self.path = path
         self.kept = kept
         self._count = count
+        self._mapped_bytes = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         while not self._enter():
             pass
@@ -78,7 +80,19 @@ class SlabFile:
             os.ftruncate(self.descriptor, length)
         finally:
             locks.unlock(self.descriptor, SPACE)
+        self._mapped_bytes = length
         return mmap.mmap(self.descriptor, length)
+
+    def require_whole(self) -> None:
+        """Raise UserError where the file has become shorter than what is mapped of it: a look there would be a signal.
+
+        One call to the system, of a third of a microsecond; a cut between it and the look still is one (SIGBUS).
+        """
+        if self.descriptor >= 0 and os.lseek(self.descriptor, 0, os.SEEK_END) < self._mapped_bytes:
+            raise UserError(
+                f"{self.path} was cut off by another program while it was in use; remove the file if it is still "
+                "there, and start again."
+            )
 
     def reserve(self, start: int, length: int) -> None:
         """Let the disk set bytes apart; raises OSError where it has no room."""

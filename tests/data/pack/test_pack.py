@@ -8,6 +8,8 @@ import io
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -329,12 +331,80 @@ def test_a_damaged_image_is_a_bad_image_and_the_others_are_not(data: dict[str, I
     assert all(store.read(row) for row in (0, 1, 3))
 
 
-def test_a_file_that_is_cut_off_while_it_is_open_gives_bad_images(data: dict[str, Index], tmp_path: Path) -> None:
+CUT = """
+import os, sys
+from pathlib import Path
+from paceline.data.pack.reader import Pack
+from paceline.data.pack.store import store_of
+from paceline.errors import UserError
+
+pack = Pack.open(Path(sys.argv[1]))
+index = pack.index("train")
+os.truncate(sys.argv[1], int(sys.argv[2]))
+for _ in range(2):
+    try:
+        store_of(index).read(3)
+    except UserError as error:
+        print(error)
+print(index.boxes.sum(), list(index.paths), index.polygons.points.sum(), pack.index("train").labels.sum())
+"""
+
+
+@pytest.mark.parametrize("length", [0, HEADER.itemsize + 10, 4096])
+def test_a_file_that_is_cut_off_while_it_is_open_is_one_sentence(
+    data: dict[str, Index], tmp_path: Path, length: int
+) -> None:
+    """No image's fault and no signal: labels and names stay at hand."""
+    path = tmp_path / "set.pack"
+    index = _pack(data, path).index("train")
+    expected = f"{index.boxes.sum()} {list(index.paths)} {index.polygons.points.sum()} {index.labels.sum()}"
+    size = path.stat().st_size
+    done = subprocess.run([sys.executable, "-c", CUT, path, str(length)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    *said, labels = done.stdout.splitlines()
+    words = f"was cut off or written over while it was in use ({length:,} bytes where there were {size:,}); copy or"
+    assert len(said) == 2
+    assert all(sentence.startswith(f"{path} {words}") for sentence in said)
+    assert labels == expected
+
+
+def test_a_file_that_grows_while_it_is_open_is_another(data: dict[str, Index], tmp_path: Path) -> None:
     path = tmp_path / "set.pack"
     store = store_of(_pack(data, path).index("train"))
-    os.truncate(path, HEADER.itemsize + 10)
-    with pytest.raises(BadImage, match="cut off"):
-        store.read(3)
+    with path.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="written over while it was in use"):
+        store.read(0)
+
+
+def test_a_file_that_is_written_over_is_compared_again(data: dict[str, Index], tmp_path: Path) -> None:
+    """Of the same size: only images that are others now are damaged, also those that were whole when first read."""
+    path = tmp_path / "set.pack"
+    pack = _pack(data, path)
+    store = store_of(pack.index("train"))
+    before = [store.read(row) for row in range(4)]
+    content = bytearray(path.read_bytes())
+    content[int(pack._entries["starts"][2]) + 20] ^= 1
+    with path.open("r+b") as file:
+        file.write(content)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1_000_000_000))
+    with pytest.raises(BadImage, match="checksum"):
+        store.read(2)
+    assert [store.read(row) for row in (0, 1, 3)] == [before[row] for row in (0, 1, 3)]
+    os.utime(path, ns=(0, 0))  # touched alone
+    assert store.read(0) == before[0]
+
+
+def test_large_tables_are_mapped(data: dict[str, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a million images need not lie in the memory of each rank; both ways give the same index."""
+    path = tmp_path / "set.pack"
+    held = _pack(data, path).index("train")
+    monkeypatch.setattr("paceline.data.pack.reader._MOST_COPIED_BYTES", 0)
+    mapped = Pack.open(path).index("train")
+    areas = Path("/proc/self/maps")
+    if areas.exists():
+        assert str(path) in areas.read_text()
+    assert mapped.digest() == held.digest()
 
 
 def test_a_newer_version_says_so(data: dict[str, Index], tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from typing import TYPE_CHECKING, Protocol
+
+from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,7 +35,11 @@ class Medium(Protocol):
         """Return a part as memory that is filled when it is looked at. Raises ShortReadError."""
 
     def read(self, start: int, length: int) -> bytes:
-        """Return a part. Raises ShortReadError, OSError."""
+        """Return a part. Raises OSError, and UserError where there is no reading on from this pack."""
+
+    @property
+    def version(self) -> int:
+        """Another number once the content may have become another since the pack was opened."""
 
     def forget(self, start: int, length: int) -> bool:
         """Give up copies of a part that turned out to be damaged; False where there are none to give up."""
@@ -42,12 +49,16 @@ class Medium(Protocol):
 
 
 class LocalFile:
-    """A file. Parts are read by position, so that one that is cut off while in use is an error and no signal."""
+    """A file. Parts are read by position, so that one that is cut off while in use is an error and no signal.
+
+    A file that is written over has another time of its last change, and soon another size.
+    """
 
     def __init__(self, path: Path) -> None:
         self.address = str(path)
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        self.num_bytes = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        self.num_bytes, self.version = found.st_size, found.st_mtime_ns
 
     def head(self, length: int) -> bytes:
         """Return the first bytes."""
@@ -60,8 +71,18 @@ class LocalFile:
         return map_file(self._descriptor, start, end)
 
     def read(self, start: int, length: int) -> bytes:
-        """Read a part."""
-        return read_exactly(self._descriptor, start, length)
+        """Read a part; raises UserError where the file has another size than when it was opened."""
+        content = None
+        with contextlib.suppress(ShortReadError):
+            content = read_exactly(self._descriptor, start, length)
+        found = os.fstat(self._descriptor)
+        if content is None or found.st_size != self.num_bytes:
+            raise UserError(
+                f"{self.address} was cut off or written over while it was in use ({found.st_size:,} bytes where there "
+                f"were {self.num_bytes:,}); copy or make the pack anew, and start again."
+            )
+        self.version = found.st_mtime_ns
+        return content
 
     def forget(self, start: int, length: int) -> bool:
         """Nothing is copied."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from paceline.data.pack.medium import Medium
 
 _MEND = "make it anew with `paceline data pack`, or copy it again"
+_MOST_COPIED_BYTES = 64 << 20
+"""Tables up to this size are held in memory; larger ones stay mapped, and are a signal (SIGBUS) where they are cut."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +44,7 @@ class Pack:
     """What is in a pack; entries can be read by several threads.
 
     A damaged header, directory or table is a UserError when the pack, or the index of a split, is opened. A damaged
-    entry is a BadImage when it is read for the first time.
+    entry is a BadImage when it is read for the first time. A file that is cut off later is a UserError.
     """
 
     def __init__(self, medium: Medium) -> None:
@@ -53,7 +55,8 @@ class Pack:
             if header.file_bytes != medium.num_bytes:
                 raise TornPackError(f"has {medium.num_bytes:,} bytes where {header.file_bytes:,} are said to be")
             self._start = header.tables_start
-            self._tables = medium.map(header.tables_start, header.file_bytes)
+            tables = medium.map(header.tables_start, header.file_bytes)
+            self._tables = tables if len(tables) > _MOST_COPIED_BYTES else memoryview(bytes(tables))
             self._directory = self._read_directory(header)
             mapped = self._columns(self._directory.entries, ENTRIES)
             require_entries(mapped, HEADER.itemsize, header.tables_start)
@@ -61,6 +64,7 @@ class Pack:
             raise self._torn(error) from error
         self._entries = {name: column.copy() for name, column in mapped.items()}  # 20 bytes per image
         self._seen = np.zeros(len(self._entries["lengths"]), np.bool_)
+        self._version = medium.version
 
     @classmethod
     def open(cls, path: Path) -> Pack:
@@ -105,7 +109,7 @@ class Pack:
         return len(self._seen)
 
     def index(self, split: str) -> Index:
-        """Return the index of a split, its arrays mapped; raises UserError where its tables are damaged."""
+        """Return the index of a split, large arrays mapped; raises UserError where its tables are damaged."""
         table = self._directory.splits[split]
         try:
             columns = self._columns(table.columns, COLUMNS)
@@ -127,10 +131,16 @@ class Pack:
         )
 
     def read(self, entry: int) -> bytes:
-        """Return the bytes of an entry; its checksum is compared the first time. Raises BadImage."""
+        """Return the bytes of an entry; its checksum is compared the first time, and again once the file was changed.
+
+        Raises BadImage, and UserError where the file was cut off.
+        """
         start, length, checksum = (int(self._entries[name][entry]) for name in ENTRIES)
         try:
             content = self._medium.read(start, length)
+            if self._medium.version != self._version:
+                self._version = self._medium.version
+                self._seen[:] = False
             if not self._seen[entry] and zlib.crc32(content) != checksum:
                 if not self._medium.forget(start, length):
                     raise BadImage("is damaged in the pack (its checksum is another); copy or make the pack anew")
