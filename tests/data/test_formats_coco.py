@@ -254,6 +254,28 @@ def test_yaml_mistakes_are_named(
             open_set(tmp_path / "mine.yaml")
 
 
+def test_names_that_a_yaml_gives_later_are_compared_too(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
+) -> None:
+    """A stored index knows nothing of them."""
+    make_coco([_note(), _note(11)])
+    yaml = tmp_path / "mine.yaml"
+    yaml.write_text("path: coco\ntrain: {annotations: instances.json, images: images}\n")
+    assert open_set(yaml).names == ("cat", "dog")
+    yaml.write_text(yaml.read_text() + "names: [cat, fox]\n")
+    with pytest.raises(UserError, match="leave `names` out"):
+        open_set(yaml)
+
+
+def test_image_of_another_size_is_named_by_its_path(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], write_image: Callable[..., Path]
+) -> None:
+    """Splits often have images of one name."""
+    root = make_coco([_note(), _note(11)])
+    write_image(root / "images" / "3.jpg", 30, 60)
+    assert [finding.file for finding in open_set(root).report.of("note")] == ["images/3.jpg"]
+
+
 def test_several_files_for_a_split_are_not_guessed(
     make_coco: Callable[..., Path], open_set: Callable[..., DataSet], tmp_path: Path
 ) -> None:

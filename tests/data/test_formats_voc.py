@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree
 
 import pytest
 
@@ -112,6 +113,27 @@ def test_other_size_and_absent_image_are_named(
     assert opened.report.counts == {"absent": 1, "size": 1}
     assert opened.report.num_boxes == 20
     assert str(opened.report.findings[0]).startswith("ImageSets/Main/train.txt:21: the image gone is not in")
+
+
+def test_annotations_are_parsed_for_their_names_once(
+    make_voc: Callable[..., Path],
+    voc_object: Callable[..., str],
+    open_set: Callable[..., DataSet],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many splits there are; they all have the names of all of them."""
+    parsed: list[str] = []
+    own = ElementTree.parse
+
+    def parse(path: str) -> object:
+        parsed.append(path)
+        return own(path)
+
+    monkeypatch.setattr(ElementTree, "parse", parse)
+    objects = {"a": voc_object("dog"), "b": voc_object("cat"), "c": voc_object("ant"), "d": ""}
+    root = make_voc(objects, {"train": ["a", "d"], "val": ["b"], "test": ["c"]})
+    assert open_set(root, splits=("train", "val", "test")).names == ("ant", "cat", "dog")
+    assert len(parsed) == len(set(parsed)) == 4
 
 
 def test_set_without_objects_is_refused(make_voc: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:

@@ -95,6 +95,16 @@ def test_cut_off_files_are_seen(tmp_path_factory: pytest.TempPathFactory, suffix
         read_header(path)
 
 
+def test_cut_behind_a_long_header_is_a_cut(tmp_path: Path) -> None:
+    """Also within the beginning of the scan, whose length then leads out of the file."""
+    content = _encoded(_picture("RGB", 50, 70), "jpg", icc_profile=b"x" * 9000)
+    scan = content.rindex(b"\xff\xda")
+    for length in range(scan + 4, scan + 14):
+        (tmp_path / "a.jpg").write_bytes(content[:length])
+        with pytest.raises(BadImage, match="is cut off"):
+            read_header(tmp_path / "a.jpg")
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data(), suffix=st.sampled_from(sorted(_FORMATS)))
 def test_damaged_bytes_raise_nothing_else(

@@ -58,7 +58,8 @@ class _File:
         self.head = os.read(descriptor, _HEAD_BYTES)
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset`; fewer where the file ends before."""
+        """Return `length` bytes from `offset`; fewer where the file ends before, none where `length` is negative."""
+        length = max(length, 0)
         if offset + length <= len(self.head):
             return self.head[offset : offset + length]
         return os.pread(self._descriptor, length, offset)

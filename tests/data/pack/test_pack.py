@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import io
+import json
+import math
 import os
 import shutil
 import struct
@@ -449,6 +451,35 @@ def test_tables_that_do_not_fit_each_other_are_refused(data: dict[str, Index], t
     _rewrite(tmp_path / "other.pack", content, header, _replaced(directory, names=("cat",)))
     with pytest.raises(UserError, match="column labels"):
         Pack.open(tmp_path / "other.pack").index("train")
+
+
+@pytest.mark.parametrize("shape", [(-1, -4), (2**32, 2**32), (0, -1), (2**70,)])
+def test_shapes_that_no_array_has_are_refused(data: dict[str, Index], tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Products that come out right by their signs, or because 64 bits do not hold them."""
+    _pack(data, tmp_path / "set.pack")
+    content = (tmp_path / "set.pack").read_bytes()
+    header = Header.decode(content)
+    directory = Directory.decode(content[header.directory_start :])
+    table = directory.splits["train"]
+    place = table.columns["boxes"]
+    size = max(math.prod(shape), 0) % 2**64 * 8 % 2**64
+    checksum = zlib.crc32(content[place.start : place.start + size])
+    columns = dict(table.columns) | {"boxes": _replaced(place, shape=shape, checksum=checksum)}
+    splits = dict(directory.splits) | {"train": _replaced(table, columns=columns)}
+    _rewrite(tmp_path / "other.pack", content, header, _replaced(directory, splits=splits))
+    with pytest.raises(UserError, match="has a damaged"):
+        Pack.open(tmp_path / "other.pack").index("train")
+
+
+@pytest.mark.parametrize("content", [b'{"imgsz": Infinity}', b"[" * 200_000, b"{}", b"[]", b'"'])
+def test_directories_that_are_none_are_damaged(data: dict[str, Index], tmp_path: Path, content: bytes) -> None:
+    _pack(data, tmp_path / "set.pack")
+    plain = (tmp_path / "set.pack").read_bytes()
+    found = json.loads(plain[Header.decode(plain).directory_start :])
+    if content.startswith(b'{"imgsz"'):
+        content = json.dumps(found | {"imgsz": float("inf")}).encode()
+    with pytest.raises(TornPackError, match="damaged directory"):
+        Directory.decode(content)
 
 
 @pytest.mark.parametrize(("column", "value"), [("starts", 2**63), ("starts", 0), ("lengths", 2**63)])

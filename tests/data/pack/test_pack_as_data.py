@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Literal
 
 import cv2
@@ -162,6 +163,30 @@ def test_the_check_reads_every_image(data: Path, tmp_path: Path, capsys: pytest.
     report = check_data(DataConfig(data=str(path)))
     assert report.report.counts == {"image": 1}
     assert "01.jpg is damaged in the pack" in report.format_text().replace("01.jpg:", "01.jpg")
+
+
+def test_the_check_names_what_is_damaged_in_order(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the number of threads, and across their shares of the images."""
+    path = tmp_path / "set.pack"
+    main(["data", "pack", str(data), str(path)])
+    monkeypatch.setattr("paceline.data.chunks.CHUNK", 2)
+    for entry in (9, 1, 4):
+        _damage(path, entry)
+    report = check_data(DataConfig(data=str(path))).report
+    assert [finding.file[-6:] for finding in report.findings] == ["01.jpg", "04.jpg", "09.jpg"]
+    assert report.counts == {"image": 3}
+
+
+def test_a_pack_that_is_cut_off_stops_the_epoch_with_one_sentence(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "set.pack"
+    main(["data", "pack", str(data), str(path)])
+    index = open_data_set(DataConfig(data=str(path)), seed=0).train
+    assert index is not None
+    with TrainLoader(index, DataConfig(imgsz=64, batch=4, cache="none"), AugmentConfig(), 0) as loader:
+        os.truncate(path, 4096)
+        with pytest.raises(UserError, match="cut off or written over while it was in use"):
+            list(loader.epoch(0, mosaic=False))
+        assert loader.stats()["broken"] == 0
 
 
 def test_images_in_two_splits_are_found(data: Path, tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ from paceline.data.stamps import stamp, walk
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -119,8 +119,9 @@ class CocoSource:
         return tuple(self.parts)
 
     def identity(self) -> tuple[str, ...]:
-        """Return the folder of each split, since a yaml may change it."""
-        return tuple(f"{split}:{part.annotations.name}:{part.images.name}" for split, part in self.parts.items())
+        """Return the folder of each split, since a yaml may change it, and the names that it gives besides."""
+        parts = (f"{split}:{part.annotations.name}:{part.images.name}" for split, part in self.parts.items())
+        return (*parts, *(f"name:{name}" for name in self.names or ()))
 
     def list_files(self, split: str) -> Listing:
         """Stamp all annotation files (their categories belong together) and the split's images."""
@@ -142,8 +143,8 @@ class CocoSource:
         paths, listed, absent, outside = find_images(coco, str(part.images), listing, name)
         images, headers_report = scan_headers(paths, self.root)
         kept = listed[images.kept]
-        _compare_sizes(coco, kept, images, collector)
         names = [shown(paths[row], root) for row in images.kept]
+        _compare_sizes(coco, kept, images, names, collector)
         rows = _rows(coco, kept, np.array(list(categories), np.int64), name, collector)
         rows = clean(rows, images.sizes, len(categories), lambda _: name, collector)
         bare = np.flatnonzero(~np.isin(coco.image_ids[kept], coco.image_of))
@@ -270,8 +271,10 @@ def _images_of(file: Path) -> Path:
     return next(place for place in places if place.is_dir())
 
 
-def _compare_sizes(coco: CocoFile, kept: NDArray[np.int64], images: Images, collector: FindingCollector) -> None:
-    """Note images whose size is not what the file says."""
+def _compare_sizes(
+    coco: CocoFile, kept: NDArray[np.int64], images: Images, names: Sequence[str], collector: FindingCollector
+) -> None:
+    """Note images, which `names` are given to, whose size is not what the file says."""
     claimed = coco.sizes[kept]
     for row in np.flatnonzero(claimed.all(axis=1) & (claimed != images.sizes).any(axis=1)):
         (height, width), (own_height, own_width) = claimed[row], images.sizes[row]
@@ -279,7 +282,7 @@ def _compare_sizes(coco: CocoFile, kept: NDArray[np.int64], images: Images, coll
             f"has {own_width} x {own_height} px, but the annotations were made for {width} x {height}; "
             "check that its boxes fit"
         )
-        collector.add("size", coco.file_names[kept[row]], 0, message)
+        collector.add("size", names[int(row)], 0, message)
 
 
 def _rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -44,6 +44,8 @@ class VocSource:
     """Split -> list of its images; an undivided set has none."""
     class_file: Path | None
     """List of the class names, one per line; without it they come from the annotations, sorted."""
+    _known: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False)
+    """Annotations -> the class names in them, which took a look at all."""
 
     format = "Pascal VOC"
 
@@ -143,12 +145,14 @@ class VocSource:
             if not names:
                 raise UserError(f"{self.class_file} is empty; write one class name per line, or remove the file.")
             return names
-        found: set[str] = set().union(*map_chunks(_class_names, annotations))
-        if not found:
+        key = tuple(annotations)
+        if key not in self._known:  # the same for all splits
+            self._known[key] = tuple(sorted(set[str]().union(*map_chunks(_class_names, annotations))))
+        if not self._known[key]:
             raise UserError(
                 f"No annotation in {self.annotations} names an object; put the .xml files with boxes there."
             )
-        return tuple(sorted(found))
+        return self._known[key]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,8 +103,10 @@ class YoloSource:
                         labels[text] = mark
                     else:
                         without[os.path.dirname(text)] = None
+                capitals: Stamps = {}
                 for folder in without:
-                    labels = _stamp_capitals(folder) | labels  # where there is a.txt too, that counts
+                    capitals |= _stamp_capitals(folder)
+                labels = capitals | labels  # where there is a.txt too, that counts
         by_stem = {label[: label.rfind(".")]: label for label in labels}  # each ends in .txt
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}

@@ -19,6 +19,7 @@ always tell that it is one. New columns may come without a new version: readers 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -128,13 +129,18 @@ class Column:
     @property
     def num_bytes(self) -> int:
         """Bytes that it takes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def view(self, tables: memoryview, tables_start: int) -> NDArray[Any]:
         """Return the column as an array over `tables`; raises TornPackError where its checksum is another."""
         first = self.start - tables_start
         content = tables[first : first + self.num_bytes]
-        if first < 0 or len(content) != self.num_bytes or zlib.crc32(content) != self.checksum:
+        if (
+            first < 0
+            or min(self.shape, default=0) < 0
+            or len(content) != self.num_bytes
+            or zlib.crc32(content) != self.checksum
+        ):
             raise TornPackError("has a damaged table")
         return np.frombuffer(content, self.dtype).reshape(self.shape)
 
@@ -191,7 +197,7 @@ class Directory:
                     for name, split in found["splits"].items()
                 },
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise TornPackError("has a damaged directory") from error
 
 

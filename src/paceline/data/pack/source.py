@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paceline.data.chunks import map_chunks
 from paceline.data.findings import FindingCollector, ScanReport
 from paceline.data.headers import BadImage
 from paceline.data.pack.store import store_of
@@ -13,6 +14,8 @@ from paceline.data.scan import Listing, Scan
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from paceline.data.pack.reader import Pack
 
 
@@ -74,12 +77,17 @@ class PackSource:
             )
 
     def verify(self, split: str) -> ScanReport:
-        """Read every image of a split and compare its checksum; damaged ones are findings."""
-        index, collector = self.pack.index(split), FindingCollector()
+        """Read every image of a split, in threads, and compare its checksum; damaged ones are findings."""
+        index = self.pack.index(split)
         store = store_of(index)
-        for row in range(len(index)):
-            try:
-                store.read(row)
-            except BadImage as error:
-                collector.add("image", index.paths[row], 0, str(error))
-        return ScanReport(counts=dict(collector.counts), findings=tuple(collector.findings))
+
+        def work(rows: Sequence[int]) -> ScanReport:
+            collector = FindingCollector()
+            for row in rows:
+                try:
+                    store.read(row)
+                except BadImage as error:
+                    collector.add("image", index.paths[row], 0, str(error))
+            return ScanReport(counts=dict(collector.counts), findings=tuple(collector.findings))
+
+        return ScanReport.join(map_chunks(work, range(len(index))))
