@@ -1,11 +1,23 @@
-"""Triton kernels: whether a device can run them, which is asked once and said where it cannot."""
+"""Triton kernels: whether a device can run them, which is asked once and said where it cannot; how they are started.
+
+A kernel is compiled when it is launched first, for each type and constant anew: one after the other a minute for a
+network on a machine that has not seen it. Within `compiled_ahead` what a step would launch is compiled in threads: on
+the `meta` device, where tensors have shapes and types and no numbers, a step names all its kernels in a second.
+"""
 
 from __future__ import annotations
 
 import functools
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 log = logging.getLogger("paceline")
 
@@ -13,8 +25,43 @@ LEAST_CAPABILITY = (8, 0)
 """Older GPUs have no bfloat16, and nobody has tried the kernels on them."""
 
 
+_is_ahead: ContextVar[bool] = ContextVar("_is_ahead", default=False)
+"""Whether kernels are compiled in place of being launched."""
+
+
+@contextmanager
+def compiled_ahead(threads: int) -> Iterator[None]:
+    """Compile what is launched on tensors of the `meta` device meanwhile; all is compiled at the end.
+
+    Needs a CUDA device that kernels run on, and is for one thread. Raises what the compiler raises.
+    """
+    from triton import AsyncCompileMode
+
+    token = _is_ahead.set(True)
+    try:
+        with ThreadPoolExecutor(threads) as pool, AsyncCompileMode(pool):
+            yield
+    finally:
+        _is_ahead.reset(token)
+
+
+def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+    """Launch a kernel on the current stream; within `compiled_ahead`, compile it."""
+    if _is_ahead.get():
+        kernel.warmup(*arguments, grid=grid, **options)
+    else:
+        kernel[grid](*arguments, **options)
+
+
+def on_gpu(values: torch.Tensor) -> bool:
+    """Whether kernels may work on a tensor: on a GPU, or on the `meta` device within `compiled_ahead`."""
+    return values.is_cuda or (values.is_meta and _is_ahead.get())
+
+
 def usable(device: torch.device) -> bool:
     """Whether kernels run on a device; where a CUDA device cannot, the reason is in the log, once per process."""
+    if device.type == "meta":
+        return _is_ahead.get()
     if device.type != "cuda":
         return False
     return _works_on(torch.cuda.current_device() if device.index is None else device.index)
@@ -23,7 +70,7 @@ def usable(device: torch.device) -> bool:
 def takes_map(values: torch.Tensor) -> bool:
     """Whether kernels take a BCHW map in the step at hand: on such a device, channels-last, of a type of theirs."""
     return (
-        values.is_cuda
+        on_gpu(values)
         and not torch.compiler.is_compiling()
         and values.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and values.numel() > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,8 @@ class DetectionLoss:
         raw, logits = predictions
         assert raw.shape[-1] == 4 * self.reg_max, raw.shape
         assert logits.shape[-1] == self.num_classes, logits.shape
-        with torch.autocast(raw.device.type, enabled=False):
+        kind = raw.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             if self._suits_kernels(raw, logits):
                 return self._sums_by_kernels(raw.contiguous(), logits.contiguous(), batch)
             dtype = torch.promote_types(raw.dtype, torch.float32)

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.losses.assign_kernels import _claim, _contest, _search, _target
 from paceline.losses.sum_kernels import _box_gradient, _class_gradient, _sum_boxes, _sum_classes
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -80,7 +81,9 @@ def assign(
         for start in range(0, num_images, step):
             part = slice(start, start + step)
             images = min(step, num_images - start)
-            _search[_blocks(num_points, _POINTS), images](
+            start_kernel(
+                _search,
+                (_blocks(num_points, _POINTS), images),
                 raw[part],
                 logits[part],
                 points,
@@ -102,7 +105,9 @@ def assign(
                 bins=raw.shape[-1] // 4,
                 block=_POINTS,
             )
-            _claim[num_boxes, images](
+            start_kernel(
+                _claim,
+                (num_boxes, images),
                 alignment,
                 valid[part],
                 picked[part],
@@ -113,7 +118,9 @@ def assign(
                 topk=topk,
                 block=_SCANNED,
             )
-        _contest[_blocks(num_slots, _SLOTS), num_images](
+        start_kernel(
+            _contest,
+            (_blocks(num_slots, _SLOTS), num_images),
             logits,
             boxes,
             labels,
@@ -134,7 +141,9 @@ def assign(
             every=every,
             block=_SLOTS,
         )
-        _target[_blocks(num_slots, _SLOTS), num_images](
+        start_kernel(
+            _target,
+            (_blocks(num_slots, _SLOTS), num_images),
             labels,
             picked,
             slot_alignment,
@@ -184,7 +193,9 @@ class _Sums(torch.autograd.Function):
         num_rows, num_blocks = _blocks(num_slots, _ROWS), _blocks(logits.numel(), _LOGITS)
         of_rows, of_blocks = weight.new_empty(num_images * num_rows, 3), weight.new_empty(num_blocks)
         with _current(raw):
-            _sum_boxes[num_rows, num_images](
+            start_kernel(
+                _sum_boxes,
+                (num_rows, num_images),
                 raw,
                 *given[:7],
                 of_rows,
@@ -194,8 +205,15 @@ class _Sums(torch.autograd.Function):
                 bins=raw.shape[-1] // 4,
                 block=_ROWS,
             )
-            _sum_classes[num_blocks,](
-                logits, *classes, of_blocks, logits.numel(), num_classes=logits.shape[-1], block=_LOGITS
+            start_kernel(
+                _sum_classes,
+                (num_blocks,),
+                logits,
+                *classes,
+                of_blocks,
+                logits.numel(),
+                num_classes=logits.shape[-1],
+                block=_LOGITS,
             )
         box, focal, normaliser = of_rows.sum(dim=0).unbind()
         ctx.mark_non_differentiable(normaliser)
@@ -211,7 +229,9 @@ class _Sums(torch.autograd.Function):
         num_images, num_slots = slot_point.shape
         of_raw, of_logits = torch.zeros_like(raw), torch.empty_like(logits)
         with _current(raw):
-            _box_gradient[_blocks(num_slots, _ROWS), num_images](
+            start_kernel(
+                _box_gradient,
+                (_blocks(num_slots, _ROWS), num_images),
                 raw,
                 *given[:7],
                 of_box,
@@ -223,7 +243,9 @@ class _Sums(torch.autograd.Function):
                 bins=raw.shape[-1] // 4,
                 block=_ROWS,
             )
-            _class_gradient[_blocks(logits.numel(), _LOGITS),](
+            start_kernel(
+                _class_gradient,
+                (_blocks(logits.numel(), _LOGITS),),
                 logits,
                 *classes,
                 of_classes,

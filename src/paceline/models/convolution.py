@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from paceline.triton_kernels import takes_map, usable
+from paceline.triton_kernels import on_gpu, takes_map, usable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,7 +23,8 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """BCHW to BNHW, in training on a GPU in half precision maybe by kernels of our own."""
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype
+        is_cast = torch.is_autocast_enabled("cuda") and x.dtype is not torch.float64  # which autocast leaves alone
+        dtype = torch.get_autocast_dtype("cuda") if is_cast else x.dtype
         if not self._has_kernels(x, dtype):
             return super().forward(x)
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton
@@ -37,7 +38,7 @@ class Convolution(nn.Conv2d):
     def _has_kernels(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether there are kernels for such a convolution of such values."""
         return (
-            x.is_cuda
+            on_gpu(x)
             and self.kernel_size == (3, 3)
             and (self.groups == 1 or self._is_depthwise())
             and self.bias is None

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models.depthwise_kernels import _trace_back
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,7 +65,9 @@ def traced_back(of_y: Tensor, filters: Tensor, launch: Launch = LAUNCH) -> Tenso
     images, num_channels, height, width = of_y.shape
     of_x = torch.empty_like(of_y, memory_format=torch.channels_last)
     cut = _Cut.of(of_y, launch)
-    _trace_back[(images * cut.down * cut.across, cut.blocks)](
+    start_kernel(
+        _trace_back,
+        (images * cut.down * cut.across, cut.blocks),
         of_y,
         filters,
         of_x,

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.models.doubling_kernels import _double, _halve
 from paceline.models.pitch import by_eights
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +53,7 @@ class _Doubled(torch.autograd.Function):
         x, pitch = by_eights(x)
         doubled = x.new_empty((images, 2 * height, 2 * width, num_channels)).permute(0, 3, 1, 2)
         grid, sizes = _cut(num_cells, num_channels, tile)
-        _double[grid](x, doubled, num_cells, width, num_channels, pitch, **sizes)
+        start_kernel(_double, grid, x, doubled, num_cells, width, num_channels, pitch, **sizes)
         return doubled
 
     @staticmethod
@@ -65,7 +66,7 @@ class _Doubled(torch.autograd.Function):
         of_doubled, pitch = by_eights(of_doubled)
         of_x = of_doubled.new_empty((images, height, width, num_channels)).permute(0, 3, 1, 2)
         grid, sizes = _cut(num_cells, num_channels, ctx.tile)
-        _halve[grid](of_doubled, of_x, num_cells, width, num_channels, pitch, **sizes)
+        start_kernel(_halve, grid, of_doubled, of_x, num_cells, width, num_channels, pitch, **sizes)
         return of_x, None, None
 
 

@@ -13,6 +13,7 @@ import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.bias_kernels import _settle, _sums
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +85,9 @@ def sums_over_cells(gradient: Tensor, *, launch: Launch = LAUNCH) -> tuple[Tenso
     num_parts = triton.cdiv(num_cells, part_cells)
     parts = gradient.new_empty((num_parts, num_channels), dtype=torch.float32)
     sums = gradient.new_empty((num_channels,), dtype=torch.float32)
-    _sums[(num_parts, blocks)](
+    start_kernel(
+        _sums,
+        (num_parts, blocks),
         gradient,
         compact,
         parts,
@@ -101,8 +104,16 @@ def sums_over_cells(gradient: Tensor, *, launch: Launch = LAUNCH) -> tuple[Tenso
         step=_VECTOR if all(apart % _VECTOR == 0 for apart in (num_channels, image_pitch, pitch)) else 1,
         num_warps=launch.warps,
     )
-    _settle[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
-        parts, sums, num_channels, num_parts, parts_room=_MOST_PARTS, channels=_SETTLED_CHANNELS, num_warps=4
+    start_kernel(
+        _settle,
+        (triton.cdiv(num_channels, _SETTLED_CHANNELS),),
+        parts,
+        sums,
+        num_channels,
+        num_parts,
+        parts_room=_MOST_PARTS,
+        channels=_SETTLED_CHANNELS,
+        num_warps=4,
     )
     return sums, compact
 

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _settle_weight, _weight_parts
 from paceline.models.pitch import pitch_of
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,8 +130,17 @@ def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -
     y = maps[0].new_empty((images, height, width, num_out))
     num_rows = images * height * width
     tile = tile or tile_of_map(num_out, num_in)
-    _convolve_joint[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),)](
-        *pieces.arguments, factors, y, num_rows, num_in, num_out, room=len(pieces.maps), **_constants(tile)
+    start_kernel(
+        _convolve_joint,
+        (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),),
+        *pieces.arguments,
+        factors,
+        y,
+        num_rows,
+        num_in,
+        num_out,
+        room=len(pieces.maps),
+        **_constants(tile),
     )
     return y.permute(0, 3, 1, 2)
 
@@ -144,7 +154,9 @@ def gradients_of_maps(
     num_out, num_in = factors.shape
     num_rows = of_y.numel() // num_out
     tile = tile or tile_of_map(num_in, num_out)
-    _piece_gradients[(triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_in, tile.columns),)](
+    start_kernel(
+        _piece_gradients,
+        (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_in, tile.columns),),
         of_y,
         pitch_of(of_y),
         factors,
@@ -169,7 +181,9 @@ def gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], til
     part_rows = triton.cdiv(triton.cdiv(num_rows, wanted), tile.depth) * tile.depth
     num_parts = triton.cdiv(num_rows, part_rows)
     parts = of_y.new_empty((num_parts, num_out, num_in), dtype=torch.float32)
-    _weight_parts[(num_parts * blocks,)](
+    start_kernel(
+        _weight_parts,
+        (num_parts * blocks,),
         of_y,
         pitch_of(of_y),
         *pieces.arguments,
@@ -183,7 +197,9 @@ def gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], til
     )
     found = torch.empty_like(weight)  # laid out as the weight is
     num_weights = num_out * num_in
-    _settle_weight[(triton.cdiv(num_weights, _SETTLED_WEIGHTS),)](
+    start_kernel(
+        _settle_weight,
+        (triton.cdiv(num_weights, _SETTLED_WEIGHTS),),
         parts,
         found,
         num_weights,

@@ -22,6 +22,7 @@ from paceline.models.norm_kernels import (
     _statistics,
 )
 from paceline.models.pitch import readable
+from paceline.triton_kernels import on_gpu, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -85,7 +86,7 @@ def _step(*pitches: int) -> int:
 
 def _has_ptx(values: Tensor) -> bool:
     """Whether NVIDIA's instructions may be named: not under Triton's interpreter, nor on another's GPU."""
-    return values.is_cuda and torch.version.hip is None
+    return on_gpu(values) and torch.version.hip is None
 
 
 class _NormedAndActivated(torch.autograd.Function):
@@ -116,7 +117,9 @@ class _NormedAndActivated(torch.autograd.Function):
         images, _, height, width = y.shape
         z = y.new_empty((pieces, images, height, width, num_channels // pieces))
         step, ptx = _step(num_channels), _has_ptx(y)
-        _statistics[(cut.parts, cut.blocks)](
+        start_kernel(
+            _statistics,
+            (cut.parts, cut.blocks),
             y,
             parts,
             num_rows,
@@ -128,7 +131,9 @@ class _NormedAndActivated(torch.autograd.Function):
             stages=of_sums.stages,
             num_warps=of_sums.warps,
         )
-        _settle_statistics[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
+        start_kernel(
+            _settle_statistics,
+            (triton.cdiv(num_channels, _SETTLED_CHANNELS),),
             parts,
             kept,
             *latest,
@@ -142,7 +147,9 @@ class _NormedAndActivated(torch.autograd.Function):
             num_warps=4,
         )
         added, pitch = (y, num_channels) if carried is None else readable(carried)
-        _apply[(triton.cdiv(num_rows, tiles.rows), tiles.blocks)](
+        start_kernel(
+            _apply,
+            (triton.cdiv(num_rows, tiles.rows), tiles.blocks),
             y,
             kept,
             weight,
@@ -182,7 +189,9 @@ class _NormedAndActivated(torch.autograd.Function):
         of_y = torch.empty_like(y, memory_format=torch.channels_last)
         ways = {"silu": ctx.silu, "pieces": ctx.pieces, "ptx": _has_ptx(y)}
         ways["step"] = _step(num_channels, first_pitch, second_pitch)
-        _gradient_sums[(cut.parts, cut.blocks)](
+        start_kernel(
+            _gradient_sums,
+            (cut.parts, cut.blocks),
             *of_z,
             y,
             kept,
@@ -198,7 +207,9 @@ class _NormedAndActivated(torch.autograd.Function):
             stages=of_sums.stages,
             num_warps=of_sums.warps,
         )
-        _settle_sums[(triton.cdiv(num_channels, _SETTLED_CHANNELS),)](
+        start_kernel(
+            _settle_sums,
+            (triton.cdiv(num_channels, _SETTLED_CHANNELS),),
             parts,
             of_affine,
             num_channels,
@@ -207,7 +218,9 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=_SETTLED_CHANNELS,
             num_warps=4,
         )
-        _apply_gradient[(triton.cdiv(num_rows, tiles.rows), tiles.blocks)](
+        start_kernel(
+            _apply_gradient,
+            (triton.cdiv(num_rows, tiles.rows), tiles.blocks),
             *of_z,
             y,
             kept,

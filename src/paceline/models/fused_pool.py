@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.models.pitch import by_eights
 from paceline.models.pool_kernels import _pool, _pool_gradient
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +72,9 @@ class _Pyramid(torch.autograd.Function):
         places = x.new_empty((pools, images, height, width, num_channels), dtype=torch.uint8)
         channels = _width_of_tiles(num_channels)
         for number in range(pools):
-            _pool[tile.grid(x.shape, channels)](
+            start_kernel(
+                _pool,
+                tile.grid(x.shape, channels),
                 before,
                 pieces[0],
                 pieces[number + 1],
@@ -107,7 +110,9 @@ class _Pyramid(torch.autograd.Function):
         channels = _width_of_tiles(num_channels)
         for place, beside in zip(reversed(places), reversed(others), strict=True):
             of_x = torch.empty_like(beside, memory_format=torch.channels_last)
-            _pool_gradient[tile.grid(beside.shape, channels)](
+            start_kernel(
+                _pool_gradient,
+                tile.grid(beside.shape, channels),
                 of_pooled,
                 beside,
                 place,

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.models.pitch import readable
 from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,9 +102,13 @@ def forwarded(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch
     out_size, num_filters = _out_size(x, stride), len(weight)
     cut = _Cut.of(images, out_size, num_filters, launch)
     bands = x.new_empty((cut.blocks, 3, NUMBERS, OUTPUTS * cut.filters), dtype=dtype)
-    _spread[(cut.blocks * 3,)](weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4)
+    start_kernel(
+        _spread, (cut.blocks * 3,), weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4
+    )
     y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
-    _convolve[(cut.parts * cut.blocks,)](
+    start_kernel(
+        _convolve,
+        (cut.parts * cut.blocks,),
         x,
         bands,
         y,
@@ -132,7 +137,9 @@ def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch
     out_size, num_filters, num_weights = _out_size(x, stride), layout.shape[0], layout.shape.numel()
     cut = _Cut.of(images, out_size, num_filters, launch)
     parts = x.new_empty((cut.parts * OUTPUTS, num_weights), dtype=torch.float32)
-    _multiply[(cut.parts * cut.blocks,)](
+    start_kernel(
+        _multiply,
+        (cut.parts * cut.blocks,),
         x,
         of_y,
         parts,
@@ -154,7 +161,9 @@ def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch
         num_warps=launch.warps,
     )
     of_weight = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=x.device)
-    _settle[(triton.cdiv(num_weights, SETTLED_WEIGHTS),)](
+    start_kernel(
+        _settle,
+        (triton.cdiv(num_weights, SETTLED_WEIGHTS),),
         parts,
         of_weight,
         len(parts),

@@ -44,8 +44,8 @@ def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.
     if not (usable(device) and _is_product(convolution) and all(_lies_well(piece) for piece in pieces)):
         return None
     kinds = {values.dtype for values in (convolution.weight, *pieces)}
-    if torch.is_autocast_enabled(device.type):
-        kinds = {torch.get_autocast_dtype(device.type)}
+    if torch.is_autocast_enabled("cuda"):
+        kinds = {torch.get_autocast_dtype("cuda")}
     return kinds.pop() if len(kinds) == 1 and kinds <= TYPES else None
 
 

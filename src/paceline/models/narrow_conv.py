@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _settle_weights, _weight_gradient
+from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,9 @@ def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
     down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
-    _convolve_narrow[(images * down * across,)](
+    start_kernel(
+        _convolve_narrow,
+        (images * down * across,),
         x,
         weight,
         y,
@@ -81,7 +84,9 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: La
     height, width = size
     of_x = of_y.new_empty((images, height, width, channels))
     down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
-    _map_gradient[(images * down * across,)](
+    start_kernel(
+        _map_gradient,
+        (images * down * across,),
         of_y,
         weight,
         of_x,
@@ -110,7 +115,9 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
     tiles = images * down * across
     part_tiles = triton.cdiv(tiles, launch.programs)
     parts = x.new_empty((triton.cdiv(tiles, part_tiles), out_channels, 3, 3, channels), dtype=torch.float32)
-    _weight_gradient[(len(parts),)](
+    start_kernel(
+        _weight_gradient,
+        (len(parts),),
         x,
         of_y,
         parts,
@@ -138,7 +145,9 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
 def settled(parts: Tensor) -> Tensor:
     """Add the parts of a sum, which lie one after the other; the same bits each time."""
     whole = torch.empty_like(parts[0])
-    _settle_weights[(triton.cdiv(whole.numel(), _SETTLED_WEIGHTS),)](
+    start_kernel(
+        _settle_weights,
+        (triton.cdiv(whole.numel(), _SETTLED_WEIGHTS),),
         parts,
         whole,
         whole.numel(),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.models.convolution import Convolution
-from paceline.triton_kernels import usable
+from paceline.triton_kernels import on_gpu, usable
 
 _TYPES = (torch.bfloat16, torch.float16)
 """That kernels are launched for: in float32 they would multiply without tensor cores."""
@@ -53,19 +53,18 @@ class StemConvolution(Convolution):
         )
 
     def _type_for(self, x: Tensor) -> torch.dtype | None:
-        """Return the type that torch would compute in; None where it would refuse, or keep out of autocast."""
+        """Return the type that torch would compute in on a GPU; None where it would refuse, or keep out of autocast."""
         types = {x.dtype, self.weight.dtype}
         if not types <= {torch.float32, torch.bfloat16, torch.float16}:
             return None
-        kind = x.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
+        if torch.is_autocast_enabled("cuda"):
+            return torch.get_autocast_dtype("cuda")
         return x.dtype if len(types) == 1 else None
 
     def _has_stem_kernels(self, x: Tensor) -> bool:
         """Whether kernels work where images and weight are: plain tensors of one CUDA device."""
         return (
-            x.is_cuda
+            on_gpu(x)
             and type(x) is Tensor
             and type(self.weight) in (Tensor, nn.Parameter)
             and self.weight.device == x.device

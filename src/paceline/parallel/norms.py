@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paceline.models.blocks import NormWithActivation
-from paceline.triton_kernels import usable
+from paceline.triton_kernels import on_gpu, usable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -116,7 +116,7 @@ class BatchNorm(NormWithActivation):
     def _has_kernels(self, x: Tensor) -> bool:
         """Whether kernels take such values: half or single precision, channels-last, more than one per channel."""
         return (
-            x.is_cuda
+            on_gpu(x)
             and self._ranks is None
             and not torch.compiler.is_compiling()
             and x.dtype in (torch.float32, torch.bfloat16, torch.float16)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paceline.ledger import Ledger
 from paceline.parallel.single import SingleEngine
+from paceline.training.ahead import compile_ahead
 from paceline.training.compiling import compiles_loss
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
@@ -39,6 +40,8 @@ def understudy(
     cast: Cast, precision: Precision, *, channels_last: bool = True, compiler: Compiler | None = None
 ) -> EagerStep:
     """Make the step of one process, on the device of the network; with a `compiler`, its nodes are compiled."""
+    if compiler is None and channels_last:
+        compile_ahead(cast.network, cast.criterion, precision.amp_dtype)
     network = laid_out(copy.deepcopy(cast.network), channels_last=channels_last).train()
     for module in freeze_nodes(network, cast.freeze):
         module.eval()

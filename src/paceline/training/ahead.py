@@ -1,0 +1,102 @@
+"""Ahead: the kernels of a step compiled before it is taken, in threads.
+
+A copy of the network without numbers takes a step on the `meta` device, which starts no kernel and names those that a
+real one would (`triton_kernels.compiled_ahead`). What is foreseen wrongly costs nothing but its compilation: a real
+step compiles what it does not find.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from paceline.batch import Batch
+from paceline.parallel.norms import BatchStatistics
+from paceline.triton_kernels import compiled_ahead, usable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from paceline.models.graph import DetectionModel
+    from paceline.parallel.engine import Criterion
+
+log = logging.getLogger("paceline")
+
+_SIDE, _IMAGES, _BOXES = 640, 2, 32
+"""Of the batch: no kernel is compiled for its size, but for what eight divides."""
+_TOLD_S = 5.0
+"""From which on it is worth a line of the log."""
+_done: set[tuple[str, int, torch.dtype]] = set()
+"""Networks by name, classes and type, whose kernels this process has compiled."""
+_HALF_BY_AUTOCAST = (F.conv2d, F.scaled_dot_product_attention, torch.matmul, F.linear)
+
+
+class _AsOnGpu(TorchFunctionMode):
+    """Does on the `meta` device what a GPU does there: autocast, and convolutions whose results are channels-last."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Call a function, on values of half precision where autocast would."""
+        if func in _HALF_BY_AUTOCAST:
+            args = tuple(self._cast(value) for value in args)
+            kwargs = {name: self._cast(value) for name, value in (kwargs or {}).items()}
+        result = func(*args, **(kwargs or {}))
+        return result.contiguous(memory_format=torch.channels_last) if func is F.conv2d else result
+
+    def _cast(self, value: Any) -> Any:
+        is_one = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(self._dtype) if is_one else value
+
+
+def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype | None) -> None:
+    """Compile the kernels of a step of this network on its GPU, once per process for each kind of network and type.
+
+    Does nothing on other devices, in single precision, and where Triton cannot compile in threads. It never fails: the
+    step itself would compile what is missing, and say what is wrong.
+    """
+    device = next(network.parameters()).device
+    if device.type != "cuda" or amp_dtype is None or not usable(device):
+        return
+    kind = (network.name, network.num_classes, amp_dtype)
+    if kind in _done:
+        return
+    _done.add(kind)
+    begin = time.perf_counter()
+    try:
+        with compiled_ahead(len(os.sched_getaffinity(0))):
+            imagined_step(network, criterion, amp_dtype)
+    except Exception as error:  # of Triton, or of a step that cannot be imagined
+        log.debug("Kernels were not compiled ahead: %s", error)
+        return
+    took = time.perf_counter() - begin
+    if took > _TOLD_S:
+        log.info("Kernels for %s were compiled in %.0f s; later runs on this machine find them.", network.name, took)
+
+
+def imagined_step(network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype) -> None:
+    """Take a step, forward and backward, of a copy of a network without numbers."""
+    imagined = copy.deepcopy(network).to("meta").to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    BatchStatistics(imagined)
+    batch = Batch(
+        images=torch.empty(_IMAGES, 3, _SIDE, _SIDE, dtype=amp_dtype).contiguous(memory_format=torch.channels_last),
+        boxes=torch.zeros(_IMAGES, _BOXES, 4),
+        labels=torch.zeros(_IMAGES, _BOXES, dtype=torch.int64),
+        valid=torch.zeros(_IMAGES, _BOXES, dtype=torch.bool),
+        samples=torch.zeros(_IMAGES, dtype=torch.int64),
+        original_hw=torch.zeros(_IMAGES, 2, dtype=torch.int64),
+    ).to("meta")
+    with torch.autocast("cuda", dtype=amp_dtype), _AsOnGpu(amp_dtype):
+        predictions = imagined(batch.images)
+    criterion(predictions, batch).total.backward()  # type: ignore[no-untyped-call]

@@ -1,0 +1,122 @@
+"""Kernels compiled before a step: what is named for compilation, once, and never a failure."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from paceline import triton_kernels
+from paceline.losses.config import LossConfig
+from paceline.losses.detection import DetectionLoss
+from paceline.models.registry import build_model
+from paceline.training import ahead
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from paceline.models.graph import DetectionModel
+
+KERNELS = {
+    *("_statistics", "_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"),
+    *("_spread", "_convolve", "_multiply", "_settle", "_sums"),
+    *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_settle_weights", "_trace_back"),
+    *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
+    *("_pool", "_pool_gradient", "_double", "_halve"),
+    *("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient"),
+}
+
+
+@pytest.fixture
+def named(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Any], dict[str, Any]]]:
+    """Collect what is named for compilation; nothing is compiled."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    found: list[tuple[str, list[Any], dict[str, Any]]] = []
+    monkeypatch.setattr(
+        jit.JITFunction,
+        "warmup",
+        lambda kernel, *given, grid, **options: found.append(
+            (kernel.fn.__name__, list(given), {"grid": grid} | options)
+        ),
+    )
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)  # as on a GPU
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    return found
+
+
+def network_of(name: str = "yolo11n") -> tuple[DetectionModel, DetectionLoss]:
+    torch.manual_seed(0)
+    return build_model(name, 3), DetectionLoss(LossConfig(), 3)
+
+
+def test_an_imagined_step_names_every_kernel_and_touches_nothing(
+    named: list[tuple[str, list[Any], dict[str, Any]]],
+) -> None:
+    network, criterion = network_of()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    with triton_kernels.compiled_ahead(1):
+        ahead.imagined_step(network, criterion, torch.bfloat16)
+    assert {name for name, _, _ in named} == KERNELS
+    tensors = [value for _, given, _ in named for value in given if isinstance(value, torch.Tensor)]
+    assert all(value.is_meta for value in tensors)
+    assert not {value.dtype for value in tensors} & {torch.float16, torch.float64}
+    assert all(options["num_warps"] > 0 for _, _, options in named)
+    assert sum(name == "_apply" for name, _, _ in named) == 81, "one for each norm"
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(value.grad is None for value in network.parameters())
+
+
+def test_the_imagined_map_and_weights_have_the_types_of_a_step_under_autocast(
+    named: list[tuple[str, list[Any], dict[str, Any]]],
+) -> None:
+    network, criterion = network_of()
+    with triton_kernels.compiled_ahead(1):
+        ahead.imagined_step(network, criterion, torch.float16)
+    y, kept, weight, bias = next(given for name, given, _ in named if name == "_apply")[:4]
+    assert (y.dtype, kept.dtype, weight.dtype, bias.dtype) == (torch.float16, *[torch.float32] * 3)
+    weight, bands = next(given for name, given, _ in named if name == "_spread")[:2]
+    assert (weight.dtype, bands.dtype) == (torch.float32, torch.float16)
+
+
+def test_meta_is_no_device_for_kernels_else() -> None:
+    assert not triton_kernels.usable(torch.device("meta"))
+    assert not triton_kernels.on_gpu(torch.empty(1, device="meta"))
+
+
+class Elsewhere:
+    """A network that says that it is on a GPU."""
+
+    name, num_classes = "imagined", 3
+
+    def parameters(self) -> Iterator[Any]:
+        yield type("Weight", (), {"device": torch.device("cuda", 0)})()
+
+
+def test_once_for_a_network_and_never_a_failure(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    steps: list[torch.dtype] = []
+
+    @contextmanager
+    def at_once(threads: int) -> Iterator[None]:
+        assert threads > 0
+        yield
+
+    def imagined(network: Any, criterion: Any, amp_dtype: torch.dtype) -> None:
+        steps.append(amp_dtype)
+        if amp_dtype is torch.float16:
+            raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(ahead, "usable", lambda device: True)
+    monkeypatch.setattr(ahead, "compiled_ahead", at_once)
+    monkeypatch.setattr(ahead, "imagined_step", imagined)
+    monkeypatch.setattr(ahead, "_done", set())
+    monkeypatch.setattr(ahead, "_TOLD_S", -1.0)
+    network: Any = Elsewhere()
+    with caplog.at_level("INFO", logger="paceline"):
+        for dtype in (torch.bfloat16, torch.bfloat16, None, torch.float16, torch.float16):
+            ahead.compile_ahead(network, None, dtype)  # type: ignore[arg-type]
+    assert steps == [torch.bfloat16, torch.float16]
+    assert [record.message for record in caplog.records if "Kernels for imagined were compiled" in record.message]
+    ahead.compile_ahead(*network_of(), torch.bfloat16)
+    assert len(steps) == 2, "not on a CPU"
