@@ -97,7 +97,12 @@ class SlabCache:
     """
 
     def __init__(
-        self, slab: Slab, others: RecentCache[NDArray[np.uint8]], *, what: str, stamp: Callable[[int], int] = lambda _: 0
+        self,
+        slab: Slab,
+        others: RecentCache[NDArray[np.uint8]],
+        *,
+        what: str,
+        stamp: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self.slab = slab
         self._others = others

@@ -132,10 +132,7 @@ class PlannedBatch:
         while True:
             sources = planned.transforms.sources[row].tolist()
             try:
-                return [
-                    get(source, renew=tile == 0) if source >= 0 else None
-                    for tile, source in enumerate(sources)
-                ]
+                return [get(source, renew=tile == 0) if source >= 0 else None for tile, source in enumerate(sources)]
             except BrokenImage as broken:
                 loader.take_out(broken)
                 rows = slice(row, row + 1)

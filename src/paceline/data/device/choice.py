@@ -30,7 +30,7 @@ Render = Literal["auto", "host", "device"]
 
 _MEASURED_BATCHES = 8
 _SHARE_FOR_WINDOW = 0.1
-"""Of the device's free memory, what `auto` takes for images that it decodes as they come: the network needs the rest."""
+"""Of the device's free memory, what `auto` takes for images that are decoded as they come: the network needs more."""
 
 
 def renderer_of(device: torch.device) -> Renderer:

@@ -43,8 +43,8 @@ def choose_codec(
     """Return what decodes images on a device, which `make` makes; None where the host does.
 
     Measured it is only where a share of the device's free memory holds `needed_bytes`, the whole set unless said
-    otherwise. The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on devices each
-    decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not possible.
+    otherwise. The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on
+    devices each decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not possible.
     """
     if decode == "host":
         return None

@@ -13,11 +13,11 @@ import numpy as np
 
 from paceline.data.cache import RecentCache
 from paceline.data.device.decode import planes_of
-from paceline.data.images import BrokenImage
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from paceline.data.images import BrokenImage
     from paceline.data.loader import TrainLoader
 
 

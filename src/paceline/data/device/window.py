@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from paceline.data.device.streamed import StreamedBatch
     from paceline.data.loader import TrainLoader
 
-_MORE_THAN_USUAL = 1.1
-"""Room for as many images of the usual size as are kept, and a tenth more: sizes vary, and gaps between them stay."""
+_DEVIATIONS, _FOR_GAPS = 3.0, 1.1
+"""Room for as many images as are kept, by how much their sizes vary, and a tenth more for the gaps between them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +72,8 @@ class DeviceWindow:
                 self.pixels = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"decode=device needs {num_bytes / 1e9:.1f} GB on {device} for the images that mosaics need again soon, "
-                "which has not as much left; choose decode=host."
+                f"decode=device needs {num_bytes / 1e9:.1f} GB on {device} for images that are needed again soon, which "
+                "has not as much left; choose decode=host."
             ) from error
         self._arena = Arena(num_bytes)
         self._places: dict[int, _Place] = {}
@@ -182,6 +182,6 @@ def window_bytes(loader: TrainLoader) -> int:
     num_bytes: NDArray[np.int64] = -(-3 * extents.prod(axis=1) // ALIGNMENT) * ALIGNMENT
     at_once = min(len(loader.rows) * num_tiles(loader.config), len(num_bytes))
     largest = int(np.partition(num_bytes, len(num_bytes) - at_once)[len(num_bytes) - at_once :].sum())
-    if loader.num_recent >= len(num_bytes):
-        return int(num_bytes.sum())
-    return max(largest, int(_MORE_THAN_USUAL * num_bytes.mean() * loader.num_recent))
+    count = loader.num_recent
+    usual = _FOR_GAPS * (count * num_bytes.mean() + _DEVIATIONS * count**0.5 * num_bytes.std())
+    return min(max(largest, int(usual)), int(num_bytes.sum()))
