@@ -44,7 +44,8 @@ def choose_codec(
 
     Measured it is only where a share of the device's free memory holds `needed_bytes`, the whole set unless said
     otherwise. The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on
-    devices each decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not possible.
+    devices each decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not
+    possible.
     """
     if decode == "host":
         return None

@@ -72,8 +72,8 @@ class DeviceWindow:
                 self.pixels = torch.empty(num_bytes, dtype=torch.uint8, device=device)
         except torch.OutOfMemoryError as error:
             raise UserError(
-                f"decode=device needs {num_bytes / 1e9:.1f} GB on {device} for images that are needed again soon, which "
-                "has not as much left; choose decode=host."
+                f"decode=device needs {num_bytes / 1e9:.1f} GB on {device} for images that are needed again soon, and "
+                "not as much is left there; choose decode=host."
             ) from error
         self._arena = Arena(num_bytes)
         self._places: dict[int, _Place] = {}
