@@ -88,9 +88,9 @@ class NvImageCodec:
 
     def _let_go(self, stream: torch.cuda.Stream, planes: int) -> None:
         """Give back the images of the call before the last one, once no work with them is left."""
-        passed, _ = self._worked_on.pop(planes, (None, None))
-        if passed is not None:
-            passed.synchronize()
+        if planes in self._worked_on:
+            self._worked_on[planes][0].synchronize()
+            del self._worked_on[planes]  # not before: while it waits, CUDA's pool gives the system what nobody has
         last = self._last.pop(planes, None)
         if last is not None:
             self._worked_on[planes] = (stream.record_event(), last)
