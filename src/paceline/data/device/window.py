@@ -92,10 +92,7 @@ class DeviceWindow:
         UserError when there are too many.
         """
         with self._lane.working():
-            while True:
-                broken = self.files.broken.keys() & batch.sources.keys() or self._bring(batch)
-                if not broken:
-                    break
+            while broken := self._bring(batch):
                 batch = batch.without(broken)
         batch.packed.move(self._starts[batch.numbers])
         return batch.packed
