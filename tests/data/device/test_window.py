@@ -185,14 +185,15 @@ def test_any_step_can_be_the_first(tmp_path: Path) -> None:
         require_same(last, whole[-2:])
 
 
+@pytest.mark.parametrize("partners", ["all", "window"])
 @pytest.mark.parametrize("how", ["gone", "cut off", "another size", "spoilt"])
 @pytest.mark.parametrize("name", ["small3.jpg", "plain.png", "grey.jpg"])
 def test_broken_images_are_replaced_as_on_the_host(
-    how: str, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    how: str, name: str, partners: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whoever notices: a thread that reads or decodes, or the decoder of a file that the codec gave back."""
     write_set(tmp_path)
-    loaders = [opened(tmp_path), opened(tmp_path)]
+    loaders = [opened(tmp_path, partners=partners) for _ in range(2)]
     path = tmp_path / "images" / name
     if how == "gone":
         path.unlink()

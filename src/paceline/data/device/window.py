@@ -94,6 +94,7 @@ class DeviceWindow:
         with self._lane.working():
             while broken := self._bring(batch):
                 batch = batch.without(broken)
+                assert not broken & batch.sources.keys(), "others have taken their place"
         batch.packed.move(self._starts[batch.numbers])
         return batch.packed
 
