@@ -119,3 +119,22 @@ def test_another_state_of_the_source_is_made_again(tmp_path: Path) -> None:
         assert cache.get(1, recording(made, state))[0, 0] == state
         slab.close()
     assert made == [1, 2]
+
+
+@pytest.mark.parametrize("kind", ["recent", "slab"])
+def test_what_is_kept_for_a_while_is_forgotten(kind: str) -> None:
+    """What is being made at that moment comes to whoever waits for it."""
+    recent: RecentCache[NDArray[np.uint8]] = RecentCache(5)
+    cache, made = recent if kind == "recent" else SlabCache(Slab(10, 0), recent, what="images"), list[int]()
+    for number in range(3):
+        cache.get(number, recording(made, number))
+    assert len(recent) == 3
+
+    def make_while_it_forgets() -> NDArray[np.uint8]:
+        cache.forget()
+        return image(7)
+
+    np.testing.assert_array_equal(cache.get(7, make_while_it_forgets), image(7))
+    assert len(recent) == 1
+    np.testing.assert_array_equal(cache.get(1, recording(made, 1)), image(1))
+    assert made == [0, 1, 2, 1]

@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import Future
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from paceline.data.slab import Slab
 
 log = logging.getLogger("paceline")
+
+T = TypeVar("T")
 
 
 class Cache(Protocol):
@@ -32,27 +34,29 @@ class Cache(Protocol):
         With `renew` the array counts as if it came now.
         """
 
+    def forget(self) -> None:
+        """Let go of what is kept for a while only."""
 
-class RecentCache:
-    """At most `capacity` arrays by number; the one that came first goes first, whoever looked at it since.
 
-    A thread that asks for an array that another one is making waits for it, whatever the capacity.
+class RecentCache(Generic[T]):
+    """At most `capacity` things by number, arrays mostly; the one that came first goes first, whoever looked at it.
+
+    A thread that asks for one that another thread is making waits for it, whatever the capacity.
     """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._arrays: dict[int, Future[NDArray[np.uint8]]] = {}
+        self._arrays: dict[int, Future[T]] = {}
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._arrays)
 
-    def look(self, number: int) -> NDArray[np.uint8] | None:
+    def look(self, number: int) -> None:
         """Nothing is there for good."""
-        return None
 
-    def get(self, number: int, make: Callable[[], NDArray[np.uint8]], *, renew: bool = False) -> NDArray[np.uint8]:
-        """Array `number`, made where it is not there; with `renew` it goes to the end of those that wait to go."""
+    def get(self, number: int, make: Callable[[], T], *, renew: bool = False) -> T:
+        """Thing `number`, made where it is not there; with `renew` it goes to the end of those that wait to go."""
         with self._lock:
             found = self._arrays.get(number)
             if found is None:
@@ -72,6 +76,11 @@ class RecentCache:
             self._evict()
         return mine.result()
 
+    def forget(self) -> None:
+        """Let go of all that is made."""
+        with self._lock:
+            self._arrays = {number: array for number, array in self._arrays.items() if not array.done()}
+
     def _evict(self) -> None:
         excess = len(self._arrays) - self.capacity
         if excess > 0:
@@ -88,7 +97,12 @@ class SlabCache:
     """
 
     def __init__(
-        self, slab: Slab, others: RecentCache, *, what: str, stamp: Callable[[int], int] = lambda _: 0
+        self,
+        slab: Slab,
+        others: RecentCache[NDArray[np.uint8]],
+        *,
+        what: str,
+        stamp: Callable[[int], int] = lambda _: 0,
     ) -> None:
         self.slab = slab
         self._others = others
@@ -103,6 +117,10 @@ class SlabCache:
         if found is not None:
             return found
         return self._others.get(number, partial(self._find_or_make, number, make), renew=renew)
+
+    def forget(self) -> None:
+        """Let go of the few that the slab has no room for."""
+        self._others.forget()
 
     def _find_or_make(self, number: int, make: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         stamp = self._stamp(number)

@@ -27,7 +27,7 @@ class DataConfig:
     render: Literal["auto", "host", "device"] = "auto"
     """Who draws the training pictures; `auto` times both on a GPU and says so, and is the host on a CPU."""
     decode: Literal["auto", "host", "device"] = "auto"
-    """Who decodes the set that `cache=device` keeps; `auto` times both on a GPU with the extra `gpu-decode`."""
+    """Who decodes what a GPU draws from, unless the host keeps it decoded; `auto` times both, given `gpu-decode`."""
     fraction: float = 1.0
     """Share of the training images to use."""
     single_cls: bool = False

@@ -151,6 +151,15 @@ class Images:
             planes=table["planes"].astype(np.int32),
         )
 
+    @property
+    def keeps_decoded(self) -> bool:
+        """Whether decoded images are kept for good, in memory or on disk, so that few are decoded twice."""
+        return self.shelf.tier in ("ram", "disk")
+
+    def forget(self) -> None:
+        """Let go of decoded images that are kept for a while only, where somebody else makes them from now on."""
+        self._cache.forget()
+
     def close(self) -> None:
         """Let go of what is shared with other processes; pixels that somebody holds stay."""
         self.shelf.close()

@@ -29,6 +29,7 @@ from paceline.letterbox import Letterbox
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
+    from concurrent.futures import Executor
 
     from numpy.typing import NDArray
 
@@ -101,13 +102,15 @@ class _Loader:
         self.num_threads = num_threads(workers)
         self.faults = Faults(index)
         self.counters = Counters()
+        self.num_recent = min(num_recent, len(index))
+        """Images that are needed again soon, and so stay for a while where not all are kept."""
         self.images = Images(
             index,
             store or store_of(index),
             reductions,
             self.counters,
             cache=cache,
-            num_recent=min(num_recent, len(index)),
+            num_recent=self.num_recent,
             num_threads=self.num_threads,
             world=world,
             what=what,
@@ -134,6 +137,11 @@ class _Loader:
             shape = (len(self.rows), height, width, 3)
             others[height, width] = Buffers(shape, num_kept=PREFETCHED_BATCHES + 2, pinned=self._pinned)
         return others[height, width].take()
+
+    @property
+    def pool(self) -> Executor:
+        """The threads that make the batches, for what somebody else has to be done beside them."""
+        return self._prefetcher.pool
 
     @property
     def num_parts(self) -> int:

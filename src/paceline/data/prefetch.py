@@ -90,7 +90,7 @@ class Prefetcher:
         self.num_threads = num_threads
         self.depth = depth
         self._open: list[deque[_Job[Any]]] = []
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="paceline-data")
+        self.pool = ThreadPoolExecutor(num_threads, thread_name_prefix="paceline-data")
 
     def stream(self, works: Iterable[Work[T]]) -> Generator[T, None, None]:
         """Deliver the results of `works` in order; an exception of a thread is raised here.
@@ -120,12 +120,12 @@ class Prefetcher:
 
     def close(self) -> None:
         """Stop all threads, and wait until they have: at most as long as one image takes."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.pool.shutdown(wait=True, cancel_futures=True)
         for jobs in self._open:
             for job in jobs:
                 job.stop()
 
     def _start(self, work: Work[T]) -> _Job[T]:
         job = _Job(work)
-        job.start(self._pool)
+        job.start(self.pool)
         return job

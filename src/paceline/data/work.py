@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -24,12 +24,22 @@ if TYPE_CHECKING:
     from paceline.data.augment import Transforms
     from paceline.data.loader import EvalLoader, TrainLoader
 
+T = TypeVar("T")
+Image_co = TypeVar("Image_co", covariant=True)
+
 _PLANNED_PICTURES = 64
 
 Changed: TypeAlias = "dict[int, tuple[NDArray[np.float64], NDArray[np.int32]]]"
 """Boxes and labels of pictures that the user's function has changed, by their place in the batch."""
 Targets: TypeAlias = dict[str, np.ndarray[Any, np.dtype[Any]]]
 """What a `Batch` holds but for the images, by name."""
+
+
+class Get(Protocol[Image_co]):
+    """Finds an image by number, as pixels or in another form; `Images.get`, say."""
+
+    def __call__(self, number: int, /, *, renew: bool) -> Image_co:
+        """Return it; `renew` where its turn in the order has come. Raises BrokenImage."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -116,16 +126,13 @@ class PlannedBatch:
         """Row of the plan of a picture of the batch."""
         return self._start + place
 
-    def fetch(self, place: int) -> list[NDArray[np.uint8] | None]:
-        """Images of a picture's tiles, with others in the place of images that turn out to be broken."""
+    def fetch(self, place: int, get: Get[T]) -> list[T | None]:
+        """Images of a picture's tiles by `get`, with others in the place of images that turn out to be broken."""
         loader, planned, row = self._loader, self._planned, self._start + place
         while True:
             sources = planned.transforms.sources[row].tolist()
             try:
-                return [
-                    loader.images.get(source, renew=tile == 0) if source >= 0 else None
-                    for tile, source in enumerate(sources)
-                ]
+                return [get(source, renew=tile == 0) if source >= 0 else None for tile, source in enumerate(sources)]
             except BrokenImage as broken:
                 loader.take_out(broken)
                 rows = slice(row, row + 1)
@@ -185,7 +192,7 @@ class TrainWork:
         fetched_s = 0.0
         for place in range(part, len(self._buffer), self._num_parts):
             before = time.perf_counter()
-            images = planned.fetch(place)
+            images = planned.fetch(place, loader.images.get)
             fetched_s += time.perf_counter() - before
             num_images += len(images)
             row, picture = planned.row(place), self._buffer[place]

@@ -1,4 +1,4 @@
-"""Image files of every kind that a decoder meets, and the sets that are made of them."""
+"""Image files of every kind that a decoder meets, the sets that are made of them, and a codec for tests."""
 
 from __future__ import annotations
 
@@ -7,12 +7,37 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
+from paceline.data.decode import decode_compact
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from paceline.data.device.resident import DeviceImages
+
+
+class FakeCodec:
+    """The host's decoder in a codec's clothes; `spoil` may change what comes out, by the place among all files."""
+
+    def __init__(self, spoil: Callable[[int, Tensor], Tensor | None] = lambda _, pixels: pixels) -> None:
+        self.calls: list[tuple[int, int]] = []
+        self._spoil = spoil
+        self._count = 0
+
+    def decode(self, encoded: Sequence[bytes], planes: int) -> list[Tensor | None]:
+        self.calls.append((len(encoded), planes))
+        out = []
+        for file in encoded:
+            pixels = torch.from_numpy(decode_compact(file))
+            assert pixels.ndim == (3 if planes == 3 else 2)
+            out.append(self._spoil(self._count, pixels))
+            self._count += 1
+        return out
 
 
 def jpeg(picture: Image.Image, orientation: int = 1, **options: Any) -> bytes:
@@ -53,6 +78,19 @@ def write_set(folder: Path) -> None:
     for name, content in files().items():
         (folder / "images" / name).write_bytes(content)
         (folder / "labels" / name).with_suffix(".txt").write_text("0 0.5 0.5 0.25 0.5\n")
+    (folder / "data.yaml").write_text("train: images\nval: images\nnames: [thing]\n")
+
+
+def write_many(folder: Path, count: int) -> None:
+    """Write a YOLO data set of many small JPEG files of different sizes, each with one box."""
+    rng = np.random.default_rng(0)
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    for number, (height, width) in enumerate(rng.integers(16, 60, (count, 2)).tolist()):
+        colours = rng.integers(0, 255, (1, 2, 3), dtype=np.uint8)
+        picture = cv2.resize(colours, (width, height), interpolation=cv2.INTER_LINEAR)
+        cv2.imwrite(str(folder / "images" / f"{number:05d}.jpg"), picture)
+        (folder / "labels" / f"{number:05d}.txt").write_text("0 0.5 0.5 0.25 0.5\n")
     (folder / "data.yaml").write_text("train: images\nval: images\nnames: [thing]\n")
 
 

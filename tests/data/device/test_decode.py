@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import threading
+import weakref
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -13,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from encoded import files, jpeg, pixels_of, smooth, write_set
+from encoded import FakeCodec, files, jpeg, pixels_of, smooth, write_set
 
 from paceline.data import decode as on_host
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.dataset import open_data_set
-from paceline.data.decode import decode_compact
 from paceline.data.device import decoding
 from paceline.data.device.choice import choose_training_data
 from paceline.data.device.codec import NvImageCodec
@@ -31,32 +31,13 @@ from paceline.data.loader import TrainLoader
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from torch import Tensor
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 IMGSZ = 64
-
-
-class FakeCodec:
-    """The host's decoder in a codec's clothes; `spoil` may change what comes out, by the place among all files."""
-
-    def __init__(self, spoil: Callable[[int, Tensor], Tensor | None] = lambda _, pixels: pixels) -> None:
-        self.calls: list[tuple[int, int]] = []
-        self._spoil = spoil
-        self._count = 0
-
-    def decode(self, encoded: Sequence[bytes], planes: int) -> list[Tensor | None]:
-        self.calls.append((len(encoded), planes))
-        out = []
-        for file in encoded:
-            pixels = torch.from_numpy(decode_compact(file))
-            assert pixels.ndim == (3 if planes == 3 else 2)
-            out.append(self._spoil(self._count, pixels))
-            self._count += 1
-        return out
 
 
 @pytest.fixture
@@ -393,3 +374,45 @@ def test_a_driver_that_is_too_old_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "nvidia", SimpleNamespace(nvimgcodec=module))
     with pytest.raises(UserError, match=r"'#35'.*update the driver"):
         NvImageCodec(torch.device("cuda", 0), 1)
+
+
+def test_images_of_a_codec_are_kept_until_work_with_them_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder may write at once into what was given back, so nothing is given back before an event has passed.
+
+    The device is one that does nothing until somebody waits. Work with the images of a call is started before the next.
+    """
+    out: list[tuple[int, weakref.ref[Any]]] = []  # images by their call
+    waited: list[int] = []
+    kinds: list[int] = []
+    calls = [0]
+
+    def decode(encoded: list[bytes], *, params: dict[str, Any], cuda_stream: int) -> list[Any]:
+        calls[0] += 1
+        planes = 3 if params["color_spec"] == "rgb" else 1
+        given_back = [call for call, image in out if image() is None]
+        assert given_back == waited, "an event that was recorded in the call after it has been waited for"
+        assert sum(call not in given_back and of == planes for (call, _), of in zip(out, kinds, strict=True)) <= 1
+        image = np.zeros((2, 2, planes), np.uint8)
+        out.append((calls[0], weakref.ref(image)))
+        kinds.append(planes)
+        return [image]
+
+    class Event:
+        def __init__(self) -> None:
+            self.behind = calls[0]
+
+        def synchronize(self) -> None:
+            waited.append(self.behind)
+
+    module = fake_nvimgcodec(decode, [])
+    monkeypatch.setitem(sys.modules, "nvidia", SimpleNamespace(nvimgcodec=module))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=77, record_event=Event))
+    codec = NvImageCodec(CUDA, 1)
+    for _ in range(6):
+        codec.decode([b"coloured"], 3)
+    assert waited == [1, 2, 3, 4], "images of one call are out while the next one decodes, not more"
+    for _ in range(3):
+        codec.decode([b"grey"], 1)
+    assert waited == [1, 2, 3, 4, 7]

@@ -1,4 +1,4 @@
-"""Choice: whether the host or the device draws the pictures, by measurement where nobody has said it."""
+"""Choice: whether the host or the device decodes and draws, by measurement where nobody has said it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import torch
 from paceline.data.device.decoding import choose_codec
 from paceline.data.device.loader import DeviceLoader
 from paceline.data.device.reference import render_reference
+from paceline.data.device.window import window_bytes
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from paceline.batch import Batch
+    from paceline.data.device.codec import Codec
     from paceline.data.device.decoding import Decode
     from paceline.data.device.feeder import Renderer
     from paceline.data.loader import TrainLoader
@@ -27,6 +29,8 @@ log = logging.getLogger("paceline")
 Render = Literal["auto", "host", "device"]
 
 _MEASURED_BATCHES = 8
+_SHARE_FOR_WINDOW = 0.1
+"""Of the device's free memory, what `auto` takes for images that are decoded as they come: the network needs more."""
 
 
 def renderer_of(device: torch.device) -> Renderer:
@@ -56,12 +60,11 @@ def choose_training_data(
     """Return the loader itself, or one that draws its pictures on `device`; says in the log which, and why.
 
     `upload` keeps the decoded set on the device, which then has to draw, and may decode it: see `choose_codec` for
-    `decode` and `sharing`. `agree` gives all ranks the verdict of one, whose measurement counts.
+    `decode` and `sharing`. Images that nobody keeps decoded it may decode as they come. `agree` gives all ranks the
+    verdict of one, whose measurement counts.
     """
-    if decode == "device" and not upload:
-        raise UserError(
-            "decode=device is for the set that cache=device keeps: add cache=device, or choose decode=host."
-        )
+    if decode == "device":
+        _require_work(loader, render, upload=upload)
     if loader.transform and (render == "device" or upload):
         raise UserError("transform= is a function of yours that runs on the host: choose render=host or cache=auto.")
     if loader.transform:
@@ -71,21 +74,57 @@ def choose_training_data(
             raise UserError("cache=device needs render=device or render=auto: the host cannot draw what the GPU keeps.")
         return loader
     if device.type != "cuda":
+        if decode == "device":
+            choose_codec(loader, decode, device)  # says what is missing
         if render == "auto":
             return loader
         log.warning("render=device on a CPU draws by the slow reference, which is meant for tests; take render=host.")
     if upload:
         codec = choose_codec(loader, decode, device, sharing=sharing, agree=agree)
         return DeviceLoader(loader, device, dtype, renderer_of(device), upload=True, codec=codec)
-    if render == "device":
-        return DeviceLoader(loader, device, dtype, renderer_of(device))
     try:
         renderer = renderer_of(device)
     except UserError as error:
+        if render == "device" or decode == "device":
+            raise
         log.warning("%s The host draws the pictures.", error)
         return loader
-    drawn = DeviceLoader(loader, device, dtype, renderer)
+    codec = _codec_of_stream(loader, decode, device, agree)
+    drawn = DeviceLoader(loader, device, dtype, renderer, codec=codec)
+    if render == "device" or decode == "device":
+        return drawn
     return _faster(loader, drawn, device, lambda: torch.cuda.synchronize(device), agree)
+
+
+def _require_work(loader: TrainLoader, render: Render, *, upload: bool) -> None:
+    """Raise UserError where decode=device would have nothing to decode."""
+    if render == "host" or loader.transform:
+        raise UserError(
+            "decode=device is for pictures that the GPU draws, but "
+            + ("transform= is a function of yours" if loader.transform else "render=host draws them")
+            + " on the host: choose decode=host."
+        )
+    if not upload and loader.images.keeps_decoded:
+        raise UserError(
+            f"decode=device has nothing to do where cache={loader.images.shelf.tier} keeps the decoded images on the "
+            "host: add cache=device, or cache=none, or choose decode=host."
+        )
+
+
+def _codec_of_stream(
+    loader: TrainLoader, decode: Decode, device: torch.device, agree: Callable[[bool], bool]
+) -> Codec | None:
+    """Return what decodes images on the device as they come; None where the host does, or keeps them decoded.
+
+    Ranks are asked alike, whatever their machines keep, for each waits for the verdict of one.
+    """
+    if loader.images.keeps_decoded:
+        if decode == "auto" and device.type == "cuda":
+            agree(False)
+        return None
+    return choose_codec(
+        loader, decode, device, needed_bytes=window_bytes(loader), share_of_free=_SHARE_FOR_WINDOW, agree=agree
+    )
 
 
 def _faster(
@@ -95,11 +134,15 @@ def _faster(
     settle: Callable[[], None],
     agree: Callable[[bool], bool] = bool,
 ) -> TrainLoader | DeviceLoader:
-    """Time both over the same first batches, after a pass over them that brings their images into the cache."""
+    """Time both over the same first batches, after a pass over them that brings their images into the cache.
+
+    Where the device decodes, what that pass has decoded is forgotten: both then decode the images that they draw.
+    """
     if loader.steps(0) <= 1:
         log.info("render=auto: %s draws; an epoch of one batch is too short to measure.", device)
         return drawn
     images_per_s(drawn.epoch(0, mosaic=True), settle)
+    drawn.forget()
     host = images_per_s(_moved(loader, device), settle)
     on_device = images_per_s(drawn.epoch(0, mosaic=True), settle)
     chosen = drawn if agree(on_device >= host) else loader
@@ -110,6 +153,8 @@ def _faster(
         f"{on_device:,.0f}",
         device if chosen is drawn else "the host",
     )
+    if drawn.decodes:
+        (loader.images if chosen is drawn else drawn).forget()
     return chosen
 
 

@@ -35,10 +35,16 @@ _PLANES = {"YCbCr": 3, "Gray": 1}
 
 
 class BatchDecoder:
-    """Decodes images of `loader` on `device`, those that `codec` leaves over in the threads of `pool`."""
+    """Decodes images of `loader` on `device`, those that `codec` leaves over in the threads of `pool`.
 
-    def __init__(self, loader: TrainLoader, codec: Codec, device: torch.device, pool: Executor) -> None:
+    The numbers of those that it refuses, or makes something else of, are added to `refused`.
+    """
+
+    def __init__(
+        self, loader: TrainLoader, codec: Codec, device: torch.device, pool: Executor, refused: set[int] | None = None
+    ) -> None:
         self.num_on_device = 0
+        self._refused: set[int] = set() if refused is None else refused
         self._images = loader.images
         self._counters = loader.counters
         self._codec = codec
@@ -67,9 +73,12 @@ class BatchDecoder:
         }
         for count in (3, 1):
             places = [place for place in files if planes[place] == count]
-            for place, pixels in zip(places, self._by_codec([files[place] for place in places], count), strict=True):
+            answer = self._by_codec([files[place] for place in places], count)
+            for place, pixels in zip(places, answer or [None] * len(places), strict=True):
                 found = None if pixels is None else self._upright(numbers[place], pixels, count)
                 if found is None:
+                    if answer:
+                        self._refused.add(numbers[place])
                     waiting[place] = self._pool.submit(self.by_host, numbers[place], files[place])
                 else:
                     out[place] = found
@@ -87,6 +96,7 @@ class BatchDecoder:
             return broken
 
     def _by_codec(self, encoded: list[bytes], planes: int) -> list[Tensor | None]:
+        """Ask the codec; empty where it fails as a whole, which says nothing about one of the files."""
         if not encoded:
             return []
         start = time.perf_counter()
@@ -98,7 +108,7 @@ class BatchDecoder:
             if not self._said_refusal:
                 self._said_refusal = True
                 log.warning("Decoding on %s failed (%s): the host decodes what it fails at.", self._device, error)
-            return [None] * len(encoded)
+            return []
         num_decoded = sum(pixels is not None for pixels in found)
         self._counters.add(decodes=num_decoded, decode_s=time.perf_counter() - start)
         return found

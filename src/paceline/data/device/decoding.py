@@ -1,4 +1,4 @@
-"""Decoding: whether the host or the device decodes the set that is kept on the device, by measurement where asked."""
+"""Decoding: whether the host or the device decodes what the device draws from, by measurement where asked."""
 
 from __future__ import annotations
 
@@ -34,14 +34,18 @@ def choose_codec(
     decode: Decode,
     device: torch.device,
     *,
+    needed_bytes: int | None = None,
+    share_of_free: float = 1.0,
     sharing: int = 1,
     agree: Callable[[bool], bool] = bool,
     make: Callable[[torch.device, int], Codec] = NvImageCodec,
 ) -> Codec | None:
-    """Return what decodes the whole set on a device, which `make` makes; None where the host does.
+    """Return what decodes images on a device, which `make` makes; None where the host does.
 
-    The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on devices each
-    decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not possible.
+    Measured it is only where a share of the device's free memory holds `needed_bytes`, the whole set unless said
+    otherwise. The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on
+    devices each decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not
+    possible.
     """
     if decode == "host":
         return None
@@ -57,8 +61,10 @@ def choose_codec(
         codec = make(device, loader.num_threads)
     except UserError as error:
         log.info("decode=auto: the host decodes. %s", error)
-    needed = room.decoded_bytes(loader.index.sizes, loader.images.reductions)
-    free, _ = torch.cuda.mem_get_info(device)
+    needed = needed_bytes
+    if needed is None:
+        needed = room.decoded_bytes(loader.index.sizes, loader.images.reductions)
+    free = share_of_free * torch.cuda.mem_get_info(device)[0]
     if codec is not None and needed > free:
         log.info(
             "decode=auto: the host decodes, for %s may need %.1f GB and has %.1f.", device, needed / 1e9, free / 1e9

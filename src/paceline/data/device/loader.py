@@ -10,6 +10,8 @@ from paceline.data.device.buffers import PackBuffers, usual_bytes
 from paceline.data.device.feeder import AHEAD, Feeder
 from paceline.data.device.lanes import lane_of
 from paceline.data.device.resident import DeviceImages, decoded
+from paceline.data.device.streamed import StreamedWork
+from paceline.data.device.window import DeviceWindow
 from paceline.data.device.work import PackedWork
 from paceline.data.loader import PREFETCHED_BATCHES
 from paceline.data.work import Schedule
@@ -32,9 +34,9 @@ _TILES = 4
 class DeviceLoader:
     """The batches of `loader`, whose images arrive on `device`, in [0, 1] and of type `dtype`.
 
-    With `upload` all decoded images go to the device first, decoded there where there is a `codec`. The loader stays
-    the caller's to close, and can deliver its own batches as well, though not at the same time. Raises UserError where
-    `upload` asks for more than fits.
+    With `upload` all decoded images go to the device first, decoded there where there is a `codec`; without, a `codec`
+    decodes them as batches need them. The loader stays the caller's to close, and can deliver its own batches as well,
+    though not at the same time. Raises UserError where more is asked for than fits.
     """
 
     def __init__(
@@ -47,7 +49,6 @@ class DeviceLoader:
         upload: bool = False,
         codec: Codec | None = None,
     ) -> None:
-        assert upload or codec is None
         on_cuda = device.type == "cuda"
         self.host = loader
         self.batch_size = loader.batch_size
@@ -57,16 +58,27 @@ class DeviceLoader:
                 DeviceImages.of(loader.decoded_set(), device) if codec is None else decoded(loader, codec, device)
             )
             log.info("cache=device: %.2f GB of decoded images are on %s.", self._resident.pixels.nbytes / 1e9, device)
+        lane = lane_of(device)
+        self._window: DeviceWindow | None = None
+        if codec is not None and not upload:
+            self._window = DeviceWindow(loader, codec, device, lane)
+            num_bytes = self._window.pixels.nbytes
+            log.info("%s decodes, and has %.2f GB for images that are needed again soon.", device, num_bytes / 1e9)
         extents = -(-loader.index.sizes.astype("int64") // loader.images.reductions[:, None])
-        largest = 0 if upload else 3 * int(extents.prod(axis=1).max())
+        largest = 0 if upload or codec is not None else 3 * int(extents.prod(axis=1).max())
         self._ahead = AHEAD if on_cuda else 0
         self._buffers = PackBuffers(
             usual_bytes(len(loader.rows), loader.imgsz, _TILES, largest),
             PREFETCHED_BATCHES + self._ahead + 2,
             pinned=on_cuda,
         )
-        pixels = None if self._resident is None else self._resident.pixels
-        self._feeder = Feeder(lane_of(device), renderer, dtype, pixels, self._ahead)
+        there = self._resident if self._window is None else self._window
+        self._feeder = Feeder(lane, renderer, dtype, None if there is None else there.pixels, self._ahead)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the device decodes images as they come."""
+        return self._window is not None
 
     def first_step(self, epoch: int) -> int:
         """Return the number of the first step of an epoch."""
@@ -86,6 +98,9 @@ class DeviceLoader:
         Raises UserError when more than 1 % of the images have become unreadable.
         """
         loader = self.host
+        if self._window is not None:
+            yield from self._streamed(self._window, loader.span(epoch, start_step), mosaic=mosaic)
+            return
         images = loader.images.decoded_set() if self._resident is None else None
         steps = loader.span(epoch, start_step)
         schedule = Schedule(loader, steps, mosaic=mosaic)
@@ -94,3 +109,15 @@ class DeviceLoader:
         )
         with closing(loader.stream(works)) as packed:
             yield from self._feeder.feed(packed, loader.ready)
+
+    def forget(self) -> None:
+        """Let go of the images that were decoded for batches to come, so that they are decoded again."""
+        if self._window is not None:
+            self._window.forget()
+
+    def _streamed(self, window: DeviceWindow, steps: range, *, mosaic: bool) -> Generator[Batch, None, None]:
+        loader = self.host
+        schedule = Schedule(loader, steps, mosaic=mosaic)
+        works = (StreamedWork(loader, schedule, step, self._buffers, window.files) for step in steps)
+        with closing(loader.stream(works)) as streamed:
+            yield from self._feeder.feed(map(window.bring, streamed), loader.ready)

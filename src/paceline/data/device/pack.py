@@ -102,6 +102,11 @@ class PackedBatch:
     def __len__(self) -> int:
         return self.arrays["starts"][2][0]
 
+    def move(self, starts: NDArray[np.int64]) -> None:
+        """Let the table's starts BT, which count from each tile's own image, count from where these images begin."""
+        first, dtype, shape = self.arrays["starts"]
+        np.ndarray(shape, dtype, self.buffer.data, first)[...] += starts
+
     def opened(self, on_device: Tensor) -> tuple[DeviceTable, dict[str, Tensor]]:
         """Table and targets as views of the copy `on_device` (at least `used` bytes, uint8, flat) of the buffer."""
         whole = on_device[: len(on_device) // _ALIGNMENT * _ALIGNMENT]  # what lies behind is crops

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from paceline.data.device.buffers import PackBuffers
     from paceline.data.device.pack import PackedBatch, Resident
     from paceline.data.device.resident import FlatImages, ImageTable
+    from paceline.data.index import Index
     from paceline.data.loader import TrainLoader
     from paceline.data.work import Schedule
 
@@ -68,14 +69,14 @@ class PackedWork:
             return
         num_images = 0
         for place in range(part, len(self._fetched), self._num_parts):
-            self._fetched[place] = self._planned.fetch(place)
+            self._fetched[place] = self._planned.fetch(place, self._loader.images.get)
             num_images += len(self._fetched[place])
         self._loader.counters.add(images=num_images)
 
     def finish(self) -> PackedBatch:
         """Pack images, table and targets."""
         start = time.perf_counter()
-        transforms = _rows(self._planned.transforms, self._planned.row(0), len(self._planned))
+        transforms = rows_of(self._planned.transforms, self._planned.row(0), len(self._planned))
         where: Sources | Resident
         if not self._is_flat:
             where = Sources.of(self._fetched)
@@ -84,18 +85,22 @@ class PackedWork:
         else:
             assert self._flat is not None
             where = in_memory(self._flat, transforms.sources)
-        index = self._loader.index
-        masks = {
-            (int(row), tile): mask
-            for row in (np.flatnonzero(transforms.masked.any(axis=1)) if transforms.masked.any() else ())
-            for tile, mask in paste.masks(index, transforms, int(row)).items()
-        }
+        masks = masks_of(self._loader.index, transforms)
         batch = packed(transforms, where, self._planned.targets(), self._buffers.take, masks)
         self._loader.counters.add(render_s=time.perf_counter() - start, images=transforms.sources.size * self._is_flat)
         return batch
 
 
-def _rows(transforms: Transforms, first: int, count: int) -> Transforms:
+def masks_of(index: Index, transforms: Transforms) -> dict[tuple[int, int], NDArray[np.uint8]]:
+    """Opacity of the masked tiles by (picture, tile), as `packed` takes it."""
+    return {
+        (int(row), tile): mask
+        for row in (np.flatnonzero(transforms.masked.any(axis=1)) if transforms.masked.any() else ())
+        for tile, mask in paste.masks(index, transforms, int(row)).items()
+    }
+
+
+def rows_of(transforms: Transforms, first: int, count: int) -> Transforms:
     """Return a part of the pictures, as views."""
     parts: dict[str, Any] = {
         name: value[first : first + count] for name, value in vars(transforms).items() if isinstance(value, np.ndarray)
