@@ -58,6 +58,14 @@ def on_gpu(values: torch.Tensor) -> bool:
     return values.is_cuda or (values.is_meta and _is_ahead.get())
 
 
+def autocast_type(values: torch.Tensor) -> torch.dtype | None:
+    """Return the type that autocast would now compute in with a tensor; None where it leaves that as it is."""
+    kind = "cuda" if values.is_meta else values.device.type
+    if values.dtype is torch.float64 or not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def usable(device: torch.device) -> bool:
     """Whether kernels run on a device; where a CUDA device cannot, the reason is in the log, once per process."""
     if device.type == "meta":

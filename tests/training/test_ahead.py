@@ -62,7 +62,6 @@ def test_an_imagined_step_names_every_kernel_and_touches_nothing(
     tensors = [value for _, given, _ in named for value in given if isinstance(value, torch.Tensor)]
     assert all(value.is_meta for value in tensors)
     assert not {value.dtype for value in tensors} & {torch.float16, torch.float64}
-    assert all(options["num_warps"] > 0 for _, _, options in named)
     assert sum(name == "_apply" for name, _, _ in named) == 81, "one for each norm"
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(value.grad is None for value in network.parameters())

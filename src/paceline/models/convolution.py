@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from paceline.triton_kernels import on_gpu, takes_map, usable
+from paceline.triton_kernels import autocast_type, on_gpu, takes_map, usable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """BCHW to BNHW, in training on a GPU in half precision maybe by kernels of our own."""
-        is_cast = torch.is_autocast_enabled("cuda") and x.dtype is not torch.float64  # which autocast leaves alone
-        dtype = torch.get_autocast_dtype("cuda") if is_cast else x.dtype
+        dtype = autocast_type(x) or x.dtype
         if not self._has_kernels(x, dtype):
             return super().forward(x)
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton

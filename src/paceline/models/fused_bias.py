@@ -13,7 +13,7 @@ import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.bias_kernels import _settle, _sums
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import autocast_type, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -167,9 +167,8 @@ def biased_convolution(
 
     x: channels-last. Gradients are of the types of what was given.
     """
-    kind = x.device.type
-    if torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
+    dtype = autocast_type(x)
+    if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
         convolved: Tensor = _Biased.apply(x, weight, bias, stride, padding, dilation, groups)

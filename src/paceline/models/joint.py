@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.triton_kernels import usable
+from paceline.triton_kernels import autocast_type, usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,9 +43,7 @@ def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.
     device = pieces[0].device
     if not (usable(device) and _is_product(convolution) and all(_lies_well(piece) for piece in pieces)):
         return None
-    kinds = {values.dtype for values in (convolution.weight, *pieces)}
-    if torch.is_autocast_enabled("cuda"):
-        kinds = {torch.get_autocast_dtype("cuda")}
+    kinds = {autocast_type(values) or values.dtype for values in (convolution.weight, *pieces)}
     return kinds.pop() if len(kinds) == 1 and kinds <= TYPES else None
 
 

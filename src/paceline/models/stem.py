@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from paceline.models.convolution import Convolution
-from paceline.triton_kernels import on_gpu, usable
+from paceline.triton_kernels import autocast_type, on_gpu, usable
 
 _TYPES = (torch.bfloat16, torch.float16)
 """That kernels are launched for: in float32 they would multiply without tensor cores."""
@@ -57,9 +57,7 @@ class StemConvolution(Convolution):
         types = {x.dtype, self.weight.dtype}
         if not types <= {torch.float32, torch.bfloat16, torch.float16}:
             return None
-        if torch.is_autocast_enabled("cuda"):
-            return torch.get_autocast_dtype("cuda")
-        return x.dtype if len(types) == 1 else None
+        return autocast_type(x) or (x.dtype if len(types) == 1 else None)
 
     def _has_stem_kernels(self, x: Tensor) -> bool:
         """Whether kernels work where images and weight are: plain tensors of one CUDA device."""
