@@ -357,7 +357,7 @@ TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 floats = dict.fromkeys(("parts", "of_weight"), "*fp32")
 
 
-def built(kernel, fixed, warps, kind):
+def built(kernel, fixed, warps, kind, capability=90):
     room = fixed.get("room", 0)
     kinds = dict.fromkeys(("weight", "y", "of_y"), kind) | floats
     kinds |= {"pieces": (kind,) * room, "pitches": ("i32",) * room, "ends": ("i32",) * room}
@@ -372,7 +372,7 @@ def built(kernel, fixed, warps, kind):
             attributes[(place,)] = aligned
     constants = {(names.index(name),): value for name, value in fixed.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 sizes = [(64, 48, 4), (128, 96, 8), (192, 384, 1), (256, 192, 4)]
@@ -386,6 +386,9 @@ for num_out, num_in, room in sizes:
     for name, tile in tiles.items():
         fixed = {key: value for key, value in vars(tile).items() if key not in ("warps", "programs")}
         variants.add((name, room, tile.warps, tuple(fixed.items())))
+for name, room, warps, fixed in sorted(variants):
+    made = built(getattr(joint_kernels, name), dict(fixed) | ({"room": room} if room else {}), warps, "*bf16", 89)
+    assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
 for number, (name, room, warps, fixed) in enumerate(sorted(variants)):
     fixed = dict(fixed) | ({"room": room} if room else {})
     made = built(getattr(joint_kernels, name), fixed, warps, ("*bf16", "*fp16")[number % 2])

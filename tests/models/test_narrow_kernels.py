@@ -184,14 +184,14 @@ from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 
 
-def made_of(kernel, warps, **fixed):
+def made_of(kernel, warps, capability=90, **fixed):
     names = kernel.arg_names
     signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
     aligned = [["tt.divisibility", 16]]
     attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
     constants = {(names.index(name),): value for name, value in fixed.items()}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
 for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 1)):
@@ -205,6 +205,8 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
     tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
     made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, **tile, **sizes)
     assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
+    made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, 89, **tile, **sizes)
+    assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
 for channels, out_channels in ((16, 32), (32, 64)):
     sizes = dict(in_channels=channels, out_channels=out_channels)
     sizes |= dict(room=_room(2 * out_channels), in_room=_room(2 * channels))
