@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,9 +42,14 @@ def named(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[Any], dict[st
             (kernel.fn.__name__, list(given), {"grid": grid} | options)
         ),
     )
-    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)  # as on a GPU
-    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    as_on_a_gpu(monkeypatch)
     return found
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let autocast be entered, as it can be where there is a GPU."""
+    monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
 
 
 def network_of(name: str = "yolo11n") -> tuple[DetectionModel, DetectionLoss]:
@@ -77,6 +83,30 @@ def test_the_imagined_map_and_weights_have_the_types_of_a_step_under_autocast(
     assert (y.dtype, kept.dtype, weight.dtype, bias.dtype) == (torch.float16, *[torch.float32] * 3)
     weight, bands = next(given for name, given, _ in named if name == "_spread")[:2]
     assert (weight.dtype, bands.dtype) == (torch.float32, torch.float16)
+
+
+def test_a_kernel_that_cannot_be_compiled_stops_nothing_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    jit = pytest.importorskip("triton.runtime.jit")
+    modes = pytest.importorskip("triton.runtime._async_compile")
+    tried: list[int] = []
+
+    def broken() -> None:
+        tried.append(1)
+        raise RuntimeError("no assembler")
+
+    def warmup(kernel: Any, *given: Any, grid: Any, **options: Any) -> None:
+        mode = modes.active_mode.get()
+        after = [lambda *_: pytest.fail("it was not compiled"), lambda *_: None]  # when it is, and in the end
+        mode.submit(len(tried), broken, *after[: len(inspect.signature(mode.submit).parameters) - 2])
+
+    monkeypatch.setattr(jit.JITFunction, "warmup", warmup)
+    as_on_a_gpu(monkeypatch)
+    network, criterion = network_of()
+    with triton_kernels.compiled_ahead(1):
+        ahead.imagined_step(network, criterion, torch.bfloat16)
+    assert tried
+    assert modes.active_mode.get() is None
+    assert not triton_kernels.usable(torch.device("meta"))
 
 
 def test_meta_is_no_device_for_kernels_else() -> None:
