@@ -36,6 +36,7 @@ def _interpreted(*names: str) -> Iterator[ModuleType]:
     """Let Triton's interpreter run the kernels of modules, imported anew in this order; give the last of them."""
     pytest.importorskip("triton")
     rooms = [(importlib.import_module(room), name) for room, _, name in (name.rpartition(".") for name in names)]
+    before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         _interpret_the_language(patch)
@@ -48,6 +49,13 @@ def _interpreted(*names: str) -> Iterator[ModuleType]:
             for room, name in rooms:
                 sys.modules.pop(f"{room.__name__}.{name}", None)
                 vars(room).pop(name, None)
+            for others in sorted(
+                set(sys.modules) - before
+            ):  # that were imported meanwhile: theirs are interpreted, too
+                room_name, _, name = others.rpartition(".")
+                if room_name.startswith("paceline."):
+                    del sys.modules[others]
+                    vars(sys.modules[room_name]).pop(name, None)
 
 
 def _interpret_the_language(patch: pytest.MonkeyPatch) -> None:
