@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paceline")
 
+SWITCH = "PACELINE_KERNELS"
+"""Environment variable that leaves all to torch where it is `off`."""
 LEAST_CAPABILITY = (8, 0)
 """Older GPUs have no bfloat16, and nobody has tried the kernels on them."""
 
@@ -46,11 +49,22 @@ def compiled_ahead(threads: int) -> Iterator[None]:
 
 
 def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
-    """Launch a kernel on the current stream; within `compiled_ahead`, compile it."""
-    if _is_ahead.get():
-        kernel.warmup(*arguments, grid=grid, **options)
-    else:
-        kernel[grid](*arguments, **options)
+    """Launch a kernel on the current stream; within `compiled_ahead`, compile it.
+
+    Raises RuntimeError, as torch does, also where Triton cannot compile it or the device has no room for it.
+    """
+    try:
+        if _is_ahead.get():
+            kernel.warmup(*arguments, grid=grid, **options)
+        else:
+            kernel[grid](*arguments, **options)
+    except RuntimeError:
+        raise
+    except Exception as error:
+        raise RuntimeError(
+            f"The kernel {kernel.__name__} cannot be started here ({type(error).__name__}: {str(error)[:200]}); "
+            f"{SWITCH}=off does without kernels."
+        ) from error
 
 
 def on_gpu(values: torch.Tensor) -> bool:
@@ -97,6 +111,8 @@ def _works_on(number: int) -> bool:
 
 def _why_not(device: torch.device) -> str:
     """Compile and run the smallest kernel; return why that is not possible, or nothing."""
+    if os.environ.get(SWITCH) == "off":
+        return f"{SWITCH} is off"
     capability = torch.cuda.get_device_capability(device)
     if capability < LEAST_CAPABILITY:
         return f"its compute capability is {capability[0]}.{capability[1]}, and they need {LEAST_CAPABILITY[0]}"

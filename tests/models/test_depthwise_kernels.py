@@ -95,6 +95,9 @@ def test_gradients_that_nobody_wants_are_not_made(kernels: ModuleType) -> None:
         (ConvUnit(16, 32, 3, groups=16), False),
         (ConvUnit(16, 16, 3, groups=2), False),
         (ConvUnit(16, 16, 3), True),
+        (ConvUnit(16, 16, 3, 2), True),
+        (ConvUnit(16, 16, 3, 3), False),
+        (ConvUnit(16, 16, 3).eval(), False),
         (ConvUnit(16, 16, 1), False),
     ],
 )

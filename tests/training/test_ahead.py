@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -85,6 +85,38 @@ def test_the_imagined_map_and_weights_have_the_types_of_a_step_under_autocast(
     assert (weight.dtype, bands.dtype) == (torch.float32, torch.float16)
 
 
+def test_no_kernel_of_the_network_is_compiled_for_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton compiles anew for types, constants, and numbers that are 1 or multiples of 16, if not told not to."""
+    jit = pytest.importorskip("triton.runtime.jit")
+    found: set[tuple[Any, ...]] = set()
+
+    def kind(value: Any, parameter: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(kind(each, parameter) for each in value)
+        if isinstance(value, torch.Tensor):
+            return value.dtype
+        if parameter.is_constexpr or not isinstance(value, int):
+            return value
+        return "any" if parameter.do_not_specialize else (value == 1, value % 16 == 0)
+
+    def warmup(kernel: Any, *given: Any, grid: Any, **options: Any) -> None:
+        values = dict(zip(kernel.arg_names, given, strict=False)) | options
+        kinds = [kind(values[parameter.name], parameter) for parameter in kernel.params]
+        found.add((kernel.fn.__module__, kernel.fn.__name__, *kinds, options.get("num_warps")))
+
+    monkeypatch.setattr(jit.JITFunction, "warmup", warmup)
+    as_on_a_gpu(monkeypatch)
+    network, criterion = network_of()
+    sets = []
+    for images, side in ((2, 640), (64, 640), (15, 672), (3, 320)):
+        found.clear()
+        with triton_kernels.compiled_ahead(1):
+            ahead.imagined_step(network, criterion, torch.bfloat16, images=images, side=side)
+        sets.append({key for key in found if key[0].startswith("paceline.models")})
+    for others in sets[1:]:
+        assert sorted(map(str, others - sets[0])) == []
+
+
 def test_a_kernel_that_cannot_be_compiled_stops_nothing_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     jit = pytest.importorskip("triton.runtime.jit")
     modes = pytest.importorskip("triton.runtime._async_compile")
@@ -140,6 +172,7 @@ def test_once_for_a_network_and_never_a_failure(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(ahead, "compiled_ahead", at_once)
     monkeypatch.setattr(ahead, "imagined_step", imagined)
     monkeypatch.setattr(ahead, "_done", set())
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(ahead, "_TOLD_S", -1.0)
     network: Any = Elsewhere()
     with caplog.at_level("INFO", logger="paceline"):

@@ -221,6 +221,12 @@ class TrainLoader(_Loader):
             )
         self.sizes = sizes_of(config.imgsz, augment.multi_scale)
         self.transform = transform
+        if index.packed is not None and config.imgsz <= index.packed.pack.imgsz < max(self.sizes):
+            raise UserError(
+                f"{index.packed.pack.address} holds images that were reduced for imgsz={index.packed.pack.imgsz}, so "
+                f"multi_scale={augment.multi_scale:g}, which goes up to {max(self.sizes)} px, has too few pixels; "
+                f"choose multi_scale=0, or pack the data set again with --imgsz {max(self.sizes)}."
+            )
         reduced = reductions(index.sizes, max(self.sizes))
         window = partner_window(augment.partners, room.decoded_bytes(index.sizes, reduced))
         at_a_time = -(-window * NUM_STRIPES // world) + (PREFETCHED_BATCHES + 1) * -(-config.batch // world)

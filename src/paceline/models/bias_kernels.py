@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_cells", "image_cells", "image_pitch", "part_cells"))
 def _sums(
     gradient,
     compact,
@@ -58,7 +58,7 @@ def _sums(
     tl.store(parts + part * num_channels + channel, tl.sum(total, axis=0), mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_parts",))
 def _settle(parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr):
     """Add up the parts."""
     part = tl.arange(0, parts_room)

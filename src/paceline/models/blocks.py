@@ -39,6 +39,7 @@ class ConvUnit(nn.Module):
     """Convolution without bias, batch norm, SiLU; B C H W to B `out_channels` H/stride W/stride.
 
     SiLU works out of place: its input is saved for the backward pass of the norm, so writing over it would cost a copy.
+    Blocks use units by `added`, `joined` and `halves` too, which call no hooks of the unit, its norm or its activation.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class ConvUnit(nn.Module):
             return self.bn.activated(convolved, self.act, pieces, carried)
         activated: Tensor = self.act(self.bn(convolved))
         activated = activated if carried is None else carried + activated
-        return torch.chunk(activated, pieces, dim=1)
+        return (activated,) if pieces == 1 else torch.chunk(activated, pieces, dim=1)
 
 
 class DepthwiseConv(ConvUnit):

@@ -31,7 +31,7 @@ def _cells(num_cells, width, cells: tl.constexpr, channels: tl.constexpr):
     return (cell < num_cells)[:, None], cell, first, tl.program_id(1) * channels + tl.arange(0, channels)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_cells", "width"))
 def _double(x, doubled, num_cells, width, num_channels, pitch, cells: tl.constexpr, channels: tl.constexpr):
     """Write each cell four times."""
     inside, cell, first, channel = _cells(num_cells, width, cells, channels)
@@ -42,7 +42,7 @@ def _double(x, doubled, num_cells, width, num_channels, pitch, cells: tl.constex
     tl.store(doubled + _places(first + 2 * width + 1, channel, num_channels), value, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_cells", "width"))
 def _halve(of_doubled, of_x, num_cells, width, num_channels, pitch, cells: tl.constexpr, channels: tl.constexpr):
     """Add up the four cells that each was written to, row by row."""
     inside, cell, first, channel = _cells(num_cells, width, cells, channels)

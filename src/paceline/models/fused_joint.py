@@ -14,7 +14,7 @@ import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _settle_weight, _weight_parts
-from paceline.models.pitch import pitch_of
+from paceline.models.pitch import Layout, pitch_of
 from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
@@ -170,10 +170,10 @@ def gradients_of_maps(
     return found
 
 
-def gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
-    """Return the gradient of the weight N K 1 1, of its type, by parts of the cells that are added in one order."""
+def gradient_of_weight(layout: Layout, of_y: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
+    """Return the gradient of a weight N K 1 1, laid out like it, by parts of the cells that are added in one order."""
     pieces = _Pieces.of(maps)
-    num_out, num_in = weight.shape[:2]
+    num_out, num_in = layout.shape[:2]
     num_rows = of_y.numel() // num_out
     tile = tile or tile_of_weight(num_out, num_in)
     blocks = triton.cdiv(num_out, tile.rows) * triton.cdiv(num_in, tile.columns)
@@ -195,7 +195,7 @@ def gradient_of_weight(weight: Tensor, of_y: Tensor, maps: Sequence[Tensor], til
         room=len(pieces.maps),
         **_constants(tile),
     )
-    found = torch.empty_like(weight)  # laid out as the weight is
+    found = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=of_y.device)
     num_weights = num_out * num_in
     start_kernel(
         _settle_weight,
@@ -229,19 +229,19 @@ class _Convolved(torch.autograd.Function):
         """Return y BCHW, channels-last and of the maps' type."""
         maps = tuple(map(_readable, maps))
         factors = weight.to(maps[0].dtype).flatten(1)
-        ctx.save_for_backward(weight, factors, *maps)
-        ctx.tiles = tiles
+        ctx.save_for_backward(factors, *maps)
+        ctx.layout, ctx.tiles = Layout.of(weight), tiles
         return product(factors, maps, tiles.of_result)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of the weight and of each map."""
-        weight, factors, *maps = ctx.saved_tensors
+        factors, *maps = ctx.saved_tensors
         of_y = _readable(of_y)
         of_weight = of_maps = None
         if ctx.needs_input_grad[0]:
-            of_weight = gradient_of_weight(weight, of_y, maps, ctx.tiles.of_weight)
+            of_weight = gradient_of_weight(ctx.layout, of_y, maps, ctx.tiles.of_weight)
         needed = ctx.needs_input_grad[2:]
         if any(needed):
             of_maps = gradients_of_maps(factors, of_y, maps, ctx.tiles.of_pieces)

@@ -13,7 +13,7 @@ import torch
 import triton
 from torch.autograd.function import once_differentiable
 
-from paceline.models.pitch import readable
+from paceline.models.pitch import Layout, readable
 from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
 from paceline.triton_kernels import start_kernel
 
@@ -75,20 +75,6 @@ class _Cut:
 def _step(*distances: int) -> int:
     """Return what all distances are multiples of, as far as loads profit from it."""
     return STEP if all(distance % STEP == 0 for distance in distances) else 1
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Of a weight: what its gradient is like."""
-
-    shape: torch.Size
-    strides: tuple[int, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, weight: Tensor) -> Layout:
-        """Return that of a weight, which itself need not be kept for its gradient."""
-        return cls(weight.shape, weight.stride(), weight.dtype)
 
 
 def _out_size(x: Tensor, stride: int) -> tuple[int, int]:

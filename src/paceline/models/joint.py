@@ -43,6 +43,9 @@ def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.
     device = pieces[0].device
     if not (usable(device) and _is_product(convolution) and all(_lies_well(piece) for piece in pieces)):
         return None
+    sizes = {(piece.shape[0], *piece.shape[2:], piece.device) for piece in pieces}
+    if len(sizes) > 1 or sum(piece.shape[1] for piece in pieces) != convolution.in_channels:
+        return None  # torch says what is wrong
     kinds = {autocast_type(values) or values.dtype for values in (convolution.weight, *pieces)}
     return kinds.pop() if len(kinds) == 1 and kinds <= TYPES else None
 

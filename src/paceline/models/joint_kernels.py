@@ -42,7 +42,7 @@ def _places(pieces, pitches, ends, row, column, room: tl.constexpr):
     return tl.max_contiguous(tl.multiple_of(place, (1, 2 * STEP)), (1, STEP))  # in bytes, in numbers
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows",))
 def _convolve_joint(
     pieces,
     pitches,
@@ -77,7 +77,7 @@ def _convolve_joint(
     tl.store(place, total.to(y.dtype.element_ty), mask=is_row[:, None] & is_out[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows",))
 def _piece_gradients(
     of_y,
     of_y_pitch,
@@ -113,7 +113,7 @@ def _piece_gradients(
     tl.store(place, total.to(pieces[0].dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows", "part_rows"))
 def _weight_parts(
     of_y,
     of_y_pitch,
@@ -156,7 +156,7 @@ def _weight_parts(
     tl.store(place, total, mask=is_out[:, None] & is_column[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_weights", "num_parts"))
 def _settle_weight(parts, of_weight, num_weights, num_parts, at_once: tl.constexpr, weights: tl.constexpr):
     """Add the parts of the gradient of `weights` weights, `at_once` side by side."""
     weight = tl.program_id(0) * weights + tl.arange(0, weights)

@@ -251,6 +251,7 @@ def convolved(
     convolving, weighing: change the time only.
     Returns y BNHW, channels-last.
     """
+    assert stride in (1, 2), "no other gradient of the map is known here"
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
         y: Tensor = _Convolved.apply(x, weight, stride, dtype, convolving, weighing)
     return y

@@ -1,7 +1,8 @@
-"""Pitch: how far apart the cells of a map lie whose channels are neighbours, be it whole or a slice of a wider one."""
+"""Pitch: how far apart the cells of a map lie whose channels are neighbours, be it whole or a slice; and layouts."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,3 +39,17 @@ def by_eights(values: Tensor) -> tuple[Tensor, int]:
     if pitch % 8 == 0:
         return values, pitch
     return values.contiguous(memory_format=torch.channels_last), values.shape[1]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Of a weight: what its gradient is like."""
+
+    shape: torch.Size
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Layout:
+        """Return that of a weight, which itself need not be kept for its gradient."""
+        return cls(weight.shape, weight.stride(), weight.dtype)

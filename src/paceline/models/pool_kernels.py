@@ -69,7 +69,7 @@ def _best_of_row(x, pitch, row, is_there, column, first, channel, height, width)
     return best, chosen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_strips", "height", "width"))
 def _pool(
     x,
     copied,
@@ -114,7 +114,7 @@ def _pool(
             tl.store(copied + place, tl.load(x + _places(cell, channel, x_pitch), mask=inside), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_strips", "height", "width"))
 def _pool_gradient(
     of_pooled,
     of_beside,

@@ -43,7 +43,8 @@ class StemConvolution(Convolution):
     def _learns_from(self, x: Tensor) -> bool:
         """Whether the weight takes a gradient, and images that lie in channels-last order none."""
         return (
-            torch.is_grad_enabled()
+            self.training
+            and torch.is_grad_enabled()
             and self.weight.requires_grad
             and not x.requires_grad
             and x.dim() == 4

@@ -240,7 +240,7 @@ def _multiply(
     tl.store(parts + weight + 18, lower, mask=is_weight)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("num_rows",))
 def _settle(
     parts,
     of_weight,

@@ -33,8 +33,10 @@ _SIDE, _IMAGES, _BOXES = 640, 2, 32
 """Of the batch: no kernel is compiled for its size, but for what eight divides."""
 _TOLD_S = 5.0
 """From which on it is worth a line of the log."""
-_done: set[tuple[str, int, torch.dtype]] = set()
-"""Networks by name, classes and type, whose kernels this process has compiled."""
+_MOST_THREADS = 16
+"""Each compiles in some hundred MB, and assembles in a process of its own."""
+_done: set[tuple[str, int, torch.dtype, torch.device]] = set()
+"""Networks by name, classes, type and device, whose kernels this process has compiled."""
 _HALF_BY_AUTOCAST = (F.conv2d, F.scaled_dot_product_attention, torch.matmul, F.linear)
 
 
@@ -69,13 +71,13 @@ def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torc
     device = next(network.parameters()).device
     if device.type != "cuda" or amp_dtype is None or not usable(device):
         return
-    kind = (network.name, network.num_classes, amp_dtype)
+    kind = (network.name, network.num_classes, amp_dtype, device)
     if kind in _done:
         return
     _done.add(kind)
     begin = time.perf_counter()
     try:
-        with compiled_ahead(len(os.sched_getaffinity(0))):
+        with torch.cuda.device(device), compiled_ahead(min(len(os.sched_getaffinity(0)), _MOST_THREADS)):
             imagined_step(network, criterion, amp_dtype)
     except Exception as error:  # of Triton, or of a step that cannot be imagined
         log.debug("Kernels were not compiled ahead: %s", error)
@@ -85,17 +87,19 @@ def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torc
         log.info("Kernels for %s were compiled in %.0f s; later runs on this machine find them.", network.name, took)
 
 
-def imagined_step(network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype) -> None:
+def imagined_step(
+    network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype, *, images: int = _IMAGES, side: int = _SIDE
+) -> None:
     """Take a step, forward and backward, of a copy of a network without numbers."""
     imagined = copy.deepcopy(network).to("meta").to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     BatchStatistics(imagined)
     batch = Batch(
-        images=torch.empty(_IMAGES, 3, _SIDE, _SIDE, dtype=amp_dtype).contiguous(memory_format=torch.channels_last),
-        boxes=torch.zeros(_IMAGES, _BOXES, 4),
-        labels=torch.zeros(_IMAGES, _BOXES, dtype=torch.int64),
-        valid=torch.zeros(_IMAGES, _BOXES, dtype=torch.bool),
-        samples=torch.zeros(_IMAGES, dtype=torch.int64),
-        original_hw=torch.zeros(_IMAGES, 2, dtype=torch.int64),
+        images=torch.empty(images, 3, side, side, dtype=amp_dtype).contiguous(memory_format=torch.channels_last),
+        boxes=torch.zeros(images, _BOXES, 4),
+        labels=torch.zeros(images, _BOXES, dtype=torch.int64),
+        valid=torch.zeros(images, _BOXES, dtype=torch.bool),
+        samples=torch.zeros(images, dtype=torch.int64),
+        original_hw=torch.zeros(images, 2, dtype=torch.int64),
     ).to("meta")
     with torch.autocast("cuda", dtype=amp_dtype), _AsOnGpu(amp_dtype):
         predictions = imagined(batch.images)

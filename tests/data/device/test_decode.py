@@ -251,6 +251,21 @@ def test_the_faster_one_is_chosen_and_named(
         assert len(loader.faults) == 0
 
 
+def test_a_device_that_decodes_nothing_is_never_chosen(
+    open_loader: Callable[..., TrainLoader], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Both timings are of the host's decoder then, and by this clock the second one is always shorter."""
+    now = iter(1.0 - 0.5**turn for turn in range(1000))
+
+    def refuse(place: int, pixels: Tensor) -> Tensor:
+        raise RuntimeError("no decoder")
+
+    with open_loader() as loader, caplog.at_level(logging.INFO, "paceline"):
+        monkeypatch.setattr(decoding.time, "perf_counter", lambda: next(now))
+        assert not faster_on_device(loader, FakeCodec(refuse), CPU, lambda: None)
+    assert f"cpu takes 0 of {len(loader.index)} files" in caplog.text
+
+
 def test_the_choice_without_a_gpu(open_loader: Callable[..., TrainLoader]) -> None:
     def never(device: torch.device, num_threads: int) -> FakeCodec:
         raise AssertionError

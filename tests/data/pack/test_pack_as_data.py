@@ -123,6 +123,13 @@ def test_a_reduced_pack_refuses_a_larger_input(data: Path, tmp_path: Path) -> No
     open_data_set(DataConfig(data=str(tmp_path / "set.pack"), imgsz=32), seed=0)
     with pytest.raises(UserError, match="reduced for imgsz=64, so imgsz=96"):
         open_data_set(DataConfig(data=str(tmp_path / "set.pack"), imgsz=96), seed=0)
+    config = DataConfig(data=str(tmp_path / "set.pack"), imgsz=64, batch=4, workers=1)
+    index = open_data_set(config, seed=0).train
+    assert index is not None
+    with TrainLoader(index, config, AugmentConfig(), 0) as loader:
+        assert len(loader.faults) == 0
+    with pytest.raises(UserError, match=r"multi_scale=0\.5, which goes up to 96 px, has too few pixels"):
+        TrainLoader(index, config, AugmentConfig(multi_scale=0.5), 0)
 
 
 def test_damaged_images_are_counted_and_replaced(data: Path, tmp_path: Path) -> None:

@@ -100,14 +100,21 @@ def faster_on_device(
                 if not isinstance(pixels, BrokenImage):
                     torch.from_numpy(pixels).to(device)
 
-        rates = []
+        rates, taken = [], 0
         for work in (by_host, by_device):
             work(list(files)[:_WARM_IMAGES])
             settle()
+            taken = decoder.num_on_device
             start = time.perf_counter()
             work(list(files))
             settle()
             rates.append(len(files) / max(time.perf_counter() - start, 1e-9))
+        taken = decoder.num_on_device - taken
+    if 2 * taken < len(files):  # what is left is the host's work either way, with a detour
+        log.info(
+            "decode=auto: the host decodes, for %s takes %d of %d files that were tried.", device, taken, len(files)
+        )
+        return False
     host, on_device = rates[0] * sharing, rates[1]
     is_faster = on_device >= host
     log.info(
