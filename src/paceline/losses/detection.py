@@ -86,7 +86,8 @@ class DetectionLoss:
         assert raw.shape[-1] == 4 * self.reg_max, raw.shape
         assert logits.shape[-1] == self.num_classes, logits.shape
         kind = raw.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)  # which 2.11 cannot trace
+        with torch.autocast(kind, enabled=False) if has_autocast else nullcontext():
             if self._suits_kernels(raw, logits):
                 return self._sums_by_kernels(raw.contiguous(), logits.contiguous(), batch)
             dtype = torch.promote_types(raw.dtype, torch.float32)

@@ -267,7 +267,8 @@ class Upsample(nn.Upsample):
 
             return doubled_map(x)
         kind = x.device.type
-        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        has_autocast = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)  # which 2.11 cannot trace
+        with torch.autocast(kind, enabled=False) if has_autocast else nullcontext():
             doubled: Tensor = super().forward(x)
         return doubled
 

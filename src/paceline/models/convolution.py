@@ -23,8 +23,7 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """BCHW to BNHW, in training on a GPU in half precision maybe by kernels of our own."""
-        dtype = autocast_type(x) or x.dtype
-        if not self._has_kernels(x, dtype):
+        if torch.compiler.is_compiling() or not self._has_kernels(x, dtype := autocast_type(x) or x.dtype):
             return super().forward(x)
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton
 
