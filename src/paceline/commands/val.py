@@ -62,10 +62,15 @@ def validate(options: ValOptions) -> Evaluation:
 
 
 def _trained_options(model: str) -> TrainOptions | None:
-    """Read the options of the run that weights come from; None for weights outside a run folder."""
+    """Read the options of the run that weights come from; None for weights outside a run folder.
+
+    A run keeps its weights in its folder `weights`: what lies beside weights anywhere else is not their run's.
+    """
     source = find_weights(model)
-    config = source.parents[1] / "config.yaml" if source is not None else None
-    return TrainOptions.read(config) if config is not None and config.is_file() else None
+    if source is None or source.absolute().parent.name != "weights":
+        return None
+    config = source.absolute().parent.parent / "config.yaml"
+    return TrainOptions.read(config) if config.is_file() else None
 
 
 def _data_config(options: ValOptions, trained: TrainOptions | None, imgsz: int) -> DataConfig:
