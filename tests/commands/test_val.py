@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,51 @@ def test_the_weights_of_a_run_know_its_data(
     run = make_run(tmp_path / "run", weights, data=str(squares), single_cls=True)
     monkeypatch.chdir(run / "weights" if inside else tmp_path)
     assert val(tmp_path, model="best.safetensors" if inside else "run").record.ap >= 0
+
+
+@pytest.mark.parametrize("named", ["as the run did", "in another way", ""])
+def test_the_classes_of_a_run_are_taken_over_with_its_data(
+    weights: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    run = make_run(tmp_path / "run", weights, data=str(squares), single_cls=True, classes=[1])
+    monkeypatch.chdir(squares.parent)
+    data = {"as the run did": str(squares), "in another way": squares.name, "": ""}[named]
+    evaluation = val(tmp_path, model=str(run), data=data)
+    expected = val(tmp_path, model=str(weights), data=str(squares), single_cls=True, classes=[1])
+    both = val(tmp_path, model=str(weights), data=str(squares), single_cls=True)
+    assert evaluation.record == expected.record
+    assert evaluation.confusion.counts.sum() != both.confusion.counts.sum()
+
+
+def test_another_data_set_keeps_its_own_classes(weights: Path, squares: Path, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", weights, data=str(squares), single_cls=True)
+    shutil.copytree(squares.parent, tmp_path / "other")
+    with pytest.raises(UserError, match=r"is 2, but .* trained on 1; .* or single_cls=True"):
+        val(tmp_path, model=str(run), data=str(tmp_path / "other" / squares.name))
+
+
+@pytest.mark.parametrize("own_val", [True, False])
+@pytest.mark.parametrize("inside", [True, False])
+def test_one_warning_where_what_is_scored_may_have_been_trained_on(
+    weights: Path,
+    squares: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    own_val: bool,
+    inside: bool,
+) -> None:
+    """A set without val is divided by the seed, which weights outside a run do not know."""
+    monkeypatch.setattr(logging.getLogger("paceline"), "propagate", True)
+    data = tmp_path / "set"
+    shutil.copytree(squares.parent, data)
+    if not own_val:
+        (data / "data.yaml").write_text("train: images/train\nnames: [bright, dark]\n")
+    model = make_run(tmp_path / "run", weights, data=str(data / "data.yaml"), seed=3) if inside else weights
+    with caplog.at_level(logging.WARNING, "paceline"):
+        val(tmp_path, model=str(model), data=str(data / "data.yaml"), single_cls=True)
+    warnings = [record.getMessage() for record in caplog.records if "may have been trained on" in record.getMessage()]
+    assert len(warnings) == (not own_val and not inside)
 
 
 def make_run(folder: Path, weights: Path, **options: object) -> Path:
