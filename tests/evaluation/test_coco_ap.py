@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from paceline.evaluation import coco_ap
 from paceline.evaluation.coco_ap import CocoFigures, coco_figures
 from paceline.evaluation.ground_truth import GroundTruth
 from paceline.evaluation.table import DetectionTable
@@ -41,6 +43,39 @@ def test_the_classes_in_parts_give_the_same_figures(random_set: RandomSet, parts
     assert split.summary == whole.summary
     for name in ("ap", "ap50", "recalls", "precision50"):
         assert np.array_equal(getattr(split, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_much_work_is_done_in_parts_that_are_gone_before_the_next(
+    random_set: RandomSet, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """What lives at once is bounded, whatever the set, and the figures stay as they are."""
+    most, num_images, num_classes = 600, 40, 60
+    truth, detections = random_set(seed, num_images=num_images, num_classes=num_classes, max_detections=60)
+    whole = coco_figures(truth, detections)
+    assert num_images * num_classes + len(truth.boxes) + len(detections) > 5 * most
+    of_a_class = np.bincount(truth.labels, minlength=num_classes) + np.bincount(
+        detections.labels, minlength=num_classes
+    )
+    largest = num_images + int(of_a_class.max())
+    alive, pairs = [], []
+    index = coco_ap._coco
+
+    def counted(annotations: list[dict[str, Any]], num_images: int, classes: np.ndarray) -> Any:
+        pairs.append(num_images * len(classes))
+        alive.append(sum(type(thing) is dict and "bbox" in thing for thing in gc.get_objects()))
+        return index(annotations, num_images, classes)
+
+    monkeypatch.setattr(coco_ap, "_coco", counted)
+    monkeypatch.setattr(coco_ap, "MOST_OF_A_PART", most)
+    before = sum(type(thing) is dict and "bbox" in thing for thing in gc.get_objects())
+    parted = coco_figures(truth, detections)
+    assert sum(pairs) == 2 * num_images * num_classes  # each class once, of truth and of detections
+    assert max(pairs) + max(alive) - before <= most + largest
+    assert len(pairs) > 10
+    assert parted.summary == whole.summary
+    for name in ("ap", "ap50", "recalls", "precision50"):
+        assert np.array_equal(getattr(parted, name), getattr(whole, name)), name
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -198,7 +198,7 @@ def _written(results: Iterator[Results], options: PredictOptions) -> Iterator[Re
     """Pass results on, writing for each what was asked for; the folder is made for the first of them."""
     config, run = options.prediction, options.run
     folder: RunFolder | None = None
-    names = _FileNames()
+    names = FileNames()
     entries: list[dict[str, object]] = []
     for result in results:
         if folder is None:
@@ -218,17 +218,21 @@ def _written(results: Iterator[Results], options: PredictOptions) -> Iterator[Re
     log.info("Results are in %s.", folder.path)
 
 
-class _FileNames:
+class FileNames:
     """Names of the files of each image: that of the image, with a number where several have the same."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
+        self._numbers: dict[str, int] = {}  # the last one that each stem was given: those below are taken
 
     def new(self, path: str) -> str:
+        """Return the name, without suffix, of the files of an image that was not named before."""
         stem = Path(path).stem
-        name, number = stem, 1
+        number = self._numbers.get(stem, 1)
+        name = stem if number == 1 else f"{stem}-{number}"
         while name in self._taken:
             number += 1
             name = f"{stem}-{number}"
         self._taken.add(name)
+        self._numbers[stem] = number
         return name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.commands.device import make_current, resolve_device
@@ -18,8 +19,6 @@ from paceline.options import TrainOptions
 from paceline.records import RunFolder, to_jsonable, write_atomically
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from paceline.data.config import DataConfig
     from paceline.data.index import Index
     from paceline.evaluation.evaluator import Evaluation
@@ -39,11 +38,14 @@ def validate(options: ValOptions) -> Evaluation:
     loaded = load_network(options.model, None)
     trained = _trained_options(options.model)
     data = _data_config(options, trained, loaded.imgsz or 640)
-    index = _split(options, data, seed=trained.loop.seed if trained else 0)
+    index = _split(options, data, trained)
     if len(index.names) != loaded.network.num_classes:
+        mend = "name the data set that they belong to"
+        if loaded.network.num_classes == 1:
+            mend += ", or single_cls=True where all classes were trained as one"
         raise UserError(
             f"The number of classes of {data.data} is {len(index.names)}, but the weights were trained on "
-            f"{loaded.network.num_classes}; name the data set that they belong to."
+            f"{loaded.network.num_classes}; {mend}."
         )
     folder = RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="val")
     with EvalLoader(index, data.imgsz, batch=data.batch, workers=data.workers, cache="none", rect=data.rect) as batches:
@@ -62,34 +64,58 @@ def validate(options: ValOptions) -> Evaluation:
 
 
 def _trained_options(model: str) -> TrainOptions | None:
-    """Read the options of the run that weights come from; None for weights outside a run folder."""
+    """Read the options of the run that weights come from; None for weights outside a run folder.
+
+    A run keeps its weights in its folder `weights`: what lies beside weights anywhere else is not their run's.
+    """
     source = find_weights(model)
-    config = source.parents[1] / "config.yaml" if source is not None else None
-    return TrainOptions.read(config) if config is not None and config.is_file() else None
+    if source is None or source.absolute().parent.name != "weights":
+        return None
+    config = source.absolute().parent.parent / "config.yaml"
+    return TrainOptions.read(config) if config.is_file() else None
 
 
 def _data_config(options: ValOptions, trained: TrainOptions | None, imgsz: int) -> DataConfig:
-    """Fill in what the user left open from the run that the weights come from."""
+    """Fill in what the user left open from the run that the weights come from.
+
+    Its classes are taken over with its data set, be that named or not.
+    """
     data = options.data
     if not data.data:
         if trained is None:
             raise UserError("val needs a data set: data=path/to/data.yaml (the weights' run folder does not name one).")
+        data = dataclasses.replace(data, data=trained.data.data)
+    if trained is not None and _same_data(data.data, trained.data.data):
         data = dataclasses.replace(
             data,
-            data=trained.data.data,
-            single_cls=trained.data.single_cls,
+            single_cls=data.single_cls or trained.data.single_cls,
             classes=data.classes or trained.data.classes,
         )
     return data if data.imgsz else dataclasses.replace(data, imgsz=imgsz)
 
 
-def _split(options: ValOptions, data: DataConfig, *, seed: int) -> Index:
-    """Open the part to evaluate; a set without a split of its own is divided by `seed`, as the training did."""
+def _same_data(first: str, second: str) -> bool:
+    """Tell whether two names mean one data set: equal ones do, and paths of one file or folder."""
+    try:
+        return first == second or Path(first).samefile(second)
+    except OSError:
+        return False
+
+
+def _split(options: ValOptions, data: DataConfig, trained: TrainOptions | None) -> Index:
+    """Open the part to evaluate; a set without a split of its own is divided by the seed, as the training did."""
     split = options.validation.split
-    data_set = open_data_set(data, seed=seed, splits=(split,))
+    data_set = open_data_set(data, seed=trained.loop.seed if trained else 0, splits=(split,))
     index = {"train": data_set.train, "val": data_set.val, "test": data_set.test}[split]
     if index is None or len(index) == 0:
         raise UserError(f"{data.data} has no {split} images; choose another split.")
+    if data_set.divided and split == "val" and trained is None:
+        log.warning(
+            "Some of the images that are scored may have been trained on: %s has no val images of its own, and the "
+            "seed that divided it in training is known to the run folder alone. Name that (model=runs/train), or a "
+            "data set with a val split.",
+            data.data,
+        )
     return index
 
 

@@ -52,6 +52,8 @@ class DataSet:
     """File, folder or address that the set was opened from."""
     format: str
     """`YOLO`, `COCO`, `Pascal VOC` or `pack`."""
+    divided: bool
+    """True where the set has no `val` of its own, so that the seed divided its images into `train` and `val`."""
 
 
 def open_data_set(
@@ -79,7 +81,8 @@ def open_data_set(
     indexes = {name: _choose_classes(scan.index, config) for name, scan in scans.items()}
     for name, index in indexes.items():
         _require_boxes(index, source, name, config)
-    if "val" not in source.splits and "train" in indexes and not {"train", "val"}.isdisjoint(splits):
+    divided = "val" not in source.splits and "train" in indexes and not {"train", "val"}.isdisjoint(splits)
+    if divided:
         indexes["train"], indexes["val"] = divide(indexes["train"], seed, str(source.path))
         _log.info(
             "%s has no validation images of its own: seed %d divides its images into %d for train and %d for val.",
@@ -93,7 +96,7 @@ def open_data_set(
     names = next(iter(indexes.values())).names
     assert all(index.names == names for index in indexes.values())
     chosen = {name: indexes.get(name) if name in splits else None for name in ("train", "val", "test")}
-    return DataSet(names=names, report=report, source=source.path, format=source.format, **chosen)
+    return DataSet(names=names, report=report, source=source.path, format=source.format, divided=divided, **chosen)
 
 
 def require_usable(source: Source, split: str, scan: Scan) -> None:

@@ -32,6 +32,8 @@ class Faults:
     def __init__(self, index: Index) -> None:
         self._index = index
         self._reasons: dict[int, str] = {}
+        nothing = np.zeros(0, np.int64)
+        self._table = nothing, nothing  # the broken images in ascending order, and what takes the place of each
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -46,6 +48,9 @@ class Faults:
             if number in self._reasons:
                 return False
             self._reasons[number] = reason
+            broken, _ = self._table
+            broken = np.insert(broken, np.searchsorted(broken, number), number)
+            self._table = broken, _next_whole(broken, len(self._index))
             num_broken = len(self._reasons)
         log.warning("%s %s: the next image takes its place", self._index.path(number), reason)
         if num_broken > max(1, _TOLERATED_SHARE * len(self._index)):
@@ -54,15 +59,13 @@ class Faults:
 
     def replace(self, images: NDArray[np.int64]) -> NDArray[np.int64]:
         """Put the next whole image of the index in the place of each broken one, in an array of any shape."""
-        if not self._reasons:
+        broken, next_whole = self._table  # as one, since another thread may add meanwhile
+        if not len(broken):
             return images
-        images = images.copy()
-        for _ in range(len(self._index)):
-            broken = np.isin(images, list(self._reasons))
-            if not broken.any():
-                return images
-            images[broken] = (images[broken] + 1) % len(self._index)
-        raise UserError(self._list())
+        if len(broken) == len(self._index):
+            raise UserError(self._list())
+        places = np.minimum(np.searchsorted(broken, images), len(broken) - 1)
+        return np.where(broken[places] == images, next_whole[places], images)
 
     def _list(self) -> str:
         with self._lock:
@@ -81,3 +84,12 @@ class Faults:
             f"{len(listed)} of {len(self._index)} images {what}; {mend}, or take them out of the data set and start "
             f"again:{shown}"
         )
+
+
+def _next_whole(broken: NDArray[np.int64], num_images: int) -> NDArray[np.int64]:
+    """Return the image after the run that each broken one is in, the first image following the last."""
+    following = np.append(broken[1:], num_images + 1)
+    ends = np.where(following == broken + 1, num_images, broken + 1)  # a run ends where the next one is not broken
+    after = np.minimum.accumulate(ends[::-1])[::-1]
+    first = after[0] if broken[0] == 0 else 0
+    return np.where(after == num_images, first, after)

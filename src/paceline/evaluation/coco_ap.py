@@ -25,6 +25,9 @@ MAX_DETECTIONS = 100
 BEYOND_EVERY_RANGE = 1e12
 """Area in square pixels that lies outside all of COCO's size ranges, "all" included (it ends at 1e10): such a box is
 matched like any other and then counts neither way, which is what a difficult box wants."""
+MOST_OF_A_PART = 250_000
+"""Pairs of image and class, boxes and detections that are scored at once, of some 1.5 kB each; one class more may come
+on top."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,24 +52,19 @@ def coco_figures(ground_truth: GroundTruth, detections: DetectionTable, *, parts
     Detections count in the order of the images in the index; those of equal score in the table's order.
 
     parts: the library's compiled part holds Python's lock; for the classes in several parts it does so for as much
-        less at a time, and another thread can go on in between. The figures are the same.
+        less at a time, and another thread can go on in between. Where there is much to score there are more parts, for
+        the memory. The figures are the same.
     """
     from faster_coco_eval import COCOeval_faster  # a fifth of a second that the first step should not wait for
 
     with _no_collection():
-        truth = _coco(_annotations_of_truth(ground_truth), ground_truth)
-        results = _coco(_annotations_of_detections(_best_of_each(detections)), ground_truth)
-        evaluated = []
-        for classes in np.array_split(
-            np.arange(ground_truth.num_classes), max(min(parts, ground_truth.num_classes), 1)
-        ):
-            evaluation = COCOeval_faster(truth, results, iouType="bbox", extra_calc=False)
-            evaluation.params.catIds = classes.tolist()
-            evaluation.evaluate()
-            evaluation.accumulate()
-            evaluated.append(evaluation.eval)
+        evaluated = [
+            _evaluated(classes, ground_truth, boxes, found)
+            for classes, boxes, found in _parts(ground_truth, _best_of_each(detections), parts)
+        ]
+        evaluation = COCOeval_faster(iouType="bbox")
         for name, axis in (("precision", 2), ("recall", 1)):  # the axis of classes
-            evaluation.eval[name] = np.concatenate([np.asarray(each[name]) for each in evaluated], axis=axis)
+            evaluation.eval[name] = np.concatenate([each[name] for each in evaluated], axis=axis)
         evaluation.summarize()
     # thresholds of IoU x recalls x classes x areas (the first is "all") x numbers of detections (the last is 100)
     precision = np.asarray(evaluation.eval["precision"])[:, :, :, 0, -1]
@@ -77,6 +75,48 @@ def coco_figures(ground_truth: GroundTruth, detections: DetectionTable, *, parts
         recalls=np.asarray(evaluation.params.recThrs, dtype=np.float64),
         precision50=precision[0].T.copy(),
     )
+
+
+def _parts(
+    ground_truth: GroundTruth, detections: DetectionTable, parts: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], DetectionTable]]:
+    """Give the classes in parts, each with the rows of its boxes and its detections.
+
+    The library keeps more than a kilobyte per image and class, per box and per detection: no part has more of these
+    than `MOST_OF_A_PART` and one class more. There are about `parts` of them or more, of about equal work.
+    """
+    num_classes = ground_truth.num_classes
+    boxes, rows = np.argsort(ground_truth.labels, kind="stable"), np.argsort(detections.labels, kind="stable")
+    num_boxes = np.bincount(ground_truth.labels, minlength=num_classes)
+    num_rows = np.bincount(detections.labels, minlength=num_classes)
+    work = ground_truth.num_images + num_boxes + num_rows
+    most = max(min(-(-int(work.sum()) // max(parts, 1)), MOST_OF_A_PART), 1)
+    cuts = np.flatnonzero(np.diff((np.cumsum(work) - work) // most)) + 1
+    for part, its_boxes, its_rows in zip(
+        np.split(np.arange(num_classes), cuts),
+        np.split(boxes, np.cumsum(num_boxes)[cuts - 1]),
+        np.split(rows, np.cumsum(num_rows)[cuts - 1]),
+        strict=True,
+    ):
+        yield part, np.sort(its_boxes), detections.rows(np.sort(its_rows))
+
+
+def _evaluated(
+    classes: NDArray[np.int64], ground_truth: GroundTruth, boxes: NDArray[np.int64], detections: DetectionTable
+) -> dict[str, NDArray[np.float64]]:
+    """Let the library score a part of the classes, given its boxes (rows of the ground truth) and its detections.
+
+    Returns `precision` (thresholds of IoU x recalls x classes x areas x numbers of detections) and `recall` (without
+    recalls).
+    """
+    from faster_coco_eval import COCOeval_faster
+
+    truth = _coco(_annotations_of_truth(ground_truth, boxes), ground_truth.num_images, classes)
+    found = _coco(_annotations_of_detections(detections), ground_truth.num_images, classes)
+    evaluation = COCOeval_faster(truth, found, iouType="bbox", extra_calc=False)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
 
 
 def _mean_of_defined(precision_TRK: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -97,14 +137,14 @@ def _best_of_each(detections: DetectionTable) -> DetectionTable:
     return detections.rows(np.sort(order[rank < MAX_DETECTIONS]))
 
 
-def _annotations_of_truth(ground_truth: GroundTruth) -> list[dict[str, Any]]:
-    area = np.where(ground_truth.difficult, BEYOND_EVERY_RANGE, ground_truth.area)
+def _annotations_of_truth(ground_truth: GroundTruth, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+    area = np.where(ground_truth.difficult[rows], BEYOND_EVERY_RANGE, ground_truth.area[rows])
     columns = (
-        ground_truth.images.tolist(),
-        ground_truth.labels.tolist(),
-        xywh(ground_truth.boxes).tolist(),
+        ground_truth.images[rows].tolist(),
+        ground_truth.labels[rows].tolist(),
+        xywh(ground_truth.boxes[rows]).tolist(),
         area.tolist(),
-        ground_truth.crowd.astype(np.int64).tolist(),
+        ground_truth.crowd[rows].astype(np.int64).tolist(),
     )
     return [
         {"id": row, "image_id": image, "category_id": label, "bbox": box, "area": size, "iscrowd": crowd}
@@ -127,13 +167,13 @@ def _annotations_of_detections(detections: DetectionTable) -> list[dict[str, Any
     ]
 
 
-def _coco(annotations: list[dict[str, Any]], ground_truth: GroundTruth) -> COCO:
+def _coco(annotations: list[dict[str, Any]], num_images: int, classes: NDArray[np.int64]) -> COCO:
     from faster_coco_eval import COCO
 
     table = COCO()
     table.dataset = {
-        "images": [{"id": image} for image in range(ground_truth.num_images)],
-        "categories": [{"id": label, "name": str(label)} for label in range(ground_truth.num_classes)],
+        "images": [{"id": image} for image in range(num_images)],
+        "categories": [{"id": label, "name": str(label)} for label in classes.tolist()],
         "annotations": annotations,
     }
     table.createIndex()

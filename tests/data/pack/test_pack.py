@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import io
 import json
 import math
@@ -529,3 +530,17 @@ def test_the_documents_list_every_column() -> None:
     page = Path(__file__).resolve().parents[3] / "docs/packs.md"
     text = page.read_text(encoding="utf-8")
     assert [name for name in (*COLUMNS, *(HEADER.names or ())) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_what_cannot_be_opened_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool) -> None:
+    """And nothing is printed beside it, as for an exception that nobody can catch."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    path = tmp_path / "some.pack"
+    if not missing:
+        path.write_bytes(b"no pack")
+    with pytest.raises(UserError, match=r"some\.pack"):
+        Pack.open(path)
+    gc.collect()
+    assert unraisable == []

@@ -54,6 +54,8 @@ class LocalFile:
     A file that is written over has another time of its last change, and soon another size.
     """
 
+    _descriptor = -1  # until it is open: what cannot be opened is let go of like anything else
+
     def __init__(self, path: Path) -> None:
         self.address = str(path)
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
