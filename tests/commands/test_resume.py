@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from paceline.commands.resume import going_on
+from paceline.commands.resume import going_on, resumed_folder
 from paceline.commands.train import ranks_to_launch
 from paceline.options import TrainOptions, settle_resume
 
@@ -41,6 +41,19 @@ def test_what_is_not_said_stays(run: Path) -> None:
     assert (options.limits.limit_silence, options.limits.limit_step) == (120.0, 7.0)
     assert options.parallel.parallel == "fsdp"
     assert ranks_to_launch(TrainOptions.from_flat({"resume": str(run)})) == 2
+
+
+@pytest.mark.parametrize(
+    ("inside", "named"),
+    [("", "weights/last.safetensors"), ("weights", "last.safetensors"), ("..", "run/weights/best.safetensors")],
+)
+def test_a_file_in_the_weights_names_its_run_from_anywhere(
+    run: Path, monkeypatch: pytest.MonkeyPatch, inside: str, named: str
+) -> None:
+    monkeypatch.chdir((run / inside).resolve())
+    folder = resumed_folder(TrainOptions.from_flat({"resume": named}))
+    assert folder is not None
+    assert folder.path.resolve() == run.resolve()
 
 
 def test_devices_layout_and_limits_may_be_said_anew(run: Path) -> None:

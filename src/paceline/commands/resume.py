@@ -63,7 +63,7 @@ def resumed_folder(options: TrainOptions, *, warns: bool = True) -> RunFolder | 
             raise UserError(f"There is no run to resume in {project}; name one: resume=runs/train.")
         return RunFolder(path=found[-1].parents[1])
     path = Path(resume)
-    folder = path.parents[1] if path.suffix == ".safetensors" and len(path.parts) > 2 else path
+    folder = path.absolute().parents[1] if path.suffix == ".safetensors" and len(path.absolute().parts) > 2 else path
     if not (folder / "weights" / "resume.safetensors").is_file():
         raise UserError(f"{folder} holds no weights/resume.safetensors, so it cannot be resumed; check the path.")
     return RunFolder(path=folder)
