@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from paceline.models import blocks, fused_joint
 from paceline.models.fused_joint import Tile, tile_of_map, tile_of_weight
+from paceline.models.pitch import Layout
 from paceline.models.registry import build_model
 
 if TYPE_CHECKING:
@@ -143,7 +144,9 @@ class Work:
         return {
             "result": lambda tile: fused_joint.product(self.factors, self.maps, tile),
             "pieces": lambda tile: fused_joint.gradients_of_maps(self.factors, self.of_y, self.maps, tile),
-            "weight": lambda tile: fused_joint.gradient_of_weight(self.of_weight, self.of_y, self.maps, tile),
+            "weight": lambda tile: fused_joint.gradient_of_weight(
+                Layout.of(self.of_weight), self.of_y, self.maps, tile
+            ),
         }
 
 

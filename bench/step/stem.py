@@ -20,7 +20,8 @@ import torch
 from convolutions import bandwidth, time_of
 from torch.nn import functional as F
 
-from paceline.models.fused_stem import BACKWARD, FORWARD, Launch, Layout, forwarded, weighed
+from paceline.models.fused_stem import BACKWARD, FORWARD, Launch, forwarded, weighed
+from paceline.models.pitch import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable
