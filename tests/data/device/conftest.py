@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def interpreted(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[Callable[..., Tensor]]:
     """Return the kernel, run by Triton's interpreter."""
     with interpreting("paceline.data.device.kernel") as module:
