@@ -34,7 +34,9 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     with (
-        interpreting("paceline.models.joint_kernels", "paceline.models.fused_joint") as module,
+        interpreting(
+            *(f"paceline.models.{name}" for name in ("part_kernels", "joint_kernels", "fused_joint"))
+        ) as module,
         pytest.MonkeyPatch.context() as patch,
     ):
         _multiply_bfloat16(patch)
@@ -350,11 +352,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from paceline.models import joint_kernels
+from paceline.models import joint_kernels, part_kernels
 from paceline.models.fused_joint import Tile, tile_of_map, tile_of_weight
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 floats = dict.fromkeys(("parts", "of_weight"), "*fp32")
+
+
+KERNELS = vars(joint_kernels) | vars(part_kernels)
 
 
 def built(kernel, fixed, warps, kind, capability=90):
@@ -387,11 +392,11 @@ for num_out, num_in, room in sizes:
         fixed = {key: value for key, value in vars(tile).items() if key not in ("warps", "programs")}
         variants.add((name, room, tile.warps, tuple(fixed.items())))
 for name, room, warps, fixed in sorted(variants):
-    made = built(getattr(joint_kernels, name), dict(fixed) | ({"room": room} if room else {}), warps, "*bf16", 89)
+    made = built(KERNELS[name], dict(fixed) | ({"room": room} if room else {}), warps, "*bf16", 89)
     assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
 for number, (name, room, warps, fixed) in enumerate(sorted(variants)):
     fixed = dict(fixed) | ({"room": room} if room else {})
-    made = built(getattr(joint_kernels, name), fixed, warps, ("*bf16", "*fp16")[number % 2])
+    made = built(KERNELS[name], fixed, warps, ("*bf16", "*fp16")[number % 2])
     ptx = made.asm["ptx"]
     assert len(made.asm["cubin"]) > 1000
     if name == "_settle_weight":

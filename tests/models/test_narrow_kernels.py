@@ -26,7 +26,9 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     triton = pytest.importorskip("triton")
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
-    with interpreting("paceline.models.narrow_kernels", "paceline.models.narrow_conv") as module:
+    with interpreting(
+        *(f"paceline.models.{name}" for name in ("part_kernels", "narrow_kernels", "narrow_conv"))
+    ) as module:
         yield module
 
 
@@ -213,7 +215,6 @@ for channels, out_channels in ((16, 32), (32, 64)):
     tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
     made = made_of(narrow_kernels._map_gradient, CONVOLVING.warps, **tile, **sizes)
     assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
-made_of(narrow_kernels._settle_weights, 4, room=16, parts_room=64)
 print("compiled")
 """
 

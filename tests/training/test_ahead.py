@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 KERNELS = {
     *("_statistics", "_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"),
     *("_spread", "_convolve", "_multiply", "_settle", "_sums"),
-    *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_settle_weights", "_trace_back"),
+    *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_trace_back"),
     *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
     *("_pool", "_pool_gradient", "_double", "_halve"),
     *("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient"),

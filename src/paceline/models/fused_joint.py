@@ -13,7 +13,8 @@ import torch
 import triton
 from torch.autograd.function import once_differentiable
 
-from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _settle_weight, _weight_parts
+from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
+from paceline.models.part_kernels import _settle_weight
 from paceline.models.pitch import Layout, pitch_of
 from paceline.triton_kernels import start_kernel
 

@@ -154,16 +154,3 @@ def _weight_parts(
         total = tl.dot(tl.trans(gradient), values, total, input_precision="ieee")
     place = parts + (part.to(tl.int64) * num_out + out)[:, None] * num_in + column[None, :]
     tl.store(place, total, mask=is_out[:, None] & is_column[None, :])
-
-
-@triton.jit(do_not_specialize=("num_weights", "num_parts"))
-def _settle_weight(parts, of_weight, num_weights, num_parts, at_once: tl.constexpr, weights: tl.constexpr):
-    """Add the parts of the gradient of `weights` weights, `at_once` side by side."""
-    weight = tl.program_id(0) * weights + tl.arange(0, weights)
-    total = tl.full((at_once, weights), 0.0, tl.float32)
-    for first in range(0, num_parts, at_once):
-        part = first + tl.arange(0, at_once)
-        inside = (part < num_parts)[:, None] & (weight < num_weights)[None, :]
-        total += tl.load(parts + part.to(tl.int64)[:, None] * num_weights + weight[None, :], mask=inside, other=0)
-    value = tl.sum(total, axis=0)
-    tl.store(of_weight + weight, value.to(of_weight.dtype.element_ty), mask=weight < num_weights)

@@ -13,7 +13,8 @@ import triton
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _settle_weights, _weight_gradient
+from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
+from paceline.models.part_kernels import _settle_weight
 from paceline.triton_kernels import start_kernel
 
 if TYPE_CHECKING:
@@ -139,25 +140,19 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         stages=launch.stages,
         num_warps=launch.warps,
     )
-    return settled(parts).permute(0, 3, 1, 2)
-
-
-def settled(parts: Tensor) -> Tensor:
-    """Add the parts of a sum, which lie one after the other; the same bits each time."""
-    whole = torch.empty_like(parts[0])
+    of_weight = torch.empty_like(parts[0])
     start_kernel(
-        _settle_weights,
-        (triton.cdiv(whole.numel(), _SETTLED_WEIGHTS),),
+        _settle_weight,
+        (triton.cdiv(of_weight.numel(), _SETTLED_WEIGHTS),),
         parts,
-        whole,
-        whole.numel(),
+        of_weight,
+        of_weight.numel(),
         len(parts),
-        triton.cdiv(len(parts), _SETTLED_PARTS),
-        room=_SETTLED_WEIGHTS,
-        parts_room=_SETTLED_PARTS,
+        at_once=_SETTLED_PARTS,
+        weights=_SETTLED_WEIGHTS,
         num_warps=4,
     )
-    return whole
+    return of_weight.permute(0, 3, 1, 2)
 
 
 def _room(numbers: int) -> int:

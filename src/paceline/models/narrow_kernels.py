@@ -227,15 +227,3 @@ def _weight_gradient(
     tl.store(place, upper, mask=is_weight)
     tl.store(place + 3 * in_channels, middle, mask=is_weight)
     tl.store(place + 6 * in_channels, lower, mask=is_weight)
-
-
-@triton.jit(do_not_specialize=("num_weights", "num_parts", "turns"))
-def _settle_weights(parts, of_weight, num_weights, num_parts, turns, room: tl.constexpr, parts_room: tl.constexpr):
-    """Add the parts of the gradient of `room` weights, in one order."""
-    weight = tl.program_id(0) * room + tl.arange(0, room)
-    total = tl.full((parts_room, room), 0.0, tl.float32)
-    for turn in range(turns):
-        part = turn * parts_room + tl.arange(0, parts_room)
-        inside = (part < num_parts)[:, None] & (weight < num_weights)[None, :]
-        total += tl.load(parts + part.to(tl.int64)[:, None] * num_weights + weight[None, :], mask=inside, other=0)
-    tl.store(of_weight + weight, tl.sum(total, axis=0), mask=weight < num_weights)
