@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from paceline.callbacks import Callback
+from paceline.commands.layout import check_layout
 from paceline.commands.memory import (
     Exhaustion,
     Fitted,
@@ -24,7 +25,7 @@ from paceline.commands.memory import (
     fitting_images,
     most_images,
 )
-from paceline.commands.train import check_layout, train
+from paceline.commands.train import train
 from paceline.commands.tune import tune
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.dataset import open_data_set

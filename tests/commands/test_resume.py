@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from paceline.commands.layout import ranks_to_launch
 from paceline.commands.resume import going_on, resumed_folder
-from paceline.commands.train import ranks_to_launch
 from paceline.options import TrainOptions, settle_resume
 
 if TYPE_CHECKING:

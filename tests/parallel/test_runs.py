@@ -12,7 +12,8 @@ from run_cases import Losses
 from safetensors.torch import load_file
 from worlds import Case, run_world
 
-from paceline.commands.train import ranks_to_launch, train
+from paceline.commands.layout import ranks_to_launch
+from paceline.commands.train import train
 from paceline.data.shapes import ShapesConfig, ensure
 from paceline.errors import UserError
 from paceline.options import TrainOptions, settle_resume

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
-import torch
 
 from paceline.errors import UserError
-from paceline.ledger import Ledger
-from paceline.training.loop import MOST_LOST, Loop
+from paceline.training.divergence import MOST_LOST, Divergence
 
 
 def told(lost_per_epoch: list[tuple[int, int]]) -> None:
-    """Tell a loop of the updates that each epoch lost, out of how many."""
-    loop = Loop.__new__(Loop)
-    loop._ledger = Ledger()
-    loop._state = SimpleNamespace(skipped_updates=0, updates=0, epoch=0)  # type: ignore[assignment]
-    loop._lost = 0
+    """Tell of the updates that each epoch lost, out of how many."""
+    divergence = Divergence()
     for lost, updates in lost_per_epoch:
-        loop._count_skipped(torch.tensor(float(lost)), updates)
+        divergence.count(lost, updates)
 
 
 def test_a_late_divergence_is_seen_in_its_epoch() -> None:

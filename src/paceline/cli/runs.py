@@ -52,7 +52,7 @@ def train_with_progress(
     Callbacks and the transform travel to the processes by value; callbacks are called in rank 0, and have what they
     remember when they come back.
     """
-    from paceline.commands.train import ranks_to_launch
+    from paceline.commands.layout import ranks_to_launch
 
     with logging_to(ConsoleHandler()):
         num_ranks = ranks_to_launch(options)

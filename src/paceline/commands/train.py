@@ -9,39 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from paceline.commands.device import backend_of, count_devices, describe_device, make_current, place, resolve_device
+from paceline.commands.device import backend_of, describe_device
 from paceline.commands.evaluation import Evaluations
+from paceline.commands.layout import check_layout
 from paceline.commands.memory import Exhaustion, held_bytes
 from paceline.commands.pictures import RunPictures
+from paceline.commands.ready import Ready
 from paceline.commands.resume import going_on
-from paceline.commands.run_batch import batch_of, require_statistics
-from paceline.commands.run_data import RunData, splits
-from paceline.commands.step_choice import RunStep
-from paceline.commands.weights import load_network, require_model
-from paceline.data.dataset import open_data_set
 from paceline.data.user_transform import UserTransform
-from paceline.errors import UserError
 from paceline.ledger import CudaClock, Ledger
-from paceline.losses.detection import DetectionLoss
 from paceline.models.statistics import count_parameters
-from paceline.option_values import AUTO_BATCH
-from paceline.parallel.build import Ranks, num_ranks
-from paceline.parallel.fingerprint import digest_of, digest_of_package
+from paceline.parallel.build import num_ranks
 from paceline.parallel.gather import group_apart, largest
-from paceline.parallel.layout import Layout
 from paceline.parallel.process_group import joined
-from paceline.parallel.rank import rank_of_environment
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.apart import Apart
-from paceline.training.budget import Budget, parse_duration
-from paceline.training.choice import StepChoice
+from paceline.training.budget import Budget
 from paceline.training.compiling import compiles_loss
 from paceline.training.crowd import CrowdAwareStep
 from paceline.training.ema import Ema
 from paceline.training.freeze import freeze_nodes
 from paceline.training.graphed import CudaCapture, graphed
+from paceline.training.judge import Judge
 from paceline.training.keeper import WeightsKeeper
 from paceline.training.loop import Loop
 from paceline.training.machine import Machine
@@ -52,24 +41,19 @@ from paceline.training.state import TrainingState
 from paceline.training.step import EagerStep
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
+    from paceline.batch import Batch
     from paceline.callbacks import Callback
-    from paceline.commands.weights import LoadedNetwork
+    from paceline.data.loader import TrainLoader
+    from paceline.evaluation.evaluator import Evaluation
     from paceline.options import TrainOptions
     from paceline.parallel.engine import Criterion, Engine
-    from paceline.parallel.process_group import ProcessGroup
     from paceline.training.compiling import Compiler
     from paceline.training.step import Step
 
 log = logging.getLogger("paceline")
 
-ANY_NUMBER = 10**9
-"""Of nodes, while the network is not there yet."""
-ANY_BATCH = 64
-"""Of a device, while nobody has measured how much it takes."""
-MAY_DIFFER = frozenset({"model", "data", "project", "name", "exist_ok", "resume", "device", "workers", "cache"})
-"""Options that may differ between ranks: places, and how a host does its part. Data are compared by what they hold."""
 _PHASES = {
     "evaluation": "evaluation",
     "evaluation_wait": "evaluation",
@@ -108,126 +92,35 @@ def train(
     with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
         check_layout(options, group.rank.world)
         user = UserTransform(transform) if transform else None
-        return _Training(options, callbacks if group.rank.is_main else (), resumed, group, user).run()
-
-
-def ranks_to_launch(options: TrainOptions) -> int:
-    """Count the processes that have to be started for these options: 1 where this process is all, or one of them."""
-    if rank_of_environment() is not None:
-        return 1
-    _, options = going_on(options, warns=False)
-    count = count_devices(options.loop.device, options.ranks.devices)
-    check_layout(options, count)
-    return count
-
-
-def check_layout(options: TrainOptions, devices: int) -> None:
-    """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
-    if options.loop.resume in {"", "auto"}:
-        is_auto, batch = options.data.batch == AUTO_BATCH, options.data.batch
-        if is_auto:
-            batch = devices * max(options.parallel.microbatches, ANY_BATCH)
-        layout = Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
-        if layout.pipeline > 1 and is_auto:
-            raise UserError("batch=auto measures the whole network on one device, which stages are not; give a number.")
-        if layout.pipeline > 1 and options.augment.multi_scale > 0:
-            raise UserError(
-                "multi_scale changes the image size on the way, which stages cannot; leave one of them out."
-            )
+        ready = Ready(options, resumed=resumed, group=group, transform=user)
+        return _Training(ready, callbacks if group.rank.is_main else ()).run()
 
 
 class _Training:
     """One run being put together; each method builds one thing."""
 
-    def __init__(
-        self,
-        options: TrainOptions,
-        callbacks: Sequence[Callback],
-        resumed: RunFolder | None,
-        group: ProcessGroup,
-        transform: UserTransform | None = None,
-    ) -> None:
-        self._options = options
-        self._group = group
+    def __init__(self, ready: Ready, callbacks: Sequence[Callback]) -> None:
+        self._ready = ready
         self._callbacks = tuple(callbacks)
-        self._resumed = resumed
-        require_model(options.model)
-        rank = group.rank
-        named = resolve_device(options.loop.device, local_rank=rank.local_rank, local_world=rank.local_world)
-        self._device = make_current(named)
-        compared = {name: value for name, value in options.to_flat().items() if name not in MAY_DIFFER}
-        group.agree("start", {"code": digest_of_package(), "options": digest_of(compared)})
-        limit_s = parse_duration(options.loop.time) if options.loop.time else None
-        if options.loop.deterministic:
-            torch.use_deterministic_algorithms(mode=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        torch.manual_seed(options.loop.seed)
-        group.report(0, "index")
-        with group.first_on_node("index"):
-            self._data_set = open_data_set(options.data, seed=options.loop.seed)
-        group.report(0, "start")
-        self._train_index, self._val_index = splits(self._data_set)
-        group.agree("data", {"data": f"{self._train_index.digest()} {self._val_index.digest()}"})
-        self._loaded = self._network()
-        self._sized = batch_of(
-            options,
-            self._loaded.network,
-            self._criterion(),
-            self._train_index,
-            self._val_index,
-            device=self._device,
-            rank=rank,
-        )
-        self._options = options = self._sized.settled(options)
-        self._batch = self._sized.images
-        layout = Layout.of(
-            options.parallel, devices=num_ranks(), batch=self._batch, nodes=len(self._loaded.network.nodes)
-        )
-        require_statistics(options, self._batch // (layout.replicas * layout.microbatches) * layout.norm_ranks)
-        self._ranks = Ranks(layout, self._device)
-        done = 0 if resumed is None else max((line["epoch"] for line in resumed.records("epoch")), default=0)
-        self._step = RunStep(
-            options,
-            self._loaded,
-            self._train_index,
-            criterion=self._criterion(),
-            layout=layout,
-            batch=self._batch,
-            device=self._device,
-            local_world=rank.local_world,
-            epochs_done=done,
-            limit_s=limit_s,
-        )
-        self._choice = StepChoice.from_json(group.share("step", lambda: self._step.choose().to_json()))
-        self._data = RunData(
-            options,
-            self._train_index,
-            self._val_index,
-            batch=self._batch,
-            ranks=self._ranks,
-            device=self._device,
-            local_world=rank.local_world,
-            transform=transform,
-        )
-        self._budget = Budget(limit_s=limit_s)
-        clock = CudaClock(self._device) if self._device.type == "cuda" else None
+        self._budget = Budget(limit_s=ready.limit_s)
+        clock = CudaClock(ready.device) if ready.device.type == "cuda" else None
         self._ledger = Ledger(device_clock=clock)
 
     def run(self) -> TrainResult:
         """Train, keep the weights, draw; the loader's threads have ended when this returns."""
-        options, network = self._options, self._loaded.network
+        ready, options, network = self._ready, self._ready.options, self._ready.loaded.network
         recipe = Recipe.of(
             options.optim,
-            num_images=len(self._train_index),
-            num_classes=len(self._data_set.names),
-            batch=self._batch,
+            num_images=len(ready.train_index),
+            num_classes=len(ready.data_set.names),
+            batch=ready.batch,
             epochs=options.loop.epochs,
         )
-        plan = self._choice.plan
+        plan = ready.choice.plan
         laid_out(network, channels_last=plan.channels_last)
         frozen = freeze_nodes(network, options.loop.freeze)
-        compiler = self._step.compiler(plan, keeps=self._group.rank.is_main) if plan.compile else None
-        capture = CudaCapture(self._device) if plan.graphs else None
+        compiler = ready.step.compiler(plan, keeps=ready.group.rank.is_main) if plan.compile else None
+        capture = CudaCapture(ready.device) if plan.graphs else None
         with capture.aside() if capture else nullcontext():
             engine = self._engine(compiler)
         optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
@@ -237,180 +130,206 @@ class _Training:
             if compiler is not None:
                 stack.enter_context(compiler)
                 compiler.compile_network(network)
-            loader = stack.enter_context(self._data.train_loader())
-            evaluation_loader = stack.enter_context(self._data.eval_loader())
-            feed = self._ranks.feed(self._data.on_device(loader, plan))
+            loader = stack.enter_context(ready.data.train_loader())
+            evaluation_loader = stack.enter_context(ready.data.eval_loader())
+            feed = ready.ranks.feed(ready.data.on_device(loader, plan))
             folder = self._folder()  # when all that the user might have to mend has been said
             keeper = WeightsKeeper(
                 run=folder,
-                model=self._loaded.model,
-                names=self._data_set.names,
+                model=ready.loaded.model,
+                names=ready.data_set.names,
                 imgsz=options.data.imgsz,
                 save_period=options.loop.save_period,
                 engine=engine,
                 ema=ema,
                 optimizer=optimizer,
-                writes=self._ranks.is_first,
+                writes=ready.ranks.is_first,
             )
-            state, best = TrainingState(epochs=options.loop.epochs), None
-            if self._resumed:
-                state = keeper.restore()
-                self._budget.spent_before_s = state.elapsed_s
-                best = keeper.best_evaluation(state)
+            state, best = self._state(keeper)
             epochs_before = state.epoch
-            if self._group.rank.is_main:
-                # Without `resume`: who takes this file for a run of their own does not mean to go on with this one.
-                dataclasses.replace(options, loop=dataclasses.replace(options.loop, resume="")).write(folder.config)
-                folder.mark("")
-            pictures = (
-                RunPictures(run=folder, names=self._data_set.names)
-                if options.loop.plots and self._group.rank.is_main
-                else None
-            )
+            self._write_options(folder)
             evaluations = Evaluations(
                 evaluation_loader,
-                self._val_index,
+                ready.val_index,
                 options.postprocess,
-                device=self._device,
-                amp_dtype=self._choice.plan.precision.amp_dtype,
+                device=ready.device,
+                amp_dtype=plan.precision.amp_dtype,
             )
             self._start(folder, str(recipe.plan), state)
+
+            def elapsed() -> float:
+                return engine.parts.first(self._budget.seconds_since_start())
+
+            judge = Judge(
+                evaluate=evaluations,
+                apart=self._apart(evaluations),
+                parts=engine.parts,
+                ema=ema,
+                state=state,
+                elapsed=elapsed,
+                records=keeper,
+                ledger=self._ledger,
+                config=options.loop,
+                callbacks=self._callbacks,
+                best=best,
+            )
             loop = Loop(
                 engine=engine,
                 step=self._taken(EagerStep(engine, optimizer, ema, self._ledger), capture),
                 schedule=recipe.schedule,
                 ema=ema,
                 data=feed,
-                evaluate=evaluations,
+                judge=judge,
                 keeper=keeper,
                 state=state,
                 budget=self._budget,
+                elapsed=elapsed,
                 ledger=self._ledger,
                 config=options.loop,
                 close_mosaic=options.augment.close_mosaic,
-                device=self._device,
+                device=ready.device,
                 callbacks=self._callbacks,
                 frozen=frozen,
-                best=best,
-                stops=self._group.preemption.agreed,
-                apart=self._apart(evaluations),
+                stops=ready.group.preemption.agreed,
                 awaited=keeper.awaited,
             )
-            first_step = state.step
-
-            def place_of_main_thread() -> tuple[int, str]:
-                usual = "compile" if state.step == first_step else "step"
-                return state.step, _PHASES.get(self._ledger.outermost, usual)
-
-            self._group.follow(place_of_main_thread)
-            layout = self._ranks.layout
-            exhaustion = Exhaustion(
-                batch=self._batch,
-                unit=layout.replicas * layout.microbatches,
-                device=self._device,
-                rank=self._group.rank,
-                fitted=self._sized.fitted,
-            )
-            held = held_bytes(engine.network, self._device, states=1 if recipe.plan.name == "SGD" else 2)
-            with exhaustion.explained(held, lambda: state.step > first_step):
-                end = loop.run()
-            self._group.follow(None)
-            self._group.report(state.step, "end")
-            if pictures and not (self._resumed and pictures.has_training_batches):
-                pictures.training_batches(loader.epoch(0, mosaic=options.loop.epochs > options.augment.close_mosaic))
-            is_earlier = 0 < state.best_epoch <= epochs_before
-            if options.loop.plots and is_earlier and end.reason != "preempted":  # evaluated before this run went on
-                evaluations.best = None
-                keeper.load_best(ema.network)
-                evaluations(ema.network)
-            if pictures and evaluations.best is not None:
-                pictures.evaluation(evaluations.best, evaluation_loader, self._val_index)
-            if pictures:
-                pictures.curves()
-        if self._group.rank.is_main:
+            held = held_bytes(engine.network, ready.device, states=1 if recipe.plan.name == "SGD" else 2)
+            end = self._watched(loop, state, held)
+            if options.loop.plots:
+                if 0 < state.best_epoch <= epochs_before and end.reason != "preempted":
+                    evaluations.best = None  # what is drawn are the best weights, evaluated before this run went on
+                    keeper.load_best(ema.network)
+                    evaluations(ema.network)
+                if ready.group.rank.is_main:
+                    self._draw(folder, loader, evaluation_loader, evaluations.best)
+        if ready.group.rank.is_main:
             folder.append("end", end)
             folder.mark("PREEMPTED" if end.reason == "preempted" else "DONE")
         for callback in self._callbacks:
             callback.on_end(end)
         return TrainResult(folder=folder, end=end, evaluation=end.best)
 
+    def _state(self, keeper: WeightsKeeper) -> tuple[TrainingState, EvaluationRecord | None]:
+        """Begin anew, or where the run that goes on has ended; and the figures of its best weights."""
+        if self._ready.resumed is None:
+            return TrainingState(epochs=self._ready.options.loop.epochs), None
+        state = keeper.restore()
+        self._budget.spent_before_s = state.elapsed_s
+        return state, keeper.best_evaluation(state)
+
+    def _write_options(self, folder: RunFolder) -> None:
+        """Write them without `resume`: who takes this file for a run of their own does not mean to go on with this."""
+        ready = self._ready
+        if ready.group.rank.is_main:
+            loop = dataclasses.replace(ready.options.loop, resume="")
+            dataclasses.replace(ready.options, loop=loop).write(folder.config)
+            folder.mark("")
+
+    def _watched(self, loop: Loop, state: TrainingState, held: int) -> EndRecord:
+        """Train, while the other ranks hear how far this one is, and memory that is spent is explained."""
+        ready = self._ready
+        first_step = state.step
+
+        def place_of_main_thread() -> tuple[int, str]:
+            usual = "compile" if state.step == first_step else "step"
+            return state.step, _PHASES.get(self._ledger.outermost, usual)
+
+        layout = ready.ranks.layout
+        exhaustion = Exhaustion(
+            batch=ready.batch,
+            unit=layout.replicas * layout.microbatches,
+            device=ready.device,
+            rank=ready.group.rank,
+            fitted=ready.sized.fitted,
+        )
+        ready.group.follow(place_of_main_thread)
+        with exhaustion.explained(held, lambda: state.step > first_step):
+            end = loop.run()
+        ready.group.follow(None)
+        ready.group.report(state.step, "end")
+        return end
+
+    def _draw(
+        self, folder: RunFolder, loader: TrainLoader, evaluation_loader: Iterable[Batch], best: Evaluation | None
+    ) -> None:
+        """Draw what was trained on, unless an earlier part of the run has, what was found, and the curves."""
+        ready = self._ready
+        pictures = RunPictures(run=folder, names=ready.data_set.names)
+        if ready.resumed is None or not pictures.has_training_batches:
+            mosaic = ready.options.loop.epochs > ready.options.augment.close_mosaic
+            pictures.training_batches(loader.epoch(0, mosaic=mosaic))
+        if best is not None:
+            pictures.evaluation(best, evaluation_loader, ready.val_index)
+        pictures.curves()
+
     def _taken(self, eager: EagerStep, capture: CudaCapture | None) -> Step:
         """Say how steps are taken: by graphs, eagerly, or with as many threads as the machine has cores to spare."""
+        ready = self._ready
         step = graphed(eager, capture, largest=largest if num_ranks() > 1 else None)
-        loop = self._options.loop
-        if not self._step.task.leaves_threads or loop.tune_step == "off" or loop.deterministic:
+        loop = ready.options.loop
+        if not ready.step.task.leaves_threads or loop.tune_step == "off" or loop.deterministic:
             return step
-        if self._choice.plan.compile:  # compiled code is for one number of threads, and would be made anew
+        if ready.choice.plan.compile:  # compiled code is for one number of threads, and would be made anew
             return step
-        return CrowdAwareStep(step, most=Machine.of(self._device).physical_cores)
+        return CrowdAwareStep(step, most=Machine.of(ready.device).physical_cores)
 
     def _apart(self, evaluations: Evaluations) -> Apart | None:
         """Prepare to evaluate beside the training, where that was asked for and can be."""
-        if not self._options.loop.val_async:
+        ready = self._ready
+        if not ready.options.loop.val_async:
             return None
-        if not self._ranks.evaluates_whole:
+        if not ready.ranks.evaluates_whole:
             log.warning("val_async: evaluation goes through the stages that train, so the training waits for it.")
             return None
-        return Apart(evaluations.apart(group_apart()), device=self._device, alone=num_ranks() == 1)
+        return Apart(evaluations.apart(group_apart()), device=ready.device, alone=num_ranks() == 1)
 
     def _folder(self) -> RunFolder:
         """Take the folder of the run that goes on, or let rank 0 make a new one."""
-        run = self._options.run
-        if self._resumed is not None:
-            return self._resumed
-        exist_ok = run.exist_ok or self._options.loop.resume == "auto"  # whose earlier start left nothing to go on from
+        ready = self._ready
+        run = ready.options.run
+        if ready.resumed is not None:
+            return ready.resumed
+        # An earlier start with resume=auto that left nothing to go on from is begun anew.
+        exist_ok = run.exist_ok or ready.options.loop.resume == "auto"
 
         def create() -> str:
             return str(RunFolder.create(run.project, run.name, exist_ok=exist_ok).path)
 
-        return RunFolder(path=Path(self._group.share("folder", create)))
-
-    def _network(self) -> LoadedNetwork:
-        loop = self._options.loop
-        loaded = load_network(self._options.model, self._data_set.names, pretrained=loop.pretrained)
-        place(loaded.network, self._device)
-        return loaded
-
-    def _criterion(self) -> DetectionLoss:
-        network = self._loaded.network
-        return DetectionLoss(
-            self._options.loss,
-            num_classes=network.num_classes,
-            reg_max=network.reg_max,
-            strides=network.strides,
-        )
+        return RunFolder(path=Path(ready.group.share("folder", create)))
 
     def _engine(self, compiler: Compiler | None) -> Engine:
-        criterion: Criterion = self._step.criterion
-        if compiler is not None and compiles_loss(self._device):
+        ready = self._ready
+        criterion: Criterion = ready.step.criterion
+        if compiler is not None and compiles_loss(ready.device):
             criterion = compiler.compile_criterion(criterion)
-        return self._ranks.engine(
-            self._loaded.network,
+        return ready.ranks.engine(
+            ready.loaded.network,
             criterion,
-            batch=self._batch,
-            imgsz=self._options.data.imgsz,
-            amp_dtype=self._choice.plan.precision.amp_dtype,
-            clip=self._options.optim.clip,
+            batch=ready.batch,
+            imgsz=ready.options.data.imgsz,
+            amp_dtype=ready.choice.plan.precision.amp_dtype,
+            clip=ready.options.optim.clip,
             ledger=self._ledger,
-            loss_scale=self._choice.plan.precision.loss_scale,
+            loss_scale=ready.choice.plan.precision.loss_scale,
         )
 
     def _start(self, folder: RunFolder, optimizer: str, state: TrainingState) -> None:
+        ready = self._ready
         record = RunRecord(
             folder=folder.path,
-            model=self._loaded.model,
-            data=str(self._data_set.source),
-            class_names=self._data_set.names,
+            model=ready.loaded.model,
+            data=str(ready.data_set.source),
+            class_names=ready.data_set.names,
             epochs=state.epochs,
-            num_train_images=len(self._train_index),
-            num_val_images=len(self._val_index),
-            num_parameters=count_parameters(self._loaded.network),
-            device=describe_device(self._device),
-            precision=self._choice.plan.precision.name,
-            step=self._choice.text,
+            num_train_images=len(ready.train_index),
+            num_val_images=len(ready.val_index),
+            num_parameters=count_parameters(ready.loaded.network),
+            device=describe_device(ready.device),
+            precision=ready.choice.plan.precision.name,
+            step=ready.choice.text,
             optimizer=optimizer,
         )
-        if self._group.rank.is_main:
+        if ready.group.rank.is_main:
             folder.append("run", record)
         for callback in self._callbacks:
             callback.on_start(record)

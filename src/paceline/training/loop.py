@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from paceline.errors import UserError
-from paceline.records import EndRecord, EpochRecord, LateEvaluationRecord, StepRecord
+from paceline.records import EndRecord, EpochRecord, StepRecord
+from paceline.training.divergence import Divergence
 from paceline.training.keeper import Best
 from paceline.training.meter import LossMeter
 
@@ -24,19 +23,16 @@ if TYPE_CHECKING:
     from paceline.callbacks import Callback
     from paceline.ledger import Ledger
     from paceline.parallel.engine import Engine
-    from paceline.records import EvaluationRecord
-    from paceline.training.apart import Apart
+    from paceline.records import EvaluationRecord, LateEvaluationRecord
     from paceline.training.budget import Budget
     from paceline.training.config import LoopConfig
     from paceline.training.ema import Ema
+    from paceline.training.judge import Judge
     from paceline.training.schedule import Rates, Schedule
     from paceline.training.state import TrainingState
     from paceline.training.step import Step
 
 log = logging.getLogger("paceline")
-
-MOST_LOST = 20
-"""Updates left out, in epochs in a row that lose half of theirs or more, of a training that has diverged."""
 
 
 class TrainingData(Protocol):
@@ -98,25 +94,24 @@ class Loop:
         schedule: Schedule,
         ema: Ema,
         data: TrainingData,
-        evaluate: Callable[[Module], EvaluationRecord],
+        judge: Judge,
         keeper: Keeper,
         state: TrainingState,
         budget: Budget,
+        elapsed: Callable[[], float],
         ledger: Ledger,
         config: LoopConfig,
         close_mosaic: int,
         device: torch.device,
         callbacks: Sequence[Callback],
         frozen: Sequence[Module] = (),
-        best: EvaluationRecord | None = None,
         stops: Callable[[int], bool] = lambda step: False,
-        apart: Apart | None = None,
         awaited: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Take what the run is made of.
 
-        evaluate: evaluates a network at once.
-        apart: evaluates beside the training instead, all epochs but the last.
+        elapsed: seconds of training so far, the same on all ranks: on one clock's time hangs what all have to do.
+        stops: whether all ranks are to stop after a step.
         awaited: of a resumed run, the weights that `state.awaiting` is about, where they are older than the average.
         """
         self._engine = engine
@@ -124,10 +119,11 @@ class Loop:
         self._schedule = schedule
         self._ema = ema
         self._data = data
-        self._evaluate = evaluate
+        self._judge = judge
         self._keeper = keeper
         self._state = state
         self._budget = budget
+        self._elapsed = elapsed
         self._ledger = ledger
         self._config = config
         self._close_mosaic = close_mosaic
@@ -135,13 +131,9 @@ class Loop:
         self._callbacks = callbacks
         self._meter = LossMeter(device)
         self._frozen = frozen
-        self._best = best
         self._stops = stops
-        self._apart = apart
         self._awaited = awaited
-        self._judged = 0
-        self._lost = 0
-        self._longest_evaluation_s = 0.0
+        self._divergence = Divergence()
         self._background_before: dict[str, float] = {}
 
     def run(self) -> EndRecord:
@@ -153,15 +145,14 @@ class Loop:
             reason = self._run_epochs()
             self._keeper.wait()
         finally:
-            if self._apart is not None:
-                self._apart.close()
+            self._judge.close()
             self._keeper.close()
         return EndRecord(
             folder=self._keeper.folder,
             reason=reason,
             epochs=self._state.epoch,
             best_epoch=self._state.best_epoch,
-            best=self._best,
+            best=self._judge.best,
             wall_s=self._state.elapsed_s,
         )
 
@@ -179,25 +170,23 @@ class Loop:
 
     def _run_epoch(self) -> bool:
         """Train, evaluate, save and record one epoch; returns whether patience is spent."""
-        state = self._state
+        state, judge = self._state, self._judge
         images, train_s, rates = self._train()
         state.epoch += 1
         with self._ledger.span("device_wait"):
             loss = self._meter.close()
         self._engine.parts.settle(self._engine.network, self._ema.network)
-        is_due = self._config.val and state.epoch % self._config.val_interval == 0
-        best = self._take_in(waits=is_due)
-        evaluation = self._evaluate_average() if is_due and self._apart is None else None
-        state.epochs = self._budget.epochs(
-            state, spent_s=self._seconds_since_start(), reserve_s=self._longest_evaluation_s
-        )
-        stops = self._patience_is_spent()
+        is_due = judge.is_due()
+        best = judge.take_in(waits=is_due)
+        evaluation = judge.now() if is_due and judge.waits else None
+        state.epochs = self._budget.epochs(state, spent_s=self._elapsed(), reserve_s=judge.longest_s)
+        stops = judge.patience_is_spent()
         if stops or state.epoch >= state.epochs:
-            best = self._take_in(waits=True) or best
+            best = judge.take_in(waits=True) or best
             if evaluation is None and (is_due or state.epoch >= state.epochs):
-                evaluation = self._evaluate_average()
-        elif is_due and self._apart is not None:
-            self._evaluate_apart()
+                evaluation = judge.now()
+        elif is_due and not judge.waits:
+            judge.beside()
         if evaluation is not None and state.best_epoch == state.epoch:
             best = Best(epoch=state.epoch, evaluation=evaluation)
         self._save(evaluation, best, waits=stops or state.epoch >= state.epochs)
@@ -285,108 +274,27 @@ class Loop:
         with self._ledger.span("checkpoint_wait"):
             self._keeper.wait()
         with self._ledger.span("checkpoint"):
-            state.elapsed_s = self._seconds_since_start()
-            is_older = self._apart is not None and 0 < state.awaiting < state.epoch
-            awaiting = self._apart.weights() if is_older and self._apart is not None else None
-            self._keeper.save(state, evaluation, best=best, awaiting=awaiting)
+            state.elapsed_s = self._elapsed()
+            self._keeper.save(state, evaluation, best=best, awaiting=self._judge.awaiting())
         if waits:
             with self._ledger.span("checkpoint_wait"):
                 self._keeper.wait()
 
-    def _evaluate_average(self) -> EvaluationRecord:
-        with self._ledger.span("evaluation"):
-            evaluation = self._evaluate(self._engine.parts.assemble(self._ema.network))
-        self._judge(self._state.epoch, evaluation)
-        return evaluation
-
-    def _evaluate_apart(self) -> None:
-        assert self._apart is not None
-        with self._ledger.span("evaluation"):
-            self._apart.start(self._state.epoch, self._engine.parts.assemble(self._ema.network))
-        self._state.awaiting = self._state.epoch
-
-    def _take_in(self, *, waits: bool) -> Best | None:
-        """Judge what was evaluated apart, if it is there on the first rank; returns its weights if they are the best.
-
-        All ranks come here at the ends of epochs, and hear the same.
-        """
-        if self._apart is None or self._apart.epoch == 0:
-            return None
-        if waits:
-            with self._ledger.span("evaluation_wait"):
-                self._apart.wait()
-        answer = self._engine.parts.first(self._apart.answer())
-        if answer is None:
-            return None
-        epoch = self._apart.epoch
-        with self._ledger.span("evaluation_wait"):
-            network = self._apart.take()
-        self._longest_evaluation_s = max(self._longest_evaluation_s, answer.seconds)
-        return self._take_late(epoch, answer.evaluation, answer.seconds, network)
-
-    def _take_late(self, epoch: int, evaluation: EvaluationRecord, seconds: float, network: Module) -> Best | None:
-        """Judge and record an evaluation that was not there with its epoch."""
-        state = self._state
-        state.awaiting = 0
-        self._judge(epoch, evaluation)
-        record = LateEvaluationRecord(
-            epoch=epoch,
-            evaluation=evaluation,
-            best_ap=state.best_ap,
-            elapsed_s=self._seconds_since_start(),
-            seconds=seconds,
-        )
-        self._keeper.record(record)
-        is_best = state.best_epoch == epoch
-        return Best(epoch=epoch, evaluation=evaluation, tensors=network.state_dict()) if is_best else None
-
     def _evaluate_what_was_left(self) -> None:
-        """Evaluate what a resumed run was about to when it ended: beside the training, if that goes on."""
-        state = self._state
-        if state.awaiting == 0:
+        """Evaluate what a resumed run was about to when it ended."""
+        weights, self._awaited = self._awaited or {}, None
+        if self._state.awaiting == 0 or self._judge.begins_again(weights):
             return
-        network = self._engine.parts.assemble(self._ema.network)
-        if self._awaited:
-            network = copy.deepcopy(network)
-            network.load_state_dict(self._awaited)
-            self._awaited = None
-        if self._apart is not None and state.epoch < state.epochs:
-            self._apart.start(state.awaiting, network)
-            return
-        begin = time.perf_counter()
-        with self._ledger.span("evaluation"):
-            evaluation = self._evaluate(network)
-        best = self._take_late(state.awaiting, evaluation, time.perf_counter() - begin, network)
-        self._save(None, best, waits=True)
-
-    def _judge(self, epoch: int, evaluation: EvaluationRecord) -> None:
-        """See whether the weights of an epoch are the best, and tell the callbacks."""
-        state = self._state
-        self._judged = epoch
-        if state.best_epoch == 0 or evaluation.ap > state.best_ap:
-            state.best_ap, state.best_epoch, self._best = evaluation.ap, epoch, evaluation
-        with self._ledger.span("callbacks"):
-            for callback in self._callbacks:
-                callback.on_evaluation(epoch, evaluation)
-
-    def _seconds_since_start(self) -> float:
-        """Read the clock of the first rank: what hangs on it has to be the same on all."""
-        return self._engine.parts.first(self._budget.seconds_since_start())
+        self._save(None, self._judge.make_up(weights), waits=True)
 
     def _count_skipped(self, skipped: Tensor, updates: int) -> None:
         """Take in how many of an epoch's updates were left out."""
         with self._ledger.span("device_wait"):
             number = int(skipped.item())
-        self._lost = self._lost + number if 2 * number >= updates else 0
-        if number == 0:
-            return
-        self._state.skipped_updates += number
-        log.warning("Epoch %d: %d updates left out, the gradient was not finite.", self._state.epoch + 1, number)
-        if self._lost >= MOST_LOST:
-            raise UserError(
-                f"The training diverged: of the last gradients {self._lost} were not finite, half or more of each "
-                "epoch; choose a smaller lr0, or amp=off."
-            )
+        if number:
+            self._state.skipped_updates += number
+            log.warning("Epoch %d: %d updates left out, the gradient was not finite.", self._state.epoch + 1, number)
+        self._divergence.count(number, updates)
 
     def _background(self) -> dict[str, float]:
         """Take the work of the loader's threads during this epoch."""
@@ -394,12 +302,3 @@ class Loop:
         since = {name: value - self._background_before.get(name, 0.0) for name, value in sums.items()}
         self._background_before = sums
         return since
-
-    def _patience_is_spent(self) -> bool:
-        """Ask once after each evaluation: between two of them, the next one may be better."""
-        patience, judged, best_epoch = self._config.patience, self._judged, self._state.best_epoch
-        self._judged = 0
-        if patience <= 0 or not self._config.val or judged == 0 or judged - best_epoch < patience:
-            return False
-        log.info("No better AP for %d epochs; the best was epoch %d.", patience, best_epoch)
-        return True
