@@ -24,12 +24,9 @@ demo: .venv/.core
 test: .venv/.test
 	$(BIN)/python -m pytest
 
-# Rooms whose tests start processes, have limits in seconds, or want all cores; of the others, two files run at a time.
-ALONE := tests/commands tests/parallel tests/tuning
-
+# Two files at a time, in the order of their names: it mixes tests that wait with tests that compute.
 test-all: .venv/.test
-	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile $(addprefix --ignore=,$(ALONE))
-	$(BIN)/python -m pytest -m "" $(ALONE)
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import ModuleType
 
+torch.set_num_threads(1)  # processes that compute with all cores at once slow each other many times
 if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)  # processes that compute with all cores at once slow each other many times
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it would be ignored, in processes of tests as well
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,15 +30,6 @@ if TYPE_CHECKING:
     from paceline.records import EpochRecord, EvaluationRecord, StepRecord
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Whole runs are compared to the last bit, which depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def _no_thread_is_left() -> Iterator[None]:
     before = set(threading.enumerate())

@@ -174,7 +174,12 @@ def test_the_plan_is_carried_out(monkeypatch: pytest.MonkeyPatch, channels_last:
         take(step, batch)
 
     monkeypatch.setattr(bench_step.StepBench, "take", look)
-    record = bench(BenchOptions.from_flat(SMALL | {"amp": "auto"}))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # from which the plan's number can be told
+    try:
+        record = bench(BenchOptions.from_flat(SMALL | {"amp": "auto"}))
+    finally:
+        torch.set_num_threads(before)
     assert set(seen) == {(channels_last, 1, True)}
     assert record.plan == str(plan)
     assert record.precision == "bf16"

@@ -33,8 +33,6 @@ def weights(data: Path, project: Path, name: str) -> tuple[dict[str, Any], list[
 
 
 def test_a_run_by_graphs_is_the_eager_run(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     eager, _ = weights(squares, tmp_path, "eager")
     choose = RunStep.choose
 
@@ -45,7 +43,6 @@ def test_a_run_by_graphs_is_the_eager_run(squares: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(RunStep, "choose", with_graphs)
     monkeypatch.setattr("paceline.commands.train.CudaCapture", lambda device: Rerunner())
     graphed, epochs = weights(squares, tmp_path, "graphed")
-    torch.set_num_threads(threads)
     assert graphed.keys() == eager.keys()
     for key, value in eager.items():
         torch.testing.assert_close(

@@ -38,21 +38,13 @@ from paceline.training.precision import Precision
 from paceline.training.rehearsal import RehearsalMeter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from pathlib import Path
 
     from paceline.data.index import Index
 
 GB = 10**9
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def options(data: Path | str, project: Path, **more: object) -> TrainOptions:

@@ -22,19 +22,9 @@ from paceline.training.checkpoint import ResumePoint, load_resume_point, save_re
 from paceline.training.state import TrainingState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from paceline.records import EndRecord, EpochRecord, EvaluationRecord, RunRecord, StepRecord
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Whole runs are compared to the last bit, which depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class StopsAtOnce(Callback):

@@ -370,18 +370,14 @@ def test_memory_is_flat_over_twenty_epochs(tmp_path: Path, cache: str) -> None:
 def test_ctrl_c_while_waiting_does_not_hang(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
     monkeypatch.setattr("paceline.data.work.render", lambda *_: release.wait(20))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # workers of the tests ignore it
-    try:
-        with loader(index) as batches:
-            main = threading.main_thread().ident
-            timer = threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT])
-            timer.start()
-            with pytest.raises(KeyboardInterrupt):
-                next(batches.epoch(0, mosaic=True))
-            release.set()
-            timer.join()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with loader(index) as batches:
+        main = threading.main_thread().ident
+        timer = threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT])
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(batches.epoch(0, mosaic=True))
+        release.set()
+        timer.join()
 
 
 @pytest.mark.parametrize("workers", [1, 3])

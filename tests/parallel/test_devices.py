@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +13,6 @@ from worlds import Case, run_world
 
 from paceline.parallel.gather import wire_of
 from paceline.parallel.stage import enter, leave, staged
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 STAGED = {
     "pipeline x2": Run(engine="data", stages=2, staged=True),
@@ -28,29 +25,53 @@ TWO = {
 }
 
 
+GROUPS: dict[str, tuple[int, dict[str, Case]]] = {
+    name: (world, {key: Case("device_cases", "as_one_process", {"run": run}) for key, run in runs.items()})
+    for name, world, runs in (("staged", 2, STAGED), ("one rank", 1, ONE), ("two ranks", 2, TWO))
+} | {
+    "graphs": (2, {"graphs": Case("device_cases", "ddp_by_graphs", {"device": "cpu"})}),
+    "frozen x1": (1, {"frozen x1": Case("device_cases", "ddp_by_frozen_addresses")}),
+    "frozen x2": (2, {"frozen x2": Case("device_cases", "ddp_by_frozen_addresses")}),
+}
+"""Numbers of ranks, and what they do."""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What the chosen groups gave; one start of processes per number of ranks."""
+    chosen = {
+        item.callspec.params["group"] for item in request.session.items if "group" in getattr(item, "fixturenames", ())
+    }
+    found: dict[str, Any] = {}
+    for world in (1, 2):
+        cases: dict[str, Case] = {}
+        for name, (ranks, group) in GROUPS.items():
+            if ranks == world and name in chosen:
+                cases |= group
+        if cases:
+            found |= run_world(tmp_path_factory.mktemp(f"world{world}"), world, cases)
+    return found
+
+
 @pytest.mark.parametrize(
-    ("world", "runs"),
-    [
-        pytest.param(2, STAGED, id="staged"),
-        pytest.param(1, ONE, id="one rank", marks=pytest.mark.slow),
-        pytest.param(2, TWO, id="two ranks", marks=pytest.mark.slow),
-    ],
+    "group",
+    ["staged", pytest.param("one rank", marks=pytest.mark.slow), pytest.param("two ranks", marks=pytest.mark.slow)],
 )
-def test_every_engine_on_a_device_is_the_single_one_there(tmp_path: Path, world: int, runs: dict[str, Run]) -> None:
-    cases = {name: Case("device_cases", "as_one_process", {"run": run}) for name, run in runs.items()}
-    results = run_world(tmp_path, world, cases)
-    assert {name: result["updates"] for name, result in results.items()} == {name: [1, 5] for name in runs}
+def test_every_engine_on_a_device_is_the_single_one_there(results: dict[str, Any], group: str) -> None:
+    for name, case in GROUPS[group][1].items():
+        assert results[name]["updates"] == [1, case.arguments["run"].updates]
 
 
-def test_ranks_that_record_at_the_same_steps_are_the_eager_ones(tmp_path: Path) -> None:
-    result = run_world(tmp_path, 2, {"ddp": Case("device_cases", "ddp_by_graphs", {"device": "cpu"})})["ddp"]
+@pytest.mark.parametrize("group", ["graphs"])
+def test_ranks_that_record_at_the_same_steps_are_the_eager_ones(results: dict[str, Any], group: str) -> None:
+    result = results[group]
     assert result["graphs"] == [4, 1]
     assert max(result["differences"]) < 1e-12
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_replays_at_frozen_addresses_are_the_eager_steps(tmp_path: Path, world: int) -> None:
-    result = run_world(tmp_path, world, {"ddp": Case("device_cases", "ddp_by_frozen_addresses")})["ddp"]
+@pytest.mark.parametrize("group", ["frozen x1", "frozen x2"])
+def test_replays_at_frozen_addresses_are_the_eager_steps(results: dict[str, Any], group: str) -> None:
+    result = results[group]
     assert len(result["exchanges"]) == 4
     assert sorted(result["exchanges"])[:2] == [1, 1], "an accumulation exchanges its sums alone"
     assert sorted(result["exchanges"])[2] > 1, "an update exchanges its gradients too"

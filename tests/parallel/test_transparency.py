@@ -75,7 +75,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> dict[str, Path]:
-    """Files with what the chosen cases gave, some 200 MB each; one start of processes per number of ranks."""
+    """Files with what the chosen cases gave, some 50 MB each; one start of processes per number of ranks."""
     chosen = {
         item.callspec.params["case"] for item in request.session.items if "case" in getattr(item, "fixturenames", ())
     }
@@ -109,7 +109,6 @@ GOING_ON = {
 @lru_cache(maxsize=4)  # a few layouts in a row are compared with the same run; all of them would fill the memory
 def single(run: Run) -> dict[int, dict[str, Any]]:
     """What a run gave in one process."""
-    torch.set_num_threads(1)
     return train(run)
 
 
