@@ -58,7 +58,7 @@ def test_a_training_makes_its_device_the_current_one(monkeypatch: pytest.MonkeyP
         made.append(device)
         raise UserError("enough")
 
-    monkeypatch.setattr("paceline.commands.train.make_current", watched)
+    monkeypatch.setattr("paceline.commands.ready.make_current", watched)
     with pytest.raises(UserError, match="enough"):
         YOLO("yolo11n").train(data="shapes", device="cpu", project=str(tmp_path))
     assert made == [torch.device("cpu")]
