@@ -84,7 +84,7 @@ def test_a_notebook_keeps_its_callbacks(squares: Path, tmp_path: Path, monkeypat
 
 def ranks(parent: subprocess.Popen[str], metrics: Path) -> list[psutil.Process]:
     """Wait for the first epoch's end, and name the processes that train."""
-    end = time.monotonic() + 120
+    end = time.monotonic() + 300  # a start may be slow beside other programs; what is tested comes after it
     while not metrics.exists() or '"kind": "epoch"' not in metrics.read_text():
         assert time.monotonic() < end
         assert parent.poll() is None, parent.communicate()

@@ -48,7 +48,7 @@ def torchrun(network: Network, folder: Path, deed: str, *, static: bool = False)
 
 
 def await_work(folder: Path, runs: list[subprocess.Popen[str]]) -> None:
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300  # a start may be slow beside other programs; what is tested comes after it
     while not all((folder / f"step{rank}").exists() for rank in range(len(runs))):
         assert time.monotonic() < end, "the ranks did not start"
         assert all(run.poll() is None for run in runs), [run.communicate()[0] for run in runs if run.poll() is not None]

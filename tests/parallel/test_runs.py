@@ -56,7 +56,7 @@ def runs(folders: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
         cases[f"{name} beside"] = Case("run_cases", "run", beside)
     for name, more in (("sync", {"parallel": "pipeline", "microbatches": 2}), ("pipeline", {"parallel": "data"})):
         cases[f"{name} goes on"] = Case("run_cases", "go_on", {"folder": str(project / name), **more})
-    return run_world(tmp_path_factory.mktemp("two"), 2, cases)
+    return run_world(tmp_path_factory.mktemp("two"), 2, cases, limit_s=900.0)
 
 
 @pytest.fixture(scope="module")
