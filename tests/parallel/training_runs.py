@@ -51,7 +51,7 @@ class Run:
     engine: Literal["single", "data", "fsdp"] = "single"
     optimizer: Literal["SGD", "AdamW"] = "SGD"
     dtype: torch.dtype = torch.float64
-    updates: int = 3
+    updates: int = 5
     images: int = 8
     parts: int = 4
     bn: Literal["local", "sync"] = "local"
