@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from typing import TYPE_CHECKING
 
 import cv2
@@ -89,3 +91,19 @@ def test_pictures_are_blue_green_red(tmp_path: Path) -> None:
 def test_another_kind_of_picture_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"\.jpg or \.png"):
         some_results().save(tmp_path / "a.xyz")
+
+
+def test_a_list_of_results_is_short_to_read() -> None:
+    results = some_results(3)
+    assert repr([results]) == "[<Results some/street.jpg 60 x 40: 2 disc, 1 ring>]"
+
+
+def test_attributes_of_other_trainers_are_answered() -> None:
+    results = some_results(1)
+    with pytest.raises(AttributeError, match="no attribute 'show': no windows are opened"):
+        results.show  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute 'cpu': its xyxy"):
+        results.boxes.cpu()  # type: ignore[attr-defined]
+    assert not hasattr(results, "masks")
+    assert copy.deepcopy(results).boxes.conf.tolist() == results.boxes.conf.tolist()
+    assert len(pickle.loads(pickle.dumps(results))) == 1

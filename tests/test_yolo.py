@@ -58,6 +58,8 @@ def test_an_architecture_has_a_size_but_no_names() -> None:
     [
         ("yolo11n.pt", "cannot read yet"),
         ("yolo11q", "yolo11"),
+        ("yolo11n-seg", "only detection is offered"),
+        ("yolo26n", "is not there yet; choose one of yolov8n"),
         ("runs/none/best.safetensors", "check the path"),
         ("/", "weights/best.safetensors"),
     ],

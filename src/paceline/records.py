@@ -26,7 +26,7 @@ class RunConfig:
     project: Path = Path("runs")
     """Folder that holds the run folders."""
     name: str = ""
-    """Name of the run folder; empty takes the first free of train, train2, train3, ..."""
+    """Name of the run folder; empty takes the command's with the first free number: train, train2, ..."""
     exist_ok: bool = False
     """Write into a named run folder that exists already."""
 
@@ -99,6 +99,12 @@ class EvaluationRecord:
     num_images: int
     num_boxes: int
     per_class: tuple[ClassRecord, ...] = ()
+
+    def __str__(self) -> str:
+        """Say the main figures: `AP 0.531, AP50 0.770, P 0.812, R 0.702 on 8 images with 14 boxes`."""
+        figures = (("AP", self.ap), ("AP50", self.ap50), ("P", self.precision), ("R", self.recall))
+        words = ", ".join(f"{name} {value:.3f}" if value >= 0 else f"{name} -" for name, value in figures)
+        return f"{words} on {self.num_images:,} images with {self.num_boxes:,} boxes"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +240,15 @@ class RunFolder:
 
     path: Path
 
+    @staticmethod
+    def require_free(project: Path, name: str, *, exist_ok: bool) -> None:
+        """Raise UserError where a run's name is taken; nothing is written, so it can be asked before any work."""
+        path = project / name
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file; choose another name for the run.")
+        if path.is_dir() and any(path.iterdir()) and not exist_ok:
+            raise UserError(f"The run folder {path} exists already; choose another name, or pass exist_ok=True.")
+
     @classmethod
     def create(cls, project: Path, name: str, *, exist_ok: bool, default_name: str = "train") -> RunFolder:
         """Make a new folder; without a name, the first free one of train, train2, train3, ...
@@ -245,13 +260,8 @@ class RunFolder:
         try:
             project.mkdir(parents=True, exist_ok=True)
             if name:
+                cls.require_free(project, name, exist_ok=exist_ok)
                 path = project / name
-                if path.exists() and not path.is_dir():
-                    raise UserError(f"{path} is a file; choose another name for the run.")
-                if path.is_dir() and any(path.iterdir()) and not exist_ok:
-                    raise UserError(
-                        f"The run folder {path} exists already; choose another name, or pass exist_ok=True."
-                    )
                 folder = cls(path=path)
                 if default_name != "train" and folder.weights.is_dir():
                     raise UserError(

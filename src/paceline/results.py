@@ -10,10 +10,11 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
+from paceline.attributes import missing
 from paceline.records import write_atomically
 
 if TYPE_CHECKING:
@@ -36,6 +37,12 @@ class Boxes:
     """N, int64, class numbers."""
     orig_shape: tuple[int, int]
     """Height and width of the original image, in pixels."""
+
+    if not TYPE_CHECKING:  # or else every name would pass the type checker
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what to write instead of an attribute that other YOLO trainers have."""
+            raise missing(self, name)
 
     def __len__(self) -> int:
         return len(self.conf)
@@ -93,6 +100,12 @@ class Results:
     speed: Mapping[str, float] = field(default_factory=dict)
     """Milliseconds per image of its batch: `preprocess`, `inference`, `postprocess`."""
 
+    if not TYPE_CHECKING:  # or else every name would pass the type checker
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what to write instead of an attribute that other YOLO trainers have."""
+            raise missing(self, name)
+
     def __len__(self) -> int:
         return len(self.boxes)
 
@@ -101,6 +114,11 @@ class Results:
         counts = Counter(self.boxes.cls.tolist())
         parts = [f"{counts[number]} {self.names[number]}" for number in sorted(counts)]
         return ", ".join(parts) or "nothing"
+
+    def __repr__(self) -> str:
+        """Name the image and what was found, without its pixels."""
+        height, width = self.orig_shape
+        return f"<Results {self.path} {width} x {height}: {self}>"
 
     @property
     def orig_shape(self) -> tuple[int, int]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, NoReturn, Unpack
 
+from paceline.attributes import missing
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.commands.device import resolve_device
 from paceline.commands.predict import Predictor, predict
@@ -80,6 +81,12 @@ class YOLO:
         self._weights = find_weights(self._model)
         if self._weights is None:
             find_model(self._architecture)
+
+    if not TYPE_CHECKING:  # or else every name would pass the type checker
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what to write instead of an attribute that other YOLO trainers have."""
+            raise missing(self, name)
 
     def __repr__(self) -> str:
         return f"YOLO({self._model!r})"

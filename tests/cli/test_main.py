@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 import time
@@ -29,7 +30,21 @@ def test_help_names_every_command(words: list[str], capsys: pytest.CaptureFixtur
     assert all(
         f"  {command}" in text for command in ("train", "val", "predict", "tune", "models", "data check", "data plot")
     )
-    assert max(map(len, text.splitlines())) <= 120
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "val", "predict", "tune", "bench", "data check", "data plot", "data pack", "data convert"]
+)
+def test_help_of_a_command_fits_a_narrow_terminal(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*command.split(), "--help"]) == 0
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert not re.search(r"default:\s*(''|\))", text)  # which says nothing
+    assert "True" not in text
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

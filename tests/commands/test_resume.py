@@ -8,7 +8,9 @@ import pytest
 
 from paceline.commands.layout import ranks_to_launch
 from paceline.commands.resume import going_on, resumed_folder
+from paceline.errors import UserError
 from paceline.options import TrainOptions, settle_resume
+from paceline.records import RunFolder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,3 +78,12 @@ def test_processes_that_others_have_started_are_as_many_as_they_are(run: Path, m
     monkeypatch.setenv("MASTER_PORT", "1")
     options = resumed(run)
     assert (options.loop.device, options.ranks.devices) == ("cpu", 0)
+
+
+@pytest.mark.parametrize("named", ["run", "run/weights/last.safetensors", "true"])
+def test_a_run_that_is_done_is_refused(run: Path, monkeypatch: pytest.MonkeyPatch, named: str) -> None:
+    monkeypatch.chdir(run.parent)
+    RunFolder(path=run).mark("DONE")
+    options = TrainOptions.from_flat({"resume": named, "project": "."})
+    with pytest.raises(UserError, match=r"is done, so nothing is left .* by model=.*run\."):
+        resumed_folder(options)

@@ -272,9 +272,10 @@ def test_mistakes_get_one_sentence_and_nothing_is_written(
 
 
 def test_a_named_run_that_exists_is_not_overwritten(squares: Path, tmp_path: Path) -> None:
-    train(options(squares, tmp_path, name="mine", epochs=1))
-    with pytest.raises(UserError, match="exists already"):
-        train(options(squares, tmp_path, name="mine", epochs=1))
+    result = train(options(squares, tmp_path, name="mine", epochs=1))
+    assert repr(result).startswith(f"<TrainResult {tmp_path / 'mine'}: finished, epoch 1, the best was epoch 1: AP ")
+    with pytest.raises(UserError, match="exists already"):  # before anything is read, measured or started
+        train(options(tmp_path / "nothing.yaml", tmp_path, name="mine", epochs=1))
     again = train(options(squares, tmp_path, name="mine", epochs=1, exist_ok=True))
     assert len(list(again.folder.records("epoch"))) == 1
 

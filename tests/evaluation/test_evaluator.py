@@ -92,6 +92,10 @@ def test_a_perfect_network_gets_full_marks() -> None:
         ("star", 0, 0, -1),
     ]
     assert evaluation.confusion.counts.tolist() == np.diag([4, 4, 0, 0]).tolist()
+    assert (evaluation.ap, evaluation.ap50, evaluation.ap75) == (record.ap, record.ap50, record.ap75)
+    assert repr(evaluation) == (
+        "<Evaluation AP 1.000, AP50 1.000, P 1.000, R 1.000 on 5 images with 8 boxes>"  # neither curves nor boxes
+    )
 
 
 def test_boxes_come_back_in_the_pixels_of_the_image_files() -> None:

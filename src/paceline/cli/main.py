@@ -17,25 +17,35 @@ if TYPE_CHECKING:
 HELP = """\
 usage: paceline COMMAND [OPTIONS]
 
-Trains YOLO object detectors in the least wall-clock time that your hardware allows.
+Trains YOLO object detectors in the least wall-clock time your hardware allows.
 
 commands:
-  train        train a detector           paceline train data=shapes epochs=10 imgsz=320
-  val          score trained weights      paceline val model=runs/train
-  predict      find objects in images     paceline predict street.jpg model=runs/train
-  tune         search hyper-parameters    paceline tune path/to/data.yaml model=yolo11n epochs=30 trials=40
-  bench        how fast is it here        paceline bench model=yolo11n imgsz=640 batch=16
-  models       list the networks          paceline models
-  data check   look for mistakes          paceline data check path/to/data.yaml
-  data plot    draw what a data set holds paceline data plot path/to/data.yaml plot.png
-  data pack    put it into one file       paceline data pack path/to/data.yaml set.pack
-  data convert write it in another format paceline data convert path/to/data.yaml out --format coco
+  train         train a detector
+  val           score trained weights
+  predict       find objects in images
+  tune          search hyper-parameters
+  bench         measure how fast a network trains here
+  models        list the networks
+  data check    look for mistakes in a data set
+  data plot     draw what a data set holds
+  data pack     put a data set into one file
+  data convert  write a data set in another format
 
-Options are written imgsz=640, --imgsz 640 or --imgsz=640, as you like; `--config FILE` reads them from YAML, such as
-the config.yaml of an earlier run. `paceline COMMAND --help` lists the options of a command.
+examples:
+  paceline data check path/to/data.yaml
+  paceline train data=path/to/data.yaml model=yolo11n epochs=100 imgsz=640
+  paceline train resume=true
+  paceline val model=runs/train
+  paceline predict photos/ model=runs/train
+  paceline tune path/to/data.yaml model=yolo11n epochs=30 trials=40
+  paceline bench model=yolo11n imgsz=640 batch=16
 
-  -h, --help   show this help
-  --version    show the version
+Options are written imgsz=640, --imgsz 640 or --imgsz=640, as you like;
+--config FILE reads them from YAML, such as the config.yaml of an earlier run.
+`paceline COMMAND --help` lists the options of a command.
+
+  -h, --help    show this help
+  --version     show the version
 """
 
 COMMANDS = ("train", "val", "predict", "tune", "bench", "models", "data")

@@ -26,11 +26,14 @@ def resolve_device(text: str, *, local_rank: int = 0, local_world: int = 1) -> t
         return torch.device("cpu")
     number = name.removeprefix("cuda").removeprefix(":") or "0"
     if not number.isdecimal():
-        raise UserError(f"device={text!r} is not known; write auto, cpu, cuda or the number of a GPU.")
+        raise UserError(f"device={text} is not known; write auto, cpu, cuda or the number of a GPU.")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(number) >= count:
         found = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU that PyTorch can use"
-        raise UserError(f"device={text!r} asks for GPU {number}, but this machine has {found}; use device=cpu.")
+        if not count and torch.version.cuda is None and torch.version.hip is None:
+            found += " (this build of PyTorch is for CPUs alone)"
+        mend = f"the last one is {count - 1}" if count else "use device=cpu"
+        raise UserError(f"device={text} asks for GPU {number}, but this machine has {found}; {mend}.")
     return torch.device("cuda", int(number))
 
 

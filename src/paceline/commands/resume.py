@@ -61,12 +61,22 @@ def resumed_folder(options: TrainOptions, *, warns: bool = True) -> RunFolder | 
         found = sorted(project.glob("*/weights/resume.safetensors"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise UserError(f"There is no run to resume in {project}; name one: resume=runs/train.")
-        return RunFolder(path=found[-1].parents[1])
+        return _unfinished(RunFolder(path=found[-1].parents[1]))
     path = Path(resume)
     folder = path.absolute().parents[1] if path.suffix == ".safetensors" and len(path.absolute().parts) > 2 else path
     if not (folder / "weights" / "resume.safetensors").is_file():
         raise UserError(f"{folder} holds no weights/resume.safetensors, so it cannot be resumed; check the path.")
-    return RunFolder(path=folder)
+    return _unfinished(RunFolder(path=folder))
+
+
+def _unfinished(folder: RunFolder) -> RunFolder:
+    """Give back the folder of a run that has something left to do; raises UserError for another."""
+    if folder.is_done:
+        raise UserError(
+            f"The run {folder.path} is done, so nothing is left to go on with; name another one, or train on from its "
+            f"weights by model={folder.path}."
+        )
+    return folder
 
 
 def _begun_folder(options: TrainOptions, *, warns: bool) -> RunFolder | None:

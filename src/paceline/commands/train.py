@@ -7,8 +7,9 @@ import logging
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from paceline.attributes import missing
 from paceline.commands.device import backend_of, describe_device
 from paceline.commands.evaluation import Evaluations
 from paceline.commands.layout import check_layout
@@ -73,6 +74,17 @@ class TrainResult:
     evaluation: EvaluationRecord | None
     """Figures of the best weights."""
 
+    if not TYPE_CHECKING:  # or else every name would pass the type checker
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what to write instead of an attribute that other YOLO trainers have."""
+            raise missing(self, name)
+
+    def __repr__(self) -> str:
+        """Say where the run is, how it ended and how good it is, without the figures of each class."""
+        best = f", the best was epoch {self.end.best_epoch}: {self.evaluation}" if self.evaluation else ""
+        return f"<TrainResult {self.folder.path}: {self.end.reason}, epoch {self.end.epochs}{best}>"
+
     @property
     def best_weights(self) -> Path:
         """File of the best weights."""
@@ -89,11 +101,20 @@ def train(
     `UserTransform`; it is not kept, so a resumed run needs it again.
     """
     resumed, options = going_on(options)
+    if (
+        resumed is None and options.run.name
+    ):  # before the ranks meet, since the first of them makes the folder after that
+        RunFolder.require_free(options.run.project, options.run.name, exist_ok=_may_exist(options))
     with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
         check_layout(options, group.rank.world)
         user = UserTransform(transform) if transform else None
         ready = Ready(options, resumed=resumed, group=group, transform=user)
         return _Training(ready, callbacks if group.rank.is_main else ()).run()
+
+
+def _may_exist(options: TrainOptions) -> bool:
+    """Whether the folder of a run that starts may be there: also where `resume=auto` left nothing to go on from."""
+    return options.run.exist_ok or options.loop.resume == "auto"
 
 
 class _Training:
@@ -214,6 +235,7 @@ class _Training:
         if self._ready.resumed is None:
             return TrainingState(epochs=self._ready.options.loop.epochs), None
         state = keeper.restore()
+        log.info("Going on after epoch %d of %d.", state.epoch, state.epochs)
         self._budget.spent_before_s = state.elapsed_s
         return state, keeper.best_evaluation(state)
 
@@ -289,11 +311,9 @@ class _Training:
         run = ready.options.run
         if ready.resumed is not None:
             return ready.resumed
-        # An earlier start with resume=auto that left nothing to go on from is begun anew.
-        exist_ok = run.exist_ok or ready.options.loop.resume == "auto"
 
         def create() -> str:
-            return str(RunFolder.create(run.project, run.name, exist_ok=exist_ok).path)
+            return str(RunFolder.create(run.project, run.name, exist_ok=_may_exist(ready.options)).path)
 
         return RunFolder(path=Path(ready.group.share("folder", create)))
 

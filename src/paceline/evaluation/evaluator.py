@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
+from paceline.attributes import missing
 from paceline.evaluation.coco_ap import CocoFigures, coco_figures
 from paceline.evaluation.confusion import ConfusionMatrix, confusion_matrix
 from paceline.evaluation.curves import BestThreshold, Curves, best_threshold, compute_curves
@@ -38,6 +39,31 @@ class Evaluation:
     confusion: ConfusionMatrix
     detections: DetectionTable
     """In pixels of the image files, ordered by image."""
+
+    if not TYPE_CHECKING:  # or else every name would pass the type checker
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what to write instead of an attribute that other YOLO trainers have."""
+            raise missing(self, name)
+
+    @property
+    def ap(self) -> float:
+        """AP50-95 by COCO's rules, in [0, 1]; -1 where no image has a box."""
+        return self.record.ap
+
+    @property
+    def ap50(self) -> float:
+        """AP at an IoU of .5."""
+        return self.record.ap50
+
+    @property
+    def ap75(self) -> float:
+        """AP at an IoU of .75."""
+        return self.record.ap75
+
+    def __repr__(self) -> str:
+        """Say the figures, without the curves and the detections that they are made of."""
+        return f"<Evaluation {self.record}>"
 
 
 class Evaluator:

@@ -62,6 +62,10 @@ CATALOGUE: tuple[ModelInfo, ...] = (
 )
 
 
+_OTHER_TASKS = ("-seg", "-pose", "-obb", "-cls", "-sem", "-depth")
+"""Endings that other YOLO trainers give to the names of networks for other tasks."""
+
+
 def model_names() -> tuple[str, ...]:
     """Names that `find_model` knows, in the order of the catalogue."""
     return tuple(info.name for info in CATALOGUE)
@@ -75,6 +79,10 @@ def find_model(name: str) -> ModelInfo:
     for info in CATALOGUE:
         if info.name == name:
             return info
+    if name.lower().endswith(_OTHER_TASKS):
+        raise UserError(f'The model "{name}" is for another task, and only detection is offered; leave its ending out.')
+    if name.lower().startswith("yolo26"):
+        raise UserError(f'The model "{name}" is not there yet; choose one of {", ".join(model_names())}.')
     close = difflib.get_close_matches(name.lower(), model_names(), n=1, cutoff=0.5)
     mend = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(model_names())}."
     raise UserError(f'There is no model "{name}": {mend}')
