@@ -101,9 +101,7 @@ def train(
     `UserTransform`; it is not kept, so a resumed run needs it again.
     """
     resumed, options = going_on(options)
-    if (
-        resumed is None and options.run.name
-    ):  # before the ranks meet, since the first of them makes the folder after that
+    if resumed is None and options.run.name:  # before the ranks meet: the first of them makes the folder after that
         RunFolder.require_free(options.run.project, options.run.name, exist_ok=_may_exist(options))
     with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
         check_layout(options, group.rank.world)
