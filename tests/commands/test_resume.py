@@ -87,3 +87,12 @@ def test_a_run_that_is_done_is_refused(run: Path, monkeypatch: pytest.MonkeyPatc
     options = TrainOptions.from_flat({"resume": named, "project": "."})
     with pytest.raises(UserError, match=r"is done, so nothing is left .* by model=.*run\."):
         resumed_folder(options)
+
+
+def test_a_name_that_is_taken_is_refused_before_any_process_is_started(run: Path) -> None:
+    flat = {"project": str(run.parent), "name": run.name, "device": "cpu", "devices": 2}
+    with pytest.raises(UserError, match="exists already; choose another name"):
+        ranks_to_launch(TrainOptions.from_flat(flat))
+    assert ranks_to_launch(TrainOptions.from_flat(flat | {"exist_ok": True})) == 2
+    assert ranks_to_launch(TrainOptions.from_flat(flat | {"name": "free"})) == 2
+    assert not (run.parent / "free").exists()

@@ -22,10 +22,14 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
     """Find the run that is to go on, and the options that it goes on with: its own, but for what was said anew.
 
     Without such a run, the folder is None and the options are as they were. Raises UserError where `resume` names
-    nothing that can go on. warns: of options beside `resume=auto` that come to nothing.
+    nothing that can go on, or where the name of a new run is taken: this is asked before anything is read or started,
+    and before the ranks meet, since the first of them makes the folder after that. warns: of options beside
+    `resume=auto` that come to nothing.
     """
     folder = resumed_folder(options, warns=warns)
     if folder is None:
+        if options.run.name:
+            RunFolder.require_free(options.run.project, options.run.name, exist_ok=may_exist(options))
         return None, options
     stored = TrainOptions.read(folder.config)
     device, ranks = options.loop.device, options.ranks
@@ -39,6 +43,11 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
         ranks=ranks,
         limits=_said_anew(stored.limits, options.limits),
     )
+
+
+def may_exist(options: TrainOptions) -> bool:
+    """Whether the folder of a run that starts may be there: also where `resume=auto` left nothing to go on from."""
+    return options.run.exist_ok or options.loop.resume == "auto"
 
 
 def _said_anew(stored: ConfigT, asked: ConfigT) -> ConfigT:

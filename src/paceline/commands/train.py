@@ -16,7 +16,7 @@ from paceline.commands.layout import check_layout
 from paceline.commands.memory import Exhaustion, held_bytes
 from paceline.commands.pictures import RunPictures
 from paceline.commands.ready import Ready
-from paceline.commands.resume import going_on
+from paceline.commands.resume import going_on, may_exist
 from paceline.data.user_transform import UserTransform
 from paceline.ledger import CudaClock, Ledger
 from paceline.models.statistics import count_parameters
@@ -101,18 +101,11 @@ def train(
     `UserTransform`; it is not kept, so a resumed run needs it again.
     """
     resumed, options = going_on(options)
-    if resumed is None and options.run.name:  # before the ranks meet: the first of them makes the folder after that
-        RunFolder.require_free(options.run.project, options.run.name, exist_ok=_may_exist(options))
     with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
         check_layout(options, group.rank.world)
         user = UserTransform(transform) if transform else None
         ready = Ready(options, resumed=resumed, group=group, transform=user)
         return _Training(ready, callbacks if group.rank.is_main else ()).run()
-
-
-def _may_exist(options: TrainOptions) -> bool:
-    """Whether the folder of a run that starts may be there: also where `resume=auto` left nothing to go on from."""
-    return options.run.exist_ok or options.loop.resume == "auto"
 
 
 class _Training:
@@ -311,7 +304,7 @@ class _Training:
             return ready.resumed
 
         def create() -> str:
-            return str(RunFolder.create(run.project, run.name, exist_ok=_may_exist(ready.options)).path)
+            return str(RunFolder.create(run.project, run.name, exist_ok=may_exist(ready.options)).path)
 
         return RunFolder(path=Path(ready.group.share("folder", create)))
 
