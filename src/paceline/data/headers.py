@@ -289,7 +289,8 @@ def _read_tiff(file: _File) -> tuple[int, int, int, str]:
         raise BadImage("is cut off (a TIFF with fewer bytes than it says); download or export it again")
     reason = why_undecodable(tags)
     if reason:
-        raise BadImage(f"{UNDECODABLE}: a TIFF of {reason}; convert it to 8 bits, grey or RGB, without a compression")
+        mend = "in strips" if "tiles" in reason else "without a compression"
+        raise BadImage(f"{UNDECODABLE}: a TIFF of {reason}; convert it to 8 bits, grey or RGB, {mend}")
     orientation = tags.first(_ORIENTATION_TAG)
     return height, width, orientation if 1 <= orientation <= 8 else 1, "tiff"
 

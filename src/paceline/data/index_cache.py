@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".paceline"
 """Folder beside the data."""
-_RECIPE = "4"
+_RECIPE = "5"
 """Goes up whenever the same files would give another index, or another report."""
 
 _log = logging.getLogger("paceline")
