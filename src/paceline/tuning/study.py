@@ -130,7 +130,8 @@ class Study:
             study = optuna.load_study(storage=opened, study_name=name)
         except KeyError as error:
             raise UserError(
-                f"There is no study {name} in {addresses.shown(storage)}; check the name, or start one without --resume; "
+                f"There is no study {name} in {addresses.shown(storage)}; check the name, or start one without "
+                "--resume; "
                 "where several machines share it, the others join when the first has begun."
             ) from error
         stored = study.user_attrs.get(_IDENTITY, {})
@@ -336,7 +337,8 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
     except (ArgumentError, OperationalError, ImportError, ValueError, OSError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"The study cannot be kept in {addresses.shown(url)} ({addresses.shown(cause)}); name a database as Optuna's storage URLs do."
+            f"The study cannot be kept in {addresses.shown(url)} ({addresses.shown(cause)}); name a database as "
+            "Optuna's storage URLs do."
         ) from error
 
 
