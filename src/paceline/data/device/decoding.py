@@ -13,11 +13,12 @@ import torch
 from paceline.data import room
 from paceline.data.device.codec import NvImageCodec
 from paceline.data.device.decode import BatchDecoder, batches, read
+from paceline.data.device.on_all import alone, on_all
 from paceline.data.images import BrokenImage
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from paceline.data.device.codec import Codec
     from paceline.data.loader import TrainLoader
@@ -38,14 +39,15 @@ def choose_codec(
     share_of_free: float = 1.0,
     sharing: int = 1,
     agree: Callable[[bool], bool] = bool,
+    gather: Callable[[str], Sequence[str]] = alone,
     make: Callable[[torch.device, int], Codec] = NvImageCodec,
 ) -> Codec | None:
     """Return what decodes images on a device, which `make` makes; None where the host does.
 
     Measured it is only where a share of the device's free memory holds `needed_bytes`, the whole set unless said
     otherwise. The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on
-    devices each decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not
-    possible.
+    devices each decodes all. `agree` gives all ranks the verdict of one, `gather` what each of them says. Raises
+    UserError where decode=device is not possible.
     """
     if decode == "host":
         return None
@@ -54,7 +56,7 @@ def choose_codec(
             return None
         raise UserError("decode=device needs a CUDA device; choose decode=host.")
     if decode == "device":
-        return make(device, loader.num_threads)
+        return on_all(lambda: make(device, loader.num_threads), gather)
     codec: Codec | None = None
     is_faster = False
     try:
