@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from paceline.data.device.decoding import choose_codec
+from paceline.data.device.decoding import choose_codec, give_back
 from paceline.data.device.loader import DeviceLoader
 from paceline.data.device.on_all import NowhereError, alone, on_all
 from paceline.data.device.reference import render_reference
@@ -152,7 +152,8 @@ def _faster(
 ) -> TrainLoader | DeviceLoader:
     """Time both over the same first batches, after a pass over them that brings their images into the cache.
 
-    Where the device decodes, what that pass has decoded is forgotten: both then decode the images that they draw.
+    Where the device decodes, what that pass has decoded is forgotten: both then decode the images that they draw. Who
+    is not chosen holds no memory afterwards.
     """
     if loader.steps(0) <= 1:
         log.info("render=auto: %s draws; an epoch of one batch is too short to measure.", device)
@@ -169,8 +170,12 @@ def _faster(
         f"{on_device:,.0f}",
         device if chosen is drawn else "the host",
     )
-    if drawn.decodes:
-        (loader.images if chosen is drawn else drawn).forget()
+    if chosen is loader:
+        settle()
+        drawn.let_go()
+        give_back(device)
+    elif drawn.decodes:
+        loader.images.forget()
     return chosen
 
 
