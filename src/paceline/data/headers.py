@@ -31,6 +31,10 @@ UNDECODABLE = "cannot be decoded"
 """How the reason of a BadImage begins where the file is there, whole by its header, and no decoder takes it."""
 
 
+REFUSED = "check the file and its permissions"
+"""How the reason ends where the system would not give the file, which may be another time, with no change of it."""
+
+
 class BadImage(ValueError):  # noqa: N818
     """A file that is no whole image of a known type; the message says what it is, and how to mend it."""
 
@@ -80,7 +84,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise BadImage(f"cannot be opened ({error.strerror}); check the file and its permissions") from error
+        raise BadImage(f"cannot be opened ({error.strerror}); {REFUSED}") from error
     try:
         file = _File(descriptor)
         for recognise, parse in _READERS:
@@ -90,7 +94,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         else:
             raise BadImage(_what_it_is(file))
     except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror}); check the file and its permissions") from error
+        raise BadImage(f"cannot be read ({error.strerror}); {REFUSED}") from error
     finally:
         os.close(descriptor)
     if not (1 <= height <= _LONGEST_SIDE_PX and 1 <= width <= _LONGEST_SIDE_PX):
