@@ -122,7 +122,7 @@ class CheckReport:
             paragraphs.append(["No training can start:", *(f"  {error}" for error in self.errors)])
         if self.test_errors:
             paragraphs.append(["test cannot be evaluated:", *(f"  {error}" for error in self.test_errors)])
-        return [line for number, lines in enumerate(paragraphs) for line in ([""] if number else []) + lines]
+        return "\n\n".join("\n".join(paragraph) for paragraph in paragraphs).split("\n")
         return lines
 
     def _list(self, severity: Severity, done: str, most: int | None = None) -> list[str]:
