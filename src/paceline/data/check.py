@@ -123,7 +123,6 @@ class CheckReport:
         if self.test_errors:
             paragraphs.append(["test cannot be evaluated:", *(f"  {error}" for error in self.test_errors)])
         return "\n\n".join("\n".join(paragraph) for paragraph in paragraphs).split("\n")
-        return lines
 
     def _list(self, severity: Severity, done: str, most: int | None = None) -> list[str]:
         """List the findings of a severity by kind, at most `most` of each."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -34,26 +34,29 @@ class Matches:
     """A, true boxes that count."""
 
     @classmethod
-    def of(cls, states: Sequence[tuple[Any, ...]], num_areas: int, num_thresholds: int) -> Matches:
-        """Read the states of the library's evaluations: those of the first range of areas for all images, and so on."""
-        num_images = len(states) // num_areas
-        first = states[:num_images]
-        counts = np.array([len(scores) for _, _, scores, *_ in first], np.int64)
-        verdicts = np.empty((num_areas, num_thresholds, int(counts.sum())), np.uint8)
+    def of(cls, states: Iterable[tuple[Any, ...]], num_images: int, num_areas: int, num_thresholds: int) -> Matches:
+        """Read the states of the library's evaluations, one by one.
+
+        Those of the first range of areas come first, for all images, then those of the next.
+        """
+        scores: list[NDArray[np.float64]] = []
+        pieces: list[list[NDArray[np.uint8]]] = [[] for _ in range(num_areas)]
         num_boxes = np.zeros(num_areas, np.int64)
-        ends = np.cumsum(counts)
-        for number, (matches, _, scores, ignored_boxes, ignored, *_) in enumerate(states):
-            area, image = divmod(number, num_images)
+        for number, (matches, _, found, ignored_boxes, ignored, *_) in enumerate(states):
+            area = number // num_images
             num_boxes[area] += len(ignored_boxes) - sum(ignored_boxes)
-            if scores:
-                found = np.where(np.array(matches) > 0, _RIGHT, _WRONG)
-                found[np.array(ignored, np.bool_)] = _PASSED_OVER
-                place = slice(ends[image] - counts[image], ends[image])
-                verdicts[area, :, place] = found.reshape(num_thresholds, -1)
+            verdicts = np.where(np.array(matches, np.int64) > 0, _RIGHT, _WRONG).astype(np.uint8)
+            verdicts[np.array(ignored, np.bool_)] = _PASSED_OVER
+            pieces[area].append(verdicts.reshape(num_thresholds, len(found)))
+            if area == 0:
+                scores.append(np.array(found, np.float64))
+        nothing = np.zeros((num_thresholds, 0), np.uint8)
+        counts = np.array([len(each) for each in scores], np.int64)
+        ends = np.cumsum(counts)
         return cls(
-            scores=np.array([score for _, _, scores, *_ in first for score in scores], np.float64),
+            scores=np.concatenate([np.zeros(0), *scores]),
             ranks=(np.arange(int(counts.sum())) - np.repeat(ends - counts, counts)).astype(np.int32),
-            verdicts=verdicts,
+            verdicts=np.stack([np.concatenate([nothing, *each], axis=1) for each in pieces]),
             num_boxes=num_boxes,
         )
 

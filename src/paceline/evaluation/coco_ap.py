@@ -132,7 +132,7 @@ def _evaluated_by_images(
     classes: NDArray[np.int64], ground_truth: GroundTruth, boxes: NDArray[np.int64], detections: DetectionTable
 ) -> dict[str, NDArray[np.float64]]:
     """Score a single class like `_evaluated`, of which the library matches a part of the images at a time."""
-    from faster_coco_eval import COCOeval_faster
+    from faster_coco_eval.core.cocoeval import Params
 
     assert len(classes) == 1
     num_images = ground_truth.num_images
@@ -143,15 +143,28 @@ def _evaluated_by_images(
     for first, end in itertools.pairwise(edges):
         its_boxes = boxes[slice(*np.searchsorted(ground_truth.images[boxes], (first, end)))]
         rows = np.arange(*np.searchsorted(detections.images, (first, end)))
-        truth = _coco(_annotations_of_truth(ground_truth, its_boxes), range(first, end), classes)
-        found = _coco(_annotations_of_detections(detections.rows(rows)), range(first, end), classes)
-        evaluation = COCOeval_faster(truth, found, iouType="bbox", extra_calc=False, separate_eval=True)
-        evaluation.evaluate()
-        params = evaluation.params
-        states = [state.__getstate__() for state in evaluation._evalImgs_cpp]  # the only way in
-        matches.append(Matches.of(states, len(params.areaRng), len(params.iouThrs)))
+        matches.append(_matched(classes, ground_truth, its_boxes, detections.rows(rows), range(first, end)))
+    params = Params(iouType="bbox")
     precision, recall = accumulate(Matches.join(matches), np.asarray(params.recThrs), params.maxDets)
     return {"precision": precision[:, :, None], "recall": recall[:, None]}
+
+
+def _matched(
+    classes: NDArray[np.int64],
+    ground_truth: GroundTruth,
+    boxes: NDArray[np.int64],
+    detections: DetectionTable,
+    images: range,
+) -> Matches:
+    """Let the library match the boxes and detections of some images, of a single class."""
+    from faster_coco_eval import COCOeval_faster
+
+    truth = _coco(_annotations_of_truth(ground_truth, boxes), images, classes)
+    found = _coco(_annotations_of_detections(detections), images, classes)
+    evaluation = COCOeval_faster(truth, found, iouType="bbox", extra_calc=False, separate_eval=True)
+    evaluation.evaluate()
+    states = (state.__getstate__() for state in evaluation._evalImgs_cpp)  # the only way in
+    return Matches.of(states, len(images), len(evaluation.params.areaRng), len(evaluation.params.iouThrs))
 
 
 def _mean_of_defined(precision_TRK: NDArray[np.float64]) -> NDArray[np.float64]:
