@@ -11,8 +11,10 @@ import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
+from paceline.addresses import recall, remember, shown
 from paceline.arguments import is_neutral
 from paceline.commands.config import BenchConfig, PredictConfig, ValConfig
+from paceline.data.cache_folder import cache_folder
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.errors import UserError
 from paceline.evaluation.config import PostprocessConfig
@@ -86,8 +88,11 @@ class Options:
             for entry in option_fields(type(self)).values()
         }
 
-    def to_yaml(self) -> str:
-        """Every option as YAML, one paragraph per room."""
+    def to_yaml(self, *, whole: bool = False) -> str:
+        """Every option as YAML, one paragraph per room.
+
+        whole: with the passwords and signatures of addresses; else they are hidden, and remembered on this machine.
+        """
         import yaml
 
         lines = [f"# Every option of this run; `paceline {self.COMMAND} --config FILE` repeats it."]
@@ -97,13 +102,16 @@ class Options:
                 room = entry.room
                 lines += ["", f"# {room}"]
             value = to_jsonable(getattr(getattr(self, room) if room else self, entry.name))
+            if isinstance(value, str) and not whole:
+                remember(value, cache_folder())
+                value = shown(value)
             text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
             end_mark = "\n...\n"  # which YAML puts after a scalar
             lines.append(f"{entry.name}: {text.removesuffix(end_mark).rstrip()}")
         return "\n".join(lines) + "\n"
 
     def write(self, path: Path) -> None:
-        """Write the options as YAML; raises UserError when that is not possible."""
+        """Write the options as YAML, for others to read too; raises UserError when that is not possible."""
         write_atomically(path, self.to_yaml().encode())
 
     @classmethod
@@ -324,7 +332,10 @@ def unknown_option(options: type[Options], name: str) -> UserError:
 
 
 def read_mapping(path: Path) -> dict[str, object]:
-    """Read a YAML file of flat names; raises UserError for a file that is missing or is not such a mapping."""
+    """Read a YAML file of flat names, what is hidden of addresses in it filled in from what this machine remembers.
+
+    Raises UserError for a file that is missing or is not such a mapping.
+    """
     import yaml
 
     try:
@@ -335,15 +346,16 @@ def read_mapping(path: Path) -> dict[str, object]:
         raise UserError(f"{path} is not YAML; write one `name: value` per line.") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a mapping; write one `name: value` per line.")
-    return {str(name): value for name, value in content.items()}
+    folder = cache_folder()
+    return {str(name): recall(value, folder) if isinstance(value, str) else value for name, value in content.items()}
 
 
 def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
 
     A resumed run keeps the options that it was started with, but may go on on other devices, laid out over them in
-    another way, with other limits. Raises UserError for any other option beside `resume`; beside `resume=auto` they are
-    those of a run that may have to start.
+    another way, with other limits, and from another address of its pack. Raises UserError for any other option beside
+    `resume`; beside `resume=auto` they are those of a run that may have to start.
     """
     settled = {name.replace("-", "_"): value for name, value in mapping.items()}
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
@@ -353,6 +365,8 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
         settled["resume"] = settled["model"]
     settled.pop("model", None)
     others = sorted(set(settled) - {"resume", "project"} - RESUMED_ANEW)
+    if "data" in others and "://" in str(settled["data"]):
+        others.remove("data")
     if others:
         raise UserError(f"A resumed run keeps its own options; leave out {', '.join(others)}, or start a new run.")
     return settled

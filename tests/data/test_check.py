@@ -71,6 +71,12 @@ def test_what_stops_a_training_is_said_not_raised(make_yolo: Callable[..., Path]
     assert "images/test" in report.test_errors[0]
 
 
+def test_nothing_is_called_well_where_no_training_can_start(make_yolo: Callable[..., Path]) -> None:
+    text = check_data(_config(make_yolo({"train": [GOOD] * 4, "val": [""]}))).format_text()
+    assert "No training can start:\n" in text
+    assert "Nothing is wrong" not in text
+
+
 @pytest.mark.parametrize(
     ("splits", "lines", "usable"),
     [

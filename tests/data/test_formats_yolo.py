@@ -326,6 +326,7 @@ def test_text_that_is_no_label_is_not_noted(make_yolo: Callable[..., Path], open
         ("train: images/train\nnames: {x: a}\n", "whole number"),
         ("train: images/train\nnames: cat\n", "list or a map"),
         ("train: images/train\nnc: many\n", "whole number"),
+        ("train: images/train\nnc: 100000000\n", "no more than 100,000 classes"),
         ("train: {a: b}\nnames: [a]\n", "JSON file and a folder"),
         ("train: images/trian\nnames: [a, b]\n", "did you mean .*train"),
         ("train: data.yaml\nnames: [a, b]\n", "neither a folder nor a .txt list"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,11 +96,30 @@ def test_file_is_plain_safetensors(tmp_path: Path) -> None:
     assert np.array_equal(load_file(tmp_path / "i.safetensors")["boxes"], index.boxes)
 
 
-def test_loaded_arrays_are_mapped_not_read(tmp_path: Path) -> None:
-    _index([2, 3]).save(tmp_path / "i.safetensors")
-    loaded, _ = Index.load(tmp_path / "i.safetensors", tmp_path)
-    assert isinstance(loaded.boxes, np.memmap)
+@pytest.mark.parametrize("is_large", [False, True])
+def test_large_files_are_mapped_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_large: bool) -> None:
+    file = tmp_path / "i.safetensors"
+    _index([2, 3]).save(file)
+    monkeypatch.setattr(index_module, "MOST_COPIED_BYTES", file.stat().st_size - is_large)
+    loaded, _ = Index.load(file, tmp_path)
+    assert isinstance(loaded.boxes, np.memmap) == is_large
     assert not loaded.boxes.flags.writeable
+
+
+def test_a_file_that_is_cut_off_while_it_is_in_use_takes_nothing_along(tmp_path: Path) -> None:
+    """In a process of its own, which a signal would end: several pages, of which none is there any more."""
+    file = tmp_path / "i.safetensors"
+    _index([40] * 500).save(file)
+    assert file.stat().st_size > 1 << 19
+    look = (
+        "import os, sys; from pathlib import Path; from paceline.data.index import Index\n"
+        "index, _ = Index.load(Path(sys.argv[1]), Path())\n"
+        "os.truncate(sys.argv[1], 0)\n"
+        "print(index.boxes.shape, index.boxes.sum() > 0, index.polygons.points.sum() > 0, len(list(index.paths)))"
+    )
+    done = subprocess.run([sys.executable, "-c", look, str(file)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["(20000,", "4)", "True", "True", "500"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -177,7 +198,10 @@ def test_taken_strings_are_those_asked_for(texts: list[str], data: st.DataObject
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs the kernel's account of mapped pages")
-def test_loading_reads_everything_and_keeps_nothing(tmp_path: Path) -> None:
+def test_loading_a_large_file_reads_everything_and_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(index_module, "MOST_COPIED_BYTES", 1 << 20)
     file = tmp_path / "large.safetensors"
     index = _index([200_000, 1])
     index.save(file)

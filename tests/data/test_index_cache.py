@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from paceline.data import index as index_module
 from paceline.data import index_cache
+from paceline.data import scan as scan_module
+from paceline.data.headers import REFUSED, BadImage
 from paceline.data.index import Index
 from paceline.data.index_cache import scan_or_load
 from paceline.data.source import recognise
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from paceline.data.headers import Header
     from paceline.data.scan import Scan
 
 GOOD = "0 0.5 0.5 0.25 0.5\n"
@@ -45,6 +49,26 @@ def count_scans(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], int]:
         return scans
 
     return count
+
+
+def test_what_could_not_be_opened_is_tried_again(
+    make_yolo: Callable[..., Path], count_scans: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions are mended, and networks come back, without a change of the file's time."""
+    root = make_yolo({"train": [GOOD] * 20})
+    Image.new("RGB", (20, 10)).save(root / "images/train/03.jpg", "BMP")  # which is read in Python
+
+    def refuse(path: str) -> Header:
+        raise BadImage(f"cannot be opened (Permission denied); {REFUSED}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scan_module, "read_header", refuse)
+        for _ in range(2):
+            found = scan_or_load(recognise(str(root)), "train")
+            assert found.report.counts == {"image": 1}
+            assert count_scans(root) == 1
+    assert scan_or_load(recognise(str(root)), "train").report.counts == {}
+    assert count_scans(root) == 0
 
 
 def test_second_opening_scans_nothing_and_gives_the_same(

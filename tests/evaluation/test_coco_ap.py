@@ -61,10 +61,10 @@ def test_much_work_is_done_in_parts_that_are_gone_before_the_next(
     alive, pairs = [], []
     index = coco_ap._coco
 
-    def counted(annotations: list[dict[str, Any]], num_images: int, classes: np.ndarray) -> Any:
-        pairs.append(num_images * len(classes))
+    def counted(annotations: list[dict[str, Any]], images: range, classes: np.ndarray) -> Any:
+        pairs.append(len(images) * len(classes))
         alive.append(sum(type(thing) is dict and "bbox" in thing for thing in gc.get_objects()))
-        return index(annotations, num_images, classes)
+        return index(annotations, images, classes)
 
     monkeypatch.setattr(coco_ap, "_coco", counted)
     monkeypatch.setattr(coco_ap, "MOST_OF_A_PART", most)
@@ -76,6 +76,33 @@ def test_much_work_is_done_in_parts_that_are_gone_before_the_next(
     assert parted.summary == whole.summary
     for name in ("ap", "ap50", "recalls", "precision50"):
         assert np.array_equal(getattr(parted, name), getattr(whole, name)), name
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("most", [1, 20, 300])
+def test_a_huge_class_is_scored_by_parts_of_its_images(
+    random_set: RandomSet, pycocotools_evaluation: Pycocotools, monkeypatch: pytest.MonkeyPatch, seed: int, most: int
+) -> None:
+    """Bounded whatever the number of images, to the same figures: ties, crowds, empty images, and all ranges."""
+    truth, detections = random_set(
+        seed, num_images=40, num_classes=1 + seed % 3, max_detections=150 if seed % 2 else 25, max_boxes=12
+    )
+    whole = coco_figures(truth, detections)
+    largest, index = [], coco_ap._coco
+
+    def counted(annotations: list[dict[str, Any]], images: range, classes: np.ndarray) -> Any:
+        largest.append(len(annotations) / len(images))
+        return index(annotations, images, classes)
+
+    monkeypatch.setattr(coco_ap, "_coco", counted)
+    monkeypatch.setattr(coco_ap, "MOST_OF_A_PART", most)
+    parted = coco_figures(truth, detections)
+    assert len(largest) > 4 * truth.num_classes or most == 300, "some classes are then in one part, some in several"
+    assert np.allclose(parted.summary, whole.summary, rtol=0, atol=1e-12)
+    for name in ("ap", "ap50", "recalls", "precision50"):
+        assert np.allclose(getattr(parted, name), getattr(whole, name), rtol=0, atol=1e-12), name
+    results = detections.to_coco_json(np.arange(truth.num_images), np.arange(truth.num_classes))
+    assert_equal_to_pycocotools(parted, pycocotools_evaluation(truth, results))
 
 
 @pytest.mark.parametrize("seed", [0, 1])

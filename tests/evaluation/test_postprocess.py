@@ -30,7 +30,7 @@ def reference(raw: Tensor, logits: Tensor, config: PostprocessConfig) -> list[tu
     boxes = decode_boxes(raw[None], points, strides)[0].tolist()
     scores = logits.sigmoid().tolist()
     pairs = [(point, label) for point in range(NUM_POINTS) for label in range(NUM_CLASSES)]
-    pairs = [pair for pair in pairs if scores[pair[0]][pair[1]] > config.conf]
+    pairs = [pair for pair in pairs if scores[pair[0]][pair[1]] >= config.conf]
     kept: list[tuple[int, int]] = []
     for point, label in sorted(pairs, key=lambda pair: -scores[pair[0]][pair[1]]):
         rivals = [other for other, rival in kept if rival == label or config.agnostic_nms]
@@ -95,6 +95,16 @@ def test_shapes_are_fixed_and_zero_beyond_the_count() -> None:
     assert not detections.boxes[beyond].any()
     assert not detections.scores[beyond].any()
     assert not detections.labels[beyond].any()
+
+
+@pytest.mark.parametrize("row", [0, 3, 19])
+def test_a_score_that_is_the_threshold_is_kept(row: int) -> None:
+    """So the best threshold of an evaluation, a score that occurs, keeps what its precision and recall count."""
+    outputs = random_outputs(4, 1)
+    score = float(postprocess(outputs, SIZE, PostprocessConfig(conf=0.01, max_det=20)).scores[0, row])
+    kept = postprocess(outputs, SIZE, PostprocessConfig(conf=score))
+    assert int(kept.count[0]) == row + 1
+    assert float(kept.scores[0, row]) == score
 
 
 def test_batched_equals_one_by_one() -> None:

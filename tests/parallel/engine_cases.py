@@ -159,8 +159,13 @@ def val_index(data: Path) -> Index:
     return index
 
 
-def evaluate(data: Path, *, world: int, stages: int = 1, whole: bool = True, batch: int = 4) -> list[Any]:
-    """Evaluate a network on all ranks; returns figures and detections on the first rank, None on the others."""
+def evaluate(
+    data: Path, *, world: int, stages: int = 1, whole: bool = True, batch: int = 4, stopping: int = -1
+) -> list[Any]:
+    """Evaluate a network on all ranks; returns figures and detections on the first rank, None on the others.
+
+    stopping: the rank that stops before its second batch.
+    """
     torch.manual_seed(0)
     network = small_boxes(build_model("yolo11n", NUM_CLASSES - 1)).eval()
     share = (dist.get_rank(), world) if world > 1 else (0, 1)
@@ -174,7 +179,7 @@ def evaluate(data: Path, *, world: int, stages: int = 1, whole: bool = True, bat
         parts = StageParts(segment, skeleton_of(network), mesh, cuts=cuts, evaluates_whole=whole)
         answering = parts.assemble(parts.twin())
         share = share if whole else (mesh.replica, mesh.layout.replicas)
-    index = val_index(data)
+    index, asked = val_index(data), iter(range(100))
     with EvalLoader(index, 64, batch=batch, workers=1, rank=share[0], world=share[1]) as batches:
         found = evaluate_network(
             answering,
@@ -183,5 +188,6 @@ def evaluate(data: Path, *, world: int, stages: int = 1, whole: bool = True, bat
             PostprocessConfig(conf=1e-5, max_det=30),
             device=torch.device("cpu"),
             amp_dtype=None,
+            stops=lambda: world > 1 and dist.get_rank() == stopping and next(asked) > 0,
         )
     return from_all(None if found is None else (found.record, found.detections))

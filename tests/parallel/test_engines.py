@@ -49,6 +49,8 @@ def two(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, Any
         "evaluation, stages": Case(
             "engine_cases", "evaluate", {"data": images, "world": 2, "stages": 2, "whole": False}
         ),
+        "stopped, other": Case("engine_cases", "evaluate", {"data": images, "world": 2, "stopping": 1}),
+        "stopped, first": Case("engine_cases", "evaluate", {"data": images, "world": 2, "stopping": 0}),
         "bf16": Case("training_runs", "train", {"run": Run(engine="data", gradients="bf16", dtype=torch.float32)}),
     }
     return run_world(tmp_path_factory.mktemp("two"), 2, cases)
@@ -120,6 +122,11 @@ def test_an_evaluation_by_shares_is_that_of_one_process(two: dict[str, Any], ima
     assert found[0].ap == pytest.approx(record.ap, abs=1e-6)
     assert found[0].ap50 == pytest.approx(record.ap50, abs=1e-6)
     assert_same_detections(found[1], detections)
+
+
+@pytest.mark.parametrize("rank", ["first", "other"])
+def test_where_one_rank_stops_no_part_is_scored(two: dict[str, Any], rank: str) -> None:
+    assert two[f"stopped, {rank}"] == [None, None]
 
 
 def assert_same_detections(found: DetectionTable, expected: DetectionTable) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.addresses import shown
 from paceline.commands.bench_evaluation import measure_evaluation
 from paceline.commands.bench_subject import BenchSubject, layout_of
 from paceline.commands.device import backend_of, count_devices, make_current, resolve_device
@@ -161,7 +162,10 @@ class _Bench:
                 budget_s=config.seconds,
             )
         return BenchRecord(
-            options=self._options.to_flat(),
+            options={
+                name: shown(value) if isinstance(value, str) else value
+                for name, value in self._options.to_flat().items()
+            },
             machine=machine_of(device),
             model=self._subject.loaded.model,
             parameters=trained,

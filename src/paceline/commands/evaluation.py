@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -14,7 +13,7 @@ from paceline.models.fusion import fuse
 from paceline.parallel.gather import from_first, gather_detections
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
     from torch import nn
 
@@ -28,6 +27,16 @@ if TYPE_CHECKING:
 
 PARTS_BESIDE = 4
 """In which the scoring beside a training is done: it then stands still for less than half as long at a time."""
+
+
+class Batches(Protocol):
+    """The batches of this rank, of which it is known how many there are; an `EvalLoader`, say."""
+
+    def __len__(self) -> int:
+        """Count them."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Begin anew."""
 
 
 def ground_truth_of(index: Index) -> GroundTruth:
@@ -48,7 +57,7 @@ def ground_truth_of(index: Index) -> GroundTruth:
 @torch.inference_mode()
 def evaluate_network(
     network: nn.Module,
-    batches: Iterable[Batch],
+    batches: Batches,
     index: Index,
     config: PostprocessConfig,
     *,
@@ -64,19 +73,28 @@ def evaluate_network(
     None. Images that have become unreadable since they were indexed count as images in which nothing was found.
 
     group: of all ranks, for the ranks' detections; the world where it is None.
-    stops: asked before each batch; where it says so on any rank, the rest is left out and nothing is scored there.
+    stops: asked before each batch; where it says so on any rank, its rest is left out and nothing is scored at all.
     parts: see `coco_figures`.
+
+    Raises RuntimeError where there are fewer batches than `batches` says: figures of a part would pass for the whole's.
     """
     folded = place(fuse(network), device)
     ground_truth = ground_truth_of(index)
     evaluator = Evaluator(config, ground_truth, index.names)
-    for batch in itertools.takewhile(lambda _: not stops(), batches):
+    num_left = len(batches)
+    for batch in batches:
+        if stops():
+            break
+        num_left -= 1
         moved = batch.to(device, non_blocking=True)
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             predictions = folded(moved.network_input())
         if predictions is not None:  # a stage of a pipeline gives none, where the last one answers
             evaluator.add(moved, predictions)
-    detections = gather_detections(evaluator.detections, group)  # those who stop come too: others may wait for them
+    if num_left and not stops():
+        raise RuntimeError(f"the evaluation got all but {num_left} of its {len(batches)} batches: a part is not scored")
+    # Those who stop come too, with nothing: others may wait for them, and figures of a part are nobody's.
+    detections = gather_detections(None if num_left else evaluator.detections, group)
     return None if detections is None or stops() else evaluate(ground_truth, detections, index.names, parts=parts)
 
 
@@ -85,7 +103,7 @@ class Evaluations:
 
     def __init__(
         self,
-        batches: Iterable[Batch],
+        batches: Batches,
         index: Index,
         config: PostprocessConfig,
         *,

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TypeVar
 
+from paceline.addresses import shown
 from paceline.errors import UserError
 from paceline.option_values import AUTO_BATCH
 from paceline.options import RESUMED_ANEW, TrainOptions
@@ -38,6 +39,7 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
         ranks = stored.ranks if rank_of_environment() is None else ranks  # who starts the processes knows how many
     return folder, replace(
         stored,
+        data=replace(stored.data, data=_address(stored.data.data, options.data.data)),
         loop=replace(stored.loop, resume="", device=device),
         parallel=stored.parallel.relaid(options.parallel),
         ranks=ranks,
@@ -48,6 +50,20 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
 def may_exist(options: TrainOptions) -> bool:
     """Whether the folder of a run that starts may be there: also where `resume=auto` left nothing to go on from."""
     return options.run.exist_ok or options.loop.resume == "auto"
+
+
+def _address(stored: str, asked: str) -> str:
+    """Take another address of the same pack, with a new signature for instance. Raises UserError for another one."""
+    if "://" not in asked:
+        return stored
+    if shown(asked) != shown(stored):
+        raise UserError(f"A resumed run keeps its own data, {shown(stored)}; leave out data, or start a new run.")
+    return asked
+
+
+def _shown(value: object) -> object:
+    """Return an option as it may be shown; addresses that differ in nothing else are the same."""
+    return shown(value) if isinstance(value, str) else value
 
 
 def _said_anew(stored: ConfigT, asked: ConfigT) -> ConfigT:
@@ -101,7 +117,7 @@ def _begun_folder(options: TrainOptions, *, warns: bool) -> RunFolder | None:
     free = {"resume", "exist_ok"} | RESUMED_ANEW
     if options.data.batch == AUTO_BATCH:  # the folder has the number that was found, and the precision that it is for
         free |= {"batch", "amp"}
-    changed = [name for name in now if name not in free and now[name] != before[name]]
+    changed = [name for name in now if name not in free and _shown(now[name]) != _shown(before[name])]
     if changed and warns:
         log.warning(
             "The run %s goes on with the options that it was started with, not with the new %s.",

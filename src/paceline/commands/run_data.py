@@ -12,7 +12,7 @@ from paceline.commands.channels_first import ChannelsFirst
 from paceline.data.device.choice import choose_training_data
 from paceline.data.loader import EvalLoader, TrainLoader, num_threads
 from paceline.errors import UserError
-from paceline.parallel.gather import from_first
+from paceline.parallel.gather import from_first, of_all
 
 if TYPE_CHECKING:
     from paceline.data.dataset import DataSet
@@ -75,6 +75,7 @@ class RunData:
             decode=data.decode,
             sharing=self.local_world,
             agree=from_first,
+            gather=of_all,
         )
         return source if plan.channels_last else ChannelsFirst(source)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import cv2
 import numpy as np
 
+from paceline.addresses import shown
 from paceline.data.decode import decode
 from paceline.data.headers import IMAGE_SUFFIXES, read_header
 from paceline.errors import UserError
@@ -85,7 +86,7 @@ def _find_files(text: str) -> list[str]:
     if path.is_file():
         return _listed_in(path) if path.suffix.lower() == ".txt" else [_still(path)]
     if "://" in text:
-        raise UserError(f"{text} is an address, and nothing is downloaded; save the image and name its file.")
+        raise UserError(f"{shown(text)} is an address, and nothing is downloaded; save the image and name its file.")
     if text.isdecimal() or text == "screen":
         raise UserError(f"source={text} means a camera or the screen, which is not read; save pictures and name these.")
     if glob.has_magic(text):

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from paceline.addresses import shown
 from paceline.commands.tune_answer import Answer, TuneResult, why_none
 from paceline.commands.weights import require_model
 from paceline.data.dataset import open_data_set
@@ -131,7 +132,7 @@ class _Tuning:
         assert data_set.train is not None
         assert data_set.val is not None
         self._identity = {
-            "data set": f"{Path(options.data.data).name} {_fingerprint(data_set.train, data_set.val)}",
+            "data set": f"{Path(shown(options.data.data)).name} {_fingerprint(data_set.train, data_set.val)}",
             "model": options.model,
             "image size": str(options.data.imgsz),
             "number of epochs": str(options.loop.epochs),
@@ -166,7 +167,7 @@ class _Tuning:
                 folder=folder,
                 objective=self._objective,
                 base=self._base,
-                title=f"Search of {folder.name}: {self._options.model} on {self._options.data.data}",
+                title=f"Search of {folder.name}: {self._options.model} on {shown(self._options.data.data)}",
                 confirmed=confirmed,
             )
             result = answer.write()
@@ -268,7 +269,7 @@ def _concrete(options: TuneOptions, data_set: DataSet) -> dict[str, Any]:
         optim = dataclasses.replace(training.optim, optimizer=plan.name, lr0=plan.lr0, momentum=plan.momentum)
         training = dataclasses.replace(training, optim=optim)
     data = dataclasses.replace(training.data, data=_absolute(training.data.data))
-    return yaml.safe_load(dataclasses.replace(training, data=data).to_yaml())  # type: ignore[no-any-return]
+    return yaml.safe_load(dataclasses.replace(training, data=data).to_yaml(whole=True))  # type: ignore[no-any-return]
 
 
 def _absolute(data: str) -> str:

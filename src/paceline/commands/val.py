@@ -8,6 +8,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paceline.addresses import shown
 from paceline.commands.device import make_current, resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
@@ -44,7 +45,7 @@ def validate(options: ValOptions) -> Evaluation:
         if loaded.network.num_classes == 1:
             mend += ", or single_cls=True where all classes were trained as one"
         raise UserError(
-            f"The number of classes of {data.data} is {len(index.names)}, but the weights were trained on "
+            f"The number of classes of {shown(data.data)} is {len(index.names)}, but the weights were trained on "
             f"{loaded.network.num_classes}; {mend}."
         )
     folder = RunFolder.create(options.run.project, options.run.name, exist_ok=options.run.exist_ok, default_name="val")
@@ -95,9 +96,9 @@ def _data_config(options: ValOptions, trained: TrainOptions | None, imgsz: int) 
 
 
 def _same_data(first: str, second: str) -> bool:
-    """Tell whether two names mean one data set: equal ones do, and paths of one file or folder."""
+    """Tell whether two names mean one data set: equal ones do, but for signatures, and paths of one file or folder."""
     try:
-        return first == second or Path(first).samefile(second)
+        return shown(first) == shown(second) or Path(first).samefile(second)
     except OSError:
         return False
 
@@ -108,13 +109,13 @@ def _split(options: ValOptions, data: DataConfig, trained: TrainOptions | None) 
     data_set = open_data_set(data, seed=trained.loop.seed if trained else 0, splits=(split,))
     index = {"train": data_set.train, "val": data_set.val, "test": data_set.test}[split]
     if index is None or len(index) == 0:
-        raise UserError(f"{data.data} has no {split} images; choose another split.")
+        raise UserError(f"{shown(data.data)} has no {split} images; choose another split.")
     if data_set.divided and split == "val" and trained is None:
         log.warning(
             "Some of the images that are scored may have been trained on: %s has no val images of its own, and the "
             "seed that divided it in training is known to the run folder alone. Name that (model=runs/train), or a "
             "data set with a val split.",
-            data.data,
+            shown(data.data),
         )
     return index
 

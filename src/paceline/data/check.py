@@ -113,16 +113,16 @@ class CheckReport:
         """List what is wrong, by kind, then what forbids a training."""
         lines = self._list("file", " (left out)") + self._list("box", " (dropped)") + self._list("note", "")
         hints = self._list("hint", "", MOST_HINTS)
-        lines = (
-            [f"What is wrong (files are in {self.root}):", *lines] if lines else ["Nothing is wrong with its files."]
-        )
+        paragraphs = [[f"What is wrong (files are in {self.root}):", *lines]] if lines else []
+        if not (lines or self.errors or self.test_errors):
+            paragraphs.append(["Nothing is wrong with its files."])
         if hints:
-            lines += ["", f"What may be meant (files are in {self.root}):", *hints]
+            paragraphs.append([f"What may be meant (files are in {self.root}):", *hints])
         if self.errors:
-            lines += ["", "No training can start:", *(f"  {error}" for error in self.errors)]
+            paragraphs.append(["No training can start:", *(f"  {error}" for error in self.errors)])
         if self.test_errors:
-            lines += ["", "test cannot be evaluated:", *(f"  {error}" for error in self.test_errors)]
-        return lines
+            paragraphs.append(["test cannot be evaluated:", *(f"  {error}" for error in self.test_errors)])
+        return "\n\n".join("\n".join(paragraph) for paragraph in paragraphs).split("\n")
 
     def _list(self, severity: Severity, done: str, most: int | None = None) -> list[str]:
         """List the findings of a severity by kind, at most `most` of each."""

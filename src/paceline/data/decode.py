@@ -19,6 +19,7 @@ import simplejpeg
 
 from paceline.data.headers import UNDECODABLE, BadImage
 from paceline.data.raw import from_raw, is_raw
+from paceline.data.tiff_tags import is_deep_grey, is_tiff, is_white_zero, tags_of, with_stored_colours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -89,9 +90,7 @@ def _decode(encoded: bytes, orientation: int, reduction: int, out: NDArray[np.ui
     if is_raw(encoded):
         return _further_reduced(encoded, reduction)
     is_jpeg = encoded.startswith(b"\xff\xd8")
-    upright = orientation == 1 or encoded.startswith(
-        (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    )  # OpenCV turns TIFF files by itself
+    upright = orientation == 1 or is_tiff(encoded)  # OpenCV turns TIFF files by itself
     in_decoder = reduction if is_jpeg and upright else 1
     pixels = _decode_jpeg(encoded, in_decoder, out if upright else None) if is_jpeg else None
     if pixels is None:
@@ -146,15 +145,34 @@ def _imdecode(encoded: bytes, reduction: int) -> NDArray[np.uint8]:
     """Pixels HW or HW3 (RGB) in file orientation; 16 bits scaled to 8, palettes looked up, alpha dropped."""
     # Without IMREAD_COLOR_RGB, which gives three planes to files without colour.
     flags = cv2.IMREAD_ANYCOLOR | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[reduction]
+    if is_tiff(encoded):
+        tags = tags_of(encoded)
+        if is_deep_grey(tags):
+            return _deep_grey(encoded, flags, from_white=is_white_zero(tags))
+        encoded = with_stored_colours(encoded, tags)
+    pixels = _imdecode_as(encoded, flags)
+    assert pixels.dtype == np.uint8
+    if pixels.ndim == 3:
+        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
+    return pixels
+
+
+def _deep_grey(encoded: bytes, flags: int, *, from_white: bool) -> NDArray[np.uint8]:
+    """Pixels HW of a TIFF whose 16 bits are scaled to 8 here, the upper half of each as everywhere."""
+    pixels = _imdecode_as(encoded, flags | cv2.IMREAD_ANYDEPTH)
+    if pixels.ndim != 2 or pixels.dtype != np.uint16:
+        raise BadImage(UNDECODABLE)
+    grey = (pixels >> 8).astype(np.uint8)
+    return ~grey if from_white else grey
+
+
+def _imdecode_as(encoded: bytes, flags: int) -> NDArray[Any]:
     try:
-        pixels: NDArray[np.uint8] | None = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
+        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(encoded, dtype=np.uint8), flags)
     except cv2.error as error:
         raise BadImage(UNDECODABLE) from error
     if pixels is None:
         raise BadImage(UNDECODABLE)
-    assert pixels.dtype == np.uint8
-    if pixels.ndim == 3:
-        cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB, dst=pixels)
     return pixels
 
 

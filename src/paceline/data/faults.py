@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paceline")
 
+REPLACED = "the next image takes its place"
+"""What follows from a broken image in training."""
+COUNTED_AS_MISSED = "nothing is found in it, so its objects count as missed"
+"""What follows from a broken image in an evaluation."""
 _TOLERATED_SHARE = 0.01
 _NUM_LISTED = 20
 
@@ -29,8 +33,10 @@ class Faults:
     place hangs on the image alone, so ranks agree on it without a word, and none has more or fewer batches for it.
     """
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Index, consequence: str = REPLACED) -> None:
+        """Take what the log says to follow from each broken image."""
         self._index = index
+        self._consequence = consequence
         self._reasons: dict[int, str] = {}
         nothing = np.zeros(0, np.int64)
         self._table = nothing, nothing  # the broken images in ascending order, and what takes the place of each
@@ -52,7 +58,7 @@ class Faults:
             broken = np.insert(broken, np.searchsorted(broken, number), number)
             self._table = broken, _next_whole(broken, len(self._index))
             num_broken = len(self._reasons)
-        log.warning("%s %s: the next image takes its place", self._index.path(number), reason)
+        log.warning("%s %s: %s", self._index.path(number), reason, self._consequence)
         if num_broken > max(1, _TOLERATED_SHARE * len(self._index)):
             raise UserError(self._list())
         return True

@@ -31,6 +31,10 @@ UNDECODABLE = "cannot be decoded"
 """How the reason of a BadImage begins where the file is there, whole by its header, and no decoder takes it."""
 
 
+REFUSED = "check the file and its permissions"
+"""How the reason ends where the system would not give the file, which may be another time, with no change of it."""
+
+
 class BadImage(ValueError):  # noqa: N818
     """A file that is no whole image of a known type; the message says what it is, and how to mend it."""
 
@@ -80,7 +84,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
-        raise BadImage(f"cannot be opened ({error.strerror}); check the file and its permissions") from error
+        raise BadImage(f"cannot be opened ({error.strerror}); {REFUSED}") from error
     try:
         file = _File(descriptor)
         for recognise, parse in _READERS:
@@ -90,7 +94,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         else:
             raise BadImage(_what_it_is(file))
     except OSError as error:
-        raise BadImage(f"cannot be read ({error.strerror}); check the file and its permissions") from error
+        raise BadImage(f"cannot be read ({error.strerror}); {REFUSED}") from error
     finally:
         os.close(descriptor)
     if not (1 <= height <= _LONGEST_SIDE_PX and 1 <= width <= _LONGEST_SIDE_PX):
@@ -289,7 +293,8 @@ def _read_tiff(file: _File) -> tuple[int, int, int, str]:
         raise BadImage("is cut off (a TIFF with fewer bytes than it says); download or export it again")
     reason = why_undecodable(tags)
     if reason:
-        raise BadImage(f"{UNDECODABLE}: a TIFF of {reason}; convert it to 8 bits, grey or RGB, without a compression")
+        mend = "in strips" if "tiles" in reason else "without a compression"
+        raise BadImage(f"{UNDECODABLE}: a TIFF of {reason}; convert it to 8 bits, grey or RGB, {mend}")
     orientation = tags.first(_ORIENTATION_TAG)
     return height, width, orientation if 1 <= orientation <= 8 else 1, "tiff"
 

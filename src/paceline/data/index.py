@@ -54,6 +54,8 @@ _VERSION = "2"
 _BLOCK = 1 << 16
 """Texts that are handled at once."""
 _READ_BYTES = 1 << 20
+MOST_COPIED_BYTES = 64 << 20
+"""Files up to this size, those of some 100,000 images, are held in memory; larger ones stay mapped."""
 
 
 class TornIndexError(ValueError):
@@ -311,13 +313,17 @@ def _blocks(stream: FileIO, first: int, last: int) -> Iterator[memoryview]:
 def _map_arrays(
     file: Path, stream: FileIO
 ) -> tuple[dict[str, NDArray[Any]], dict[str, tuple[int, int]], dict[str, str]]:
-    """Map the arrays of a safetensors file without reading them; return them, their places in the file, and its texts.
+    """Map the arrays of a safetensors file, or read them if they are few; return them, their places, and its texts.
 
     Layout: 8 bytes length of the header (little-endian), header (JSON), data; offsets count from the data's start.
     """
-    if os.fstat(stream.fileno()).st_size < 8:
+    num_bytes = os.fstat(stream.fileno()).st_size
+    if num_bytes < 8:
         raise TornIndexError(f"{file}: too short")
-    data = np.memmap(stream, np.uint8, "r")
+    data = np.fromfile(stream, np.uint8) if num_bytes <= MOST_COPIED_BYTES else np.memmap(stream, np.uint8, "r")
+    if len(data) < 8:
+        raise TornIndexError(f"{file}: cut off")
+    data.flags.writeable = False
     start = 8 + int(data[:8].view("<u8")[0])
     try:
         header = json.loads(data[8:start].tobytes())

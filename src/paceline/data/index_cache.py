@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from paceline.data import cache_folder as package_cache
 from paceline.data.findings import Finding, ScanReport
+from paceline.data.headers import REFUSED
 from paceline.data.index import Index, OtherVersionError, TornIndexError
 from paceline.data.pack.source import PackSource
 from paceline.data.scan import Scan
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".paceline"
 """Folder beside the data."""
-_RECIPE = "4"
+_RECIPE = "5"
 """Goes up whenever the same files would give another index, or another report."""
 
 _log = logging.getLogger("paceline")
@@ -35,8 +36,8 @@ def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -
     """Return the scan of a split: a stored one where no file has changed since, else a new one, which is stored.
 
     The stored file is `.paceline/<name>-<split>.safetensors` in the set's folder, or lies in `cache_folder` (the
-    package's own if None). A pack is its own index. A damaged file is built again. Raises UserError where the user's
-    paths lead nowhere.
+    package's own if None). A pack is its own index. A damaged file is built again, and a scan that was refused a
+    file is not stored. Raises UserError where the user's paths lead nowhere.
     """
     listing = source.list_files(split)
     if isinstance(source, PackSource):
@@ -49,7 +50,8 @@ def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -
         if stored:
             return _remark(stored, listing)
     scan = source.scan(split, listing)
-    _store(places, scan, source.root, state)
+    if _lasts(scan.report):
+        _store(places, scan, source.root, state)
     return _remark(scan, listing)
 
 
@@ -88,12 +90,18 @@ def _load(place: Path, root: Path, state: str) -> Scan | None:
         outside = _outside(notes, root)
         if outside is None:
             return None
-        return Scan(index=index, report=_report_of(json.loads(notes["report"])), outside=outside)
+        report = _report_of(json.loads(notes["report"]))
+        return Scan(index=index, report=report, outside=outside) if _lasts(report) else None
     except (FileNotFoundError, OtherVersionError):
         return None
     except (TornIndexError, OSError, KeyError, ValueError, TypeError) as error:
         _log.warning("The stored index %s is damaged (%s); it is built again.", place, error)
         return None
+
+
+def _lasts(report: ScanReport) -> bool:
+    """Tell whether a scan stays true until a file changes: not where one could not be opened, which no stamp tells."""
+    return not any(finding.message.endswith(REFUSED) for finding in report.findings)
 
 
 def _outside(notes: dict[str, str], root: Path) -> Stamps | None:

@@ -16,7 +16,7 @@ import numpy as np
 from paceline.data import augment, paste, room
 from paceline.data.buffers import Buffers
 from paceline.data.decode import reductions
-from paceline.data.faults import Faults
+from paceline.data.faults import COUNTED_AS_MISSED, REPLACED, Faults
 from paceline.data.images import BrokenImage, Counters, Images
 from paceline.data.order import NUM_STRIPES, Order, rows_of_rank
 from paceline.data.pack.store import store_of
@@ -100,7 +100,7 @@ class _Loader:
         self.batch_size = batch
         self.rows = rows_of_rank(batch, rank, world)
         self.num_threads = num_threads(workers)
-        self.faults = Faults(index)
+        self.faults = Faults(index, REPLACED if what == "training" else COUNTED_AS_MISSED)
         self.counters = Counters()
         self.num_recent = min(num_recent, len(index))
         """Images that are needed again soon, and so stay for a while where not all are kept."""

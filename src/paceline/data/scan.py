@@ -11,7 +11,7 @@ import numpy as np
 
 from paceline.data.chunks import CHUNK, map_chunks
 from paceline.data.findings import KINDS, Finding, FindingCollector, ScanReport
-from paceline.data.headers import BadImage, read_header
+from paceline.data.headers import REFUSED, BadImage, read_header
 from paceline.data.index import Index, Strings
 from paceline.data.polygons import Polygons
 from paceline.data.rows import Rows, clean
@@ -340,7 +340,7 @@ def _content(path: str) -> bytes:
         with open(path, "rb", buffering=0) as stream:
             return stream.read()
     except OSError as error:
-        raise BadLabels(f"cannot be read ({error.strerror}); check the file and its permissions") from error
+        raise BadLabels(f"cannot be read ({error.strerror}); {REFUSED}") from error
 
 
 def _images(heads: Heads, kept: NDArray[np.bool_]) -> Images:

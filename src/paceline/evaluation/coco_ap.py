@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from paceline.evaluation.accumulation import Matches, accumulate
 from paceline.evaluation.ground_truth import GroundTruth
 from paceline.evaluation.table import DetectionTable, xywh
 
@@ -26,8 +28,8 @@ BEYOND_EVERY_RANGE = 1e12
 """Area in square pixels that lies outside all of COCO's size ranges, "all" included (it ends at 1e10): such a box is
 matched like any other and then counts neither way, which is what a difficult box wants."""
 MOST_OF_A_PART = 250_000
-"""Pairs of image and class, boxes and detections that are scored at once, of some 1.5 kB each; one class more may come
-on top."""
+"""Pairs of image and class, boxes and detections that are scored at once, of some 1.5 kB each; a class that has more is
+scored by parts of its images."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ def coco_figures(ground_truth: GroundTruth, detections: DetectionTable, *, parts
     with _no_collection():
         evaluated = [
             _evaluated(classes, ground_truth, boxes, found)
+            if ground_truth.num_images + len(boxes) + len(found) <= 2 * MOST_OF_A_PART
+            else _evaluated_by_images(classes, ground_truth, boxes, found)
             for classes, boxes, found in _parts(ground_truth, _best_of_each(detections), parts)
         ]
         evaluation = COCOeval_faster(iouType="bbox")
@@ -82,8 +86,9 @@ def _parts(
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], DetectionTable]]:
     """Give the classes in parts, each with the rows of its boxes and its detections.
 
-    The library keeps more than a kilobyte per image and class, per box and per detection: no part has more of these
-    than `MOST_OF_A_PART` and one class more. There are about `parts` of them or more, of about equal work.
+    The library keeps more than a kilobyte per image and class, per box and per detection: a part has more of these than
+    twice `MOST_OF_A_PART` only where it is a single class. There are about `parts` of them or more, of about equal
+    work.
     """
     num_classes = ground_truth.num_classes
     boxes, rows = np.argsort(ground_truth.labels, kind="stable"), np.argsort(detections.labels, kind="stable")
@@ -92,6 +97,9 @@ def _parts(
     work = ground_truth.num_images + num_boxes + num_rows
     most = max(min(-(-int(work.sum()) // max(parts, 1)), MOST_OF_A_PART), 1)
     cuts = np.flatnonzero(np.diff((np.cumsum(work) - work) // most)) + 1
+    huge = np.flatnonzero(work > MOST_OF_A_PART)
+    cuts = np.union1d(cuts, np.concatenate([huge, huge + 1]))
+    cuts = cuts[(cuts > 0) & (cuts < num_classes)]
     for part, its_boxes, its_rows in zip(
         np.split(np.arange(num_classes), cuts),
         np.split(boxes, np.cumsum(num_boxes)[cuts - 1]),
@@ -111,12 +119,52 @@ def _evaluated(
     """
     from faster_coco_eval import COCOeval_faster
 
-    truth = _coco(_annotations_of_truth(ground_truth, boxes), ground_truth.num_images, classes)
-    found = _coco(_annotations_of_detections(detections), ground_truth.num_images, classes)
+    images = range(ground_truth.num_images)
+    truth = _coco(_annotations_of_truth(ground_truth, boxes), images, classes)
+    found = _coco(_annotations_of_detections(detections), images, classes)
     evaluation = COCOeval_faster(truth, found, iouType="bbox", extra_calc=False)
     evaluation.evaluate()
     evaluation.accumulate()
     return {name: np.asarray(evaluation.eval[name]) for name in ("precision", "recall")}
+
+
+def _evaluated_by_images(
+    classes: NDArray[np.int64], ground_truth: GroundTruth, boxes: NDArray[np.int64], detections: DetectionTable
+) -> dict[str, NDArray[np.float64]]:
+    """Score a single class like `_evaluated`, of which the library matches a part of the images at a time."""
+    from faster_coco_eval.core.cocoeval import Params
+
+    assert len(classes) == 1
+    num_images = ground_truth.num_images
+    work = 1 + np.bincount(ground_truth.images[boxes], minlength=num_images)
+    work += np.bincount(detections.images, minlength=num_images)
+    edges = [0, *(np.flatnonzero(np.diff(np.cumsum(work) // MOST_OF_A_PART)) + 1).tolist(), num_images]
+    matches = []
+    for first, end in itertools.pairwise(edges):
+        its_boxes = boxes[slice(*np.searchsorted(ground_truth.images[boxes], (first, end)))]
+        rows = np.arange(*np.searchsorted(detections.images, (first, end)))
+        matches.append(_matched(classes, ground_truth, its_boxes, detections.rows(rows), range(first, end)))
+    params = Params(iouType="bbox")
+    precision, recall = accumulate(Matches.join(matches), np.asarray(params.recThrs), params.maxDets)
+    return {"precision": precision[:, :, None], "recall": recall[:, None]}
+
+
+def _matched(
+    classes: NDArray[np.int64],
+    ground_truth: GroundTruth,
+    boxes: NDArray[np.int64],
+    detections: DetectionTable,
+    images: range,
+) -> Matches:
+    """Let the library match the boxes and detections of some images, of a single class."""
+    from faster_coco_eval import COCOeval_faster
+
+    truth = _coco(_annotations_of_truth(ground_truth, boxes), images, classes)
+    found = _coco(_annotations_of_detections(detections), images, classes)
+    evaluation = COCOeval_faster(truth, found, iouType="bbox", extra_calc=False, separate_eval=True)
+    evaluation.evaluate()
+    states = (state.__getstate__() for state in evaluation._evalImgs_cpp)  # the only way in
+    return Matches.of(states, len(images), len(evaluation.params.areaRng), len(evaluation.params.iouThrs))
 
 
 def _mean_of_defined(precision_TRK: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -167,12 +215,12 @@ def _annotations_of_detections(detections: DetectionTable) -> list[dict[str, Any
     ]
 
 
-def _coco(annotations: list[dict[str, Any]], num_images: int, classes: NDArray[np.int64]) -> COCO:
+def _coco(annotations: list[dict[str, Any]], images: range, classes: NDArray[np.int64]) -> COCO:
     from faster_coco_eval import COCO
 
     table = COCO()
     table.dataset = {
-        "images": [{"id": image} for image in range(num_images)],
+        "images": [{"id": image} for image in images],
         "categories": [{"id": label, "name": str(label)} for label in classes.tolist()],
         "annotations": annotations,
     }

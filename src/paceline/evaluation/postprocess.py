@@ -47,13 +47,13 @@ def postprocess(
 ) -> Detections:
     """Decode raw outputs (boxes BA(4R), class logits BAK) for an input of `size_hw` pixels and suppress overlaps.
 
-    Every (point, class) pair whose score is above `config.conf` is a candidate, so that a point may give several
+    Every (point, class) pair whose score is `config.conf` or more is a candidate, so that a point may give several
     detections; pairs of equal score rank by point, then class. Points whose numbers are not finite give none.
     `classes` keeps these classes alone; none named means all. Raises UserError for a class the network does not have.
     """
     raw, logits = predictions
     boxes_BA4, scores_BAK = _decode(raw, logits, size_hw)
-    above_BAK = (scores_BAK > config.conf) & boxes_BA4.isfinite().all(dim=-1, keepdim=True)
+    above_BAK = (scores_BAK >= config.conf) & boxes_BA4.isfinite().all(dim=-1, keepdim=True)
     if classes:
         above_BAK &= _wanted(classes, logits.shape[-1], logits.device)
     scores_BM, pairs_BM, valid_BM = _gather_candidates(scores_BAK.flatten(1), above_BAK.flatten(1))

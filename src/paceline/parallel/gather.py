@@ -54,16 +54,17 @@ def group_apart() -> ProcessGroup | None:
     return cast("ProcessGroup", dist.new_group(backend="gloo"))
 
 
-def gather_detections(table: DetectionTable, group: ProcessGroup | None = None) -> DetectionTable | None:
+def gather_detections(table: DetectionTable | None, group: ProcessGroup | None = None) -> DetectionTable | None:
     """Join the detections of all ranks on rank 0, which saw different images; None on the others.
 
+    table: None from a rank that has not seen all of its images: there is then no answer on rank 0 either.
     group: of all ranks; the world where it is None.
     """
     if not dist.is_available() or not dist.is_initialized():
         return table
     tables: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(table, tables, dst=0, group=group)
-    return None if tables is None else type(table).concatenate(tables)
+    return None if tables is None or table is None or None in tables else type(table).concatenate(tables)
 
 
 def union(tensors: Mapping[str, Tensor], group: ProcessGroup) -> dict[str, Tensor]:

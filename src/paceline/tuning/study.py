@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from paceline import addresses
 from paceline.errors import UserError
 from paceline.tuning.outcome import Outcome
 from paceline.tuning.patience import patiently
@@ -97,7 +98,8 @@ class Study:
             study = optuna.create_study(storage=opened, study_name=name, direction="maximize")
         except optuna.exceptions.DuplicatedStudyError as error:
             raise UserError(
-                f"There is a study {name} in {storage} already; go on with it by --resume, or choose another name."
+                f"There is a study {name} in {addresses.shown(storage)} already; go on with it by --resume, or choose "
+                "another name."
             ) from error
         study.set_user_attr(_IDENTITY, dict(identity) | {"space": space.fingerprint})
         study.enqueue_trial(dict(defaults), user_attrs={ROLE: DEFAULTS})
@@ -128,7 +130,8 @@ class Study:
             study = optuna.load_study(storage=opened, study_name=name)
         except KeyError as error:
             raise UserError(
-                f"There is no study {name} in {storage}; check the name, or start one without --resume; "
+                f"There is no study {name} in {addresses.shown(storage)}; check the name, or start one without "
+                "--resume; "
                 "where several machines share it, the others join when the first has begun."
             ) from error
         stored = study.user_attrs.get(_IDENTITY, {})
@@ -334,7 +337,8 @@ def _storage(url: str) -> optuna.storages.BaseStorage:
     except (ArgumentError, OperationalError, ImportError, ValueError, OSError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
         raise UserError(
-            f"The study cannot be kept in {url} ({cause}); name a database as Optuna's storage URLs do."
+            f"The study cannot be kept in {addresses.shown(url)} ({addresses.shown(cause)}); name a database as "
+            "Optuna's storage URLs do."
         ) from error
 
 

@@ -301,7 +301,8 @@ def test_the_ranks_agree_on_the_choice(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    codec, told = FakeCodec(), []
+    codec, told, given_back = FakeCodec(), [], []
+    monkeypatch.setattr(decoding, "give_back", given_back.append)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, free))
     monkeypatch.setattr(decoding, "faster_on_device", lambda *_: measured)
 
@@ -314,6 +315,7 @@ def test_the_ranks_agree_on_the_choice(
         assert found is (codec if chosen else None)
         assert told == [measured and free > 10]
         assert ("the host decodes, for cuda may need" in caplog.text) == (free == 10)
+        assert given_back == ([] if chosen else [CUDA])
         assert choose_codec(loader, "device", CUDA, make=lambda device, num_threads: codec) is codec
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
+import weakref
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -438,13 +440,28 @@ def test_both_are_timed_with_what_they_decode(
 
         monkeypatch.setattr(loader.images, "_decode", slower)
         monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
-        chosen = choice._faster(loader, device_loader, CPU, lambda: None)
+        given_back: list[torch.device] = []
+        monkeypatch.setattr(choice, "give_back", given_back.append)
+        memory = [weakref.ref(held) for held in (window_of(device_loader), window_of(device_loader).pixels)]
+        gc.disable()
+        try:
+            chosen = choice._faster(loader, device_loader, CPU, lambda: None)
+            alive = [held() is not None for held in memory]
+        finally:
+            gc.enable()
         monkeypatch.undo()
         assert chosen is (loader if faster == "host" else device_loader)
         assert "render=auto: the host draws" in caplog.text
         kept_on_host = len(loader.images._cache._arrays)  # type: ignore[attr-defined]
-        kept_there = window_of(device_loader).num_images
-        assert (kept_on_host > 0, kept_there > 0) == ((True, False) if faster == "host" else (False, True))
+        if faster == "host":
+            assert kept_on_host > 0
+            assert alive == [False, False], "the window's memory is free, though its loader is held here"
+            assert given_back == [CPU]
+        else:
+            assert kept_on_host == 0
+            assert window_of(device_loader).num_images > 0
+            assert alive == [True, True]
+            assert given_back == []
 
 
 def test_a_device_without_room_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

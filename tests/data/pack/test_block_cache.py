@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from paceline.data.pack import block_cache
 from paceline.data.pack.block_cache import BlockCache, remove_oldest, stored_bytes
 
 CONTENT = np.random.default_rng(0).bytes(10_007)
@@ -162,6 +163,53 @@ def test_the_bound_holds_and_the_oldest_go_first(tmp_path: Path) -> None:
     assert [path.name for path in _blocks(tmp_path)] == remaining[2:] or [
         path.name for path in _blocks(tmp_path)
     ] == remaining[1:]
+
+
+def _use(folder: str, numbers: list[int]) -> None:
+    """In a process of its own: read from blocks that are there."""
+    cache = _cache(Path(folder))
+    for number in numbers:
+        cache.read(1000 * number, 10, Origin())
+
+
+@pytest.mark.parametrize("by", ["this", "another object", "another process"])
+def test_blocks_that_are_used_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str) -> None:
+    """Whoever uses them: a block that is read again before each new one outlives those that came later."""
+    monkeypatch.setattr(block_cache, "_USE_NOTED_S", 0.0)
+    cache, origin = _cache(tmp_path, most_bytes=5000), Origin()
+    other = _cache(tmp_path, most_bytes=5000)
+    for number in range(10):
+        cache.read(1000 * number, 10, origin)
+        if by == "another process":
+            context = multiprocessing.get_context("fork")
+            worker = context.Process(target=_use, args=(str(tmp_path), [0]))
+            worker.start()
+            worker.join(30)
+            assert worker.exitcode == 0
+        else:
+            (cache if by == "this" else other).read(5, 10, origin)
+    assert origin.asked.count((0, 1000)) == 1
+    assert [path.name for path in _blocks(tmp_path)] == ["00000000", *(f"{number:08d}" for number in range(7, 10))]
+
+
+def test_a_use_is_noted_once_in_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, noted, now = _cache(tmp_path), list[object](), [0.0]
+    monkeypatch.setattr(block_cache.os, "utime", lambda file, ns: noted.append(file))
+    monkeypatch.setattr(block_cache.time, "monotonic", lambda: now[0])
+    cache.read(0, 10, Origin())
+    for _ in range(100):
+        now[0] += 0.05
+        cache.read(20, 10, Origin())
+    assert 4 <= len(noted) <= 5
+
+
+def test_the_tables_of_an_open_pack_stay(tmp_path: Path) -> None:
+    cache, origin = _cache(tmp_path, most_bytes=5000), Origin()
+    cache.map(0, 500, origin)
+    for number in range(10):
+        cache.read(1000 * number, 10, origin)
+    assert (tmp_path / "key/tables").exists()
+    assert stored_bytes(tmp_path) <= 5000 * 17 / 16 + 1016
 
 
 def test_other_packs_and_what_a_killed_process_left_count_too(tmp_path: Path) -> None:

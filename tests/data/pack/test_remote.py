@@ -46,6 +46,37 @@ def _blocks(cache: Path) -> list[Path]:
     return sorted(cache.glob("packs/*/0*"))
 
 
+def test_signatures_and_passwords_are_nowhere_to_be_seen(
+    flaky: Flaky, pack_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In logs, reports, names of images and errors; and blocks are found again under another signature."""
+    caplog.set_level("DEBUG", "paceline")
+    signed = flaky.url.replace("//", "//me:pa55@") + "?X-Amz-Signature=5ec4e7"
+    flaky.faults.append("500")
+    pack = open_remote(signed)
+    assert _contents(pack) == _contents(Pack.open(pack_file))
+    report = check_data(DataConfig(data=signed)).format_text()
+    seen = [pack.address, str(pack.index("val").path(0)), report, caplog.text]
+    assert str(pack.index("val").path(0)) == "set.pack/images/val/00.jpg"
+    before = len(flaky.gets)
+    _contents(open_remote(flaky.url.replace("//", "//me:pa55@") + "?X-Amz-Signature=0ther"))
+    assert len(flaky.gets) - before <= 2, "a look at ranges, the header"
+    for faults in (["404"], ["403"], ["500"] * 9):
+        flaky.faults.extend(faults)
+        with pytest.raises(RemoteError) as error:
+            open_remote(signed)
+        flaky.faults.clear()
+        seen.append(str(error.value))
+    with pytest.raises(UserError, match="give the whole address, with data=") as hidden:
+        open_remote(pack.address)
+    seen += [str(hidden.value), caplog.text]
+    with pytest.raises(UserError, match="is not offered") as scheme:
+        open_remote("ftp://me:pa55@host/set.pack")
+    seen.append(str(scheme.value))
+    assert "/set.pack?***" in "".join(seen)
+    assert not [text for text in seen if "pa55" in text or "5ec4e7" in text or "0ther" in text]
+
+
 class TestNginx:
     def test_it_is_the_same_pack(self, nginx: Nginx, pack_file: Path, tmp_path: Path) -> None:
         local, remote_pack = Pack.open(pack_file), open_remote(f"{nginx.url}/set.pack")

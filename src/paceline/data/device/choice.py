@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from paceline.data.device.decoding import choose_codec
+from paceline.data.device.decoding import choose_codec, give_back
 from paceline.data.device.loader import DeviceLoader
+from paceline.data.device.on_all import NowhereError, alone, on_all
 from paceline.data.device.reference import render_reference
 from paceline.data.device.window import window_bytes
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from paceline.batch import Batch
     from paceline.data.device.codec import Codec
@@ -56,12 +57,16 @@ def choose_training_data(
     decode: Decode = "auto",
     sharing: int = 1,
     agree: Callable[[bool], bool] = bool,
+    gather: Callable[[str], Sequence[str]] = alone,
 ) -> TrainLoader | DeviceLoader:
     """Return the loader itself, or one that draws its pictures on `device`; says in the log which, and why.
 
     `upload` keeps the decoded set on the device, which then has to draw, and may decode it: see `choose_codec` for
-    `decode` and `sharing`. Images that nobody keeps decoded it may decode as they come. `agree` gives all ranks the
-    verdict of one, whose measurement counts.
+    `decode` and `sharing`. Images that nobody keeps decoded it may decode as they come.
+
+    agree: gives all ranks the verdict of one, whose measurement counts.
+    gather: gives all ranks what each of them says, in their order. What one rank cannot do and others can ends all of
+        them, by the same UserError: else the others would wait for its verdicts.
     """
     if decode == "device":
         _require_work(loader, render, upload=upload)
@@ -80,16 +85,17 @@ def choose_training_data(
             return loader
         log.warning("render=device on a CPU draws by the slow reference, which is meant for tests; take render=host.")
     if upload:
-        codec = choose_codec(loader, decode, device, sharing=sharing, agree=agree)
-        return DeviceLoader(loader, device, dtype, renderer_of(device), upload=True, codec=codec)
+        renderer = on_all(lambda: renderer_of(device), gather)
+        codec = choose_codec(loader, decode, device, sharing=sharing, agree=agree, gather=gather)
+        return DeviceLoader(loader, device, dtype, renderer, upload=True, codec=codec)
     try:
-        renderer = renderer_of(device)
-    except UserError as error:
+        renderer = on_all(lambda: renderer_of(device), gather)
+    except NowhereError as error:
         if render == "device" or decode == "device":
             raise
         log.warning("%s The host draws the pictures.", error)
         return loader
-    codec = _codec_of_stream(loader, decode, device, agree)
+    codec = _codec_of_stream(loader, decode, device, agree, gather)
     drawn = DeviceLoader(loader, device, dtype, renderer, codec=codec)
     if render == "device" or decode == "device":
         return drawn
@@ -112,7 +118,11 @@ def _require_work(loader: TrainLoader, render: Render, *, upload: bool) -> None:
 
 
 def _codec_of_stream(
-    loader: TrainLoader, decode: Decode, device: torch.device, agree: Callable[[bool], bool]
+    loader: TrainLoader,
+    decode: Decode,
+    device: torch.device,
+    agree: Callable[[bool], bool],
+    gather: Callable[[str], Sequence[str]] = alone,
 ) -> Codec | None:
     """Return what decodes images on the device as they come; None where the host does, or keeps them decoded.
 
@@ -123,7 +133,13 @@ def _codec_of_stream(
             agree(False)
         return None
     return choose_codec(
-        loader, decode, device, needed_bytes=window_bytes(loader), share_of_free=_SHARE_FOR_WINDOW, agree=agree
+        loader,
+        decode,
+        device,
+        needed_bytes=window_bytes(loader),
+        share_of_free=_SHARE_FOR_WINDOW,
+        agree=agree,
+        gather=gather,
     )
 
 
@@ -136,7 +152,8 @@ def _faster(
 ) -> TrainLoader | DeviceLoader:
     """Time both over the same first batches, after a pass over them that brings their images into the cache.
 
-    Where the device decodes, what that pass has decoded is forgotten: both then decode the images that they draw.
+    Where the device decodes, what that pass has decoded is forgotten: both then decode the images that they draw. Who
+    is not chosen holds no memory afterwards.
     """
     if loader.steps(0) <= 1:
         log.info("render=auto: %s draws; an epoch of one batch is too short to measure.", device)
@@ -153,8 +170,12 @@ def _faster(
         f"{on_device:,.0f}",
         device if chosen is drawn else "the host",
     )
-    if drawn.decodes:
-        (loader.images if chosen is drawn else drawn).forget()
+    if chosen is loader:
+        settle()
+        drawn.let_go()
+        give_back(device)
+    elif drawn.decodes:
+        loader.images.forget()
     return chosen
 
 

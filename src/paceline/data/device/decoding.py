@@ -13,11 +13,12 @@ import torch
 from paceline.data import room
 from paceline.data.device.codec import NvImageCodec
 from paceline.data.device.decode import BatchDecoder, batches, read
+from paceline.data.device.on_all import alone, on_all
 from paceline.data.images import BrokenImage
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from paceline.data.device.codec import Codec
     from paceline.data.loader import TrainLoader
@@ -38,14 +39,15 @@ def choose_codec(
     share_of_free: float = 1.0,
     sharing: int = 1,
     agree: Callable[[bool], bool] = bool,
+    gather: Callable[[str], Sequence[str]] = alone,
     make: Callable[[torch.device, int], Codec] = NvImageCodec,
 ) -> Codec | None:
     """Return what decodes images on a device, which `make` makes; None where the host does.
 
     Measured it is only where a share of the device's free memory holds `needed_bytes`, the whole set unless said
     otherwise. The host's rate counts `sharing` times: so many ranks of this machine decode a part each, where on
-    devices each decodes all. `agree` gives all ranks the verdict of one. Raises UserError where decode=device is not
-    possible.
+    devices each decodes all. `agree` gives all ranks the verdict of one, `gather` what each of them says. Raises
+    UserError where decode=device is not possible.
     """
     if decode == "host":
         return None
@@ -54,7 +56,7 @@ def choose_codec(
             return None
         raise UserError("decode=device needs a CUDA device; choose decode=host.")
     if decode == "device":
-        return make(device, loader.num_threads)
+        return on_all(lambda: make(device, loader.num_threads), gather)
     codec: Codec | None = None
     is_faster = False
     try:
@@ -72,7 +74,20 @@ def choose_codec(
         codec = None
     if codec is not None:
         is_faster = faster_on_device(loader, codec, device, lambda: torch.cuda.synchronize(device), sharing)
-    return codec if agree(is_faster) else None
+    if agree(is_faster):
+        return codec
+    codec = None
+    give_back(device)
+    return None
+
+
+def give_back(device: torch.device) -> None:
+    """Give a GPU's memory that nothing uses any more to whoever asks for it next, in whatever stream.
+
+    PyTorch keeps it for the stream that it was made in, which nobody works in after a trial.
+    """
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def faster_on_device(

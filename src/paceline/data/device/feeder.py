@@ -68,6 +68,11 @@ class Feeder:
             del memory  # the batch's own views keep it
             yield batch
 
+    def let_go(self) -> None:
+        """Hold no memory, here or on the device, once all that was started is done."""
+        self._resident = None
+        self._copying.clear()
+
     def _start(self, packed: PackedBatch) -> tuple[Batch, Tensor, Mark]:
         with self._lane.working():
             memory = self._lane.copy(packed.buffer, packed.used)

@@ -115,6 +115,12 @@ class DeviceLoader:
         if self._window is not None:
             self._window.forget()
 
+    def let_go(self) -> None:
+        """Give back all memory, page-locked and on the device, whoever still holds this; it delivers nothing more."""
+        self._window = self._resident = None
+        self._feeder.let_go()
+        self._buffers = PackBuffers(0, 0, pinned=False)
+
     def _streamed(self, window: DeviceWindow, steps: range, *, mosaic: bool) -> Generator[Batch, None, None]:
         loader = self.host
         schedule = Schedule(loader, steps, mosaic=mosaic)

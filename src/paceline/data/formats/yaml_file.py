@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 SPLITS = ("train", "val", "test")
+MOST_CLASSES = 100_000
+"""That an `nc` may ask for: a slip of the hand would make names until the memory is full."""
 
 _ABSENT = frozenset({"null", "Null", "NULL", "~", ""})
 """How yaml writes that there is nothing; read as text, these are words like any other."""
@@ -68,6 +70,8 @@ def names_of(path: Path, content: Mapping[str, object]) -> tuple[str, ...] | Non
     """
     names, count = _given(content, "names"), _given(content, "nc")
     number = _integer(path, "nc", count) if count else None
+    if number is not None and number > MOST_CLASSES:
+        raise UserError(f"{path}: `nc` is {count}, and no more than {MOST_CLASSES:,} classes are possible; correct it.")
     if not names:
         return None if number is None else tuple(str(label) for label in range(number))
     if isinstance(names, dict):

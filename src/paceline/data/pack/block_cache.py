@@ -11,7 +11,8 @@ packs/                        in the cache folder
 
 A file gets its name when it is whole. One that is torn all the same, after a power failure for instance, has another
 checksum, which is compared when a process reads it for the first time; it is fetched again. The blocks of all packs
-together are kept under a bound: those that were not used for longest go first.
+together are kept under a bound: those that were not used for longest go first. A file's time of change is when it was
+last used, by whatever process; each writes it at most once a second for each block that it reads.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +41,8 @@ _FRAME = np.dtype([("checksum", "<u4"), ("unused", "<u4"), ("length", "<u8")])
 _NUM_LOCKS = 64
 _LEFT_SHARE = 15 / 16
 """Share of the bound that is left when blocks are removed."""
+_USE_NOTED_S = 1.0
+"""How far the time of a block's last use may be behind: a note costs less than a read, but not nothing."""
 
 
 class BlockCache:
@@ -52,7 +56,8 @@ class BlockCache:
         self.num_bytes = num_bytes
         self.block_bytes = block_bytes
         self.most_bytes = most_bytes
-        self._sound: set[str] = set()
+        self._used: dict[str, float] = {}
+        """The blocks that are known to be sound, and when their use was noted last."""
         self._lock = threading.Lock()
         self._unwatched_bytes = most_bytes  # so that the first block looks at what is there
         self._works = True
@@ -101,15 +106,17 @@ class BlockCache:
         """Return a part of a stored block; None where it is not there, or torn."""
         try:
             with (self.folder / name).open("rb", buffering=0) as file:
-                if name in self._sound:
+                noted = self._used.get(name)
+                if noted is not None:
                     content = os.pread(file.fileno(), length, _FRAME.itemsize + offset)
                     if len(content) == length:
+                        if time.monotonic() - noted >= _USE_NOTED_S:
+                            self._note_use(name, file.fileno())
                         return content
                 else:
                     whole = _unframed(memoryview(file.readall()))
                     if whole is not None:
-                        self._mark_sound(name)
-                        os.utime(file.fileno())
+                        self._note_use(name, file.fileno())
                         return bytes(whole[offset : offset + length])
         except OSError:
             return None
@@ -125,8 +132,7 @@ class BlockCache:
                 size = os.fstat(file.fileno()).st_size
                 content = _unframed(map_file(file.fileno(), 0, size)) if size else None
                 if content is not None and len(content) == num_bytes:
-                    with contextlib.suppress(OSError):
-                        os.utime(file.fileno())
+                    _touch(file.fileno())
                     return content
         except OSError:
             return None
@@ -150,7 +156,7 @@ class BlockCache:
                 file.seek(0)
                 file.write(np.array((checksum, 0, length), _FRAME).tobytes())
             os.replace(scratch, self.folder / name)
-            self._mark_sound(name)
+            self._note_use(name)
         except BaseException as error:
             if scratch:
                 Path(scratch).unlink(missing_ok=True)
@@ -181,16 +187,20 @@ class BlockCache:
             if self._unwatched_bytes < self.most_bytes * (1 - _LEFT_SHARE):
                 return
             self._unwatched_bytes = 0
+        _touch(self.folder / "tables")  # mapped once, and in use for as long as the pack is
         with self._exclusive("../lock"), contextlib.suppress(OSError):
             remove_oldest(self.folder.parent, self.most_bytes)
 
-    def _mark_sound(self, name: str) -> None:
+    def _note_use(self, name: str, descriptor: int = -1) -> None:
+        """Note that a block is sound and used now, in its open file too where there is one."""
         with self._lock:
-            self._sound.add(name)
+            self._used[name] = time.monotonic()
+        if descriptor >= 0:
+            _touch(descriptor)
 
     def _discard(self, name: str) -> None:
         with self._lock:
-            self._sound.discard(name)
+            self._used.pop(name, None)
         with contextlib.suppress(OSError):
             (self.folder / name).unlink()
 
@@ -250,6 +260,13 @@ def _unframed(whole: memoryview) -> memoryview | None:
     if len(content) != int(frame["length"]) or zlib.crc32(content) != int(frame["checksum"]):
         return None
     return content
+
+
+def _touch(file: int | Path) -> None:
+    """Make now the time of a file's last use, finer than the clock of file systems; leave what is another user's."""
+    now = time.time_ns()
+    with contextlib.suppress(OSError):
+        os.utime(file, ns=(now, now))
 
 
 def _name(number: int) -> str:

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from paceline.addresses import shown
 from paceline.data.pack.medium import ShortReadError
 from paceline.errors import UserError
 
@@ -49,10 +50,14 @@ class Version:
 
 
 class Connection:
-    """A file behind an address. Threads read beside each other. Whatever fails for good is a RemoteError."""
+    """A file behind an address. Threads read beside each other. Whatever fails for good is a RemoteError.
+
+    `address` is what may be shown of it.
+    """
 
     def __init__(self, address: str, patience: Patience) -> None:
-        self.address = address
+        self.address = shown(address)
+        self._secret = address
         self.scheme = address.partition("://")[0].lower()
         self._patience = patience
         self._anonymous = False
@@ -77,7 +82,7 @@ class Connection:
             return
 
         def last_byte() -> bytes:
-            with self._files.open(self.address, block_size=1, cache_type="none", size=num_bytes) as file:
+            with self._files.open(self._secret, block_size=1, cache_type="none", size=num_bytes) as file:
                 file.seek(num_bytes - 1)
                 content: bytes = file.read(1)
                 return content
@@ -120,12 +125,12 @@ class Connection:
 
     def _info(self) -> dict[str, Any]:
         found: dict[str, Any] = (
-            self._files.info(self.address, refresh=True) if self.scheme == "s3" else self._files.info(self.address)
+            self._files.info(self._secret, refresh=True) if self.scheme == "s3" else self._files.info(self._secret)
         )
         return found
 
     def _range(self, start: int, end: int) -> bytes:
-        content: bytes = self._files.cat_file(self.address, start=start, end=end)
+        content: bytes = self._files.cat_file(self._secret, start=start, end=end)
         if len(content) != end - start:
             raise ShortReadError(f"{len(content):,} bytes came where {end - start:,} were asked for")
         return content
@@ -199,4 +204,4 @@ def _words(error: BaseException) -> str:
     cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
     if isinstance(cause, TimeoutError):
         return "the server does not answer in time"
-    return f"{type(cause).__name__}: {cause}".rstrip(": ")
+    return shown(f"{type(cause).__name__}: {cause}".rstrip(": "))

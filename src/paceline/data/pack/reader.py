@@ -102,7 +102,7 @@ class Pack:
     @property
     def place(self) -> Path:
         """Where names of images in it start from, in messages: its file, or the last part of its address."""
-        return Path(self.address.rpartition("/")[2] if "://" in self.address else self.address)
+        return Path(self.address.partition("?")[0].rpartition("/")[2] if "://" in self.address else self.address)
 
     def __len__(self) -> int:
         """Count the entries."""

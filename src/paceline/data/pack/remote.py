@@ -9,6 +9,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
+from paceline.addresses import HIDDEN, is_hidden, shown
 from paceline.data import cache_folder as package_cache
 from paceline.data.pack.block_cache import BlockCache, stored_bytes
 from paceline.data.pack.connection import Connection, Patience, RemoteError
@@ -41,8 +42,8 @@ class RemoteFile:
         block_bytes: int,
         patience: Patience,
     ) -> None:
-        self.address = address
         self._connection = Connection(address, patience)
+        self.address = self._connection.address
         self._version = self._connection.version()
         self.num_bytes = self._version.num_bytes
         self._packs = packs
@@ -58,7 +59,8 @@ class RemoteFile:
         """Return the first bytes, after a look at whether the server sends parts of files at all.
 
         The checksums in a pack's header hang on all of its content, so blocks are kept under the address and these
-        bytes: a server need not say that a file is another one, and one that was only uploaded again is the same.
+        bytes: a server need not say that a file is another one, and one that was only uploaded again, or that another
+        signature opens, is the same.
         """
         self._connection.require_ranges(self.num_bytes)
         content = self._connection.read(0, min(length, self.num_bytes))
@@ -107,11 +109,18 @@ def open_remote(address: str, cache_folder: Path | None = None) -> Pack:
     """Open the pack at an address; raises UserError with one sentence for all that can go wrong."""
     scheme = address.partition("://")[0].lower()
     if scheme not in SCHEMES:
-        raise UserError(f"{address}: packs are read from https:// and s3:// addresses; {scheme}:// is not offered.")
+        raise UserError(
+            f"{shown(address)}: packs are read from https:// and s3:// addresses; {scheme}:// is not offered."
+        )
+    if is_hidden(address):
+        raise UserError(
+            f"What {address} hides ({HIDDEN}) is not known on this machine; give the whole address, with data=..."
+        )
     packs = (cache_folder or package_cache.cache_folder()) / "packs"
     most_bytes = bound_bytes(packs)
     medium = RemoteFile(address, packs, most_bytes=most_bytes, block_bytes=BLOCK_BYTES, patience=PATIENCE)
     pack = Pack(medium)
+    address = medium.address
     log.info(
         "%s has %.2f GB; what is read of it is kept in %s, which may hold %.1f GB of remote packs.",
         address,
