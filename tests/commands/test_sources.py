@@ -53,6 +53,17 @@ def test_arrays_get_three_colours() -> None:
         assert np.array_equal(image.load(), np.dstack([grey] * 3))
 
 
+def test_pictures_of_pil_have_the_pixels_of_arrays(folder: Path) -> None:
+    pil = pytest.importorskip("PIL.Image")
+    (image,) = find_images(folder / "a.png")
+    with pil.open(folder / "a.png") as picture:
+        (same,) = find_images(picture)
+        (grey,) = find_images(picture.convert("L"))
+    assert np.array_equal(same.load(), image.load())
+    assert grey.load().shape == image.load().shape
+    assert [entry.path for entry in find_images([picture.copy(), picture.copy()])] == ["image0", "image1"]
+
+
 def test_names_with_brackets_are_files_before_they_are_patterns(folder: Path) -> None:
     (folder / "a.png").rename(folder / "a[1].png")
     assert paths(folder / "a[1].png") == ["a[1].png"]

@@ -84,6 +84,35 @@ def test_set_without_val_is_divided_and_the_log_says_so(
     assert list(only_val.val.paths) == list(opened.val.paths)
 
 
+def test_images_of_val_that_are_trained_on_are_counted(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_yolo({"train": [GOOD] * 5, "val": [GOOD] * 2})
+    open_set(root)
+    assert "better than they are" not in caplog.text
+    (root / "data.yaml").write_text("train: images/train\nval: [images/val, images/train]\nnames: [cat, dog]\n")
+    open_set(root)
+    assert "5 of the 7 images in val are in train too" in caplog.text
+
+
+def test_a_key_that_is_given_twice_is_refused(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    names = "names:\n  0: cat\n  1: dog\n"
+    open_set(make_yolo({"train": [GOOD], "val": [GOOD]}, names, "sound"))
+    with pytest.raises(UserError, match=r"not valid yaml at line 6 \(1 is given twice\)"):
+        open_set(make_yolo({"train": [GOOD], "val": [GOOD]}, names + "  1: horse\n", "twice"))
+    with pytest.raises(UserError, match=r"not valid yaml at line 4 \(val is given twice\)"):
+        open_set(make_yolo({"train": [GOOD], "val": [GOOD]}, "names: [cat, dog]\nval: images/train\n", "val"))
+
+
+def test_a_path_that_leads_nowhere_is_said(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], caplog: pytest.LogCaptureFixture
+) -> None:
+    root = make_yolo({"train": [GOOD], "val": [GOOD]}, "names: [cat, dog]\npath: ../datasets/gone\n")
+    with caplog.at_level(logging.INFO, "paceline"):
+        open_set(root)
+    assert f"no folder `path: ../datasets/gone`; its entries start from {root} instead" in caplog.text
+
+
 def test_single_image_cannot_be_divided(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
     with pytest.raises(UserError, match="single image with boxes"):
         open_set(make_yolo({"train": [GOOD]}))

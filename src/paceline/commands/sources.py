@@ -6,7 +6,7 @@ import glob
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -19,9 +19,20 @@ from paceline.errors import UserError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Source: TypeAlias = "str | Path | NDArray[np.uint8] | Sequence[Source]"
+Source: TypeAlias = "str | Path | NDArray[np.uint8] | PilImage | Sequence[Source]"
 
 _VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".gif"})
+
+
+class PilImage(Protocol):
+    """A picture of PIL, which is no dependency of ours."""
+
+    @property
+    def mode(self) -> str:
+        """Kind of its pixels."""
+
+    def convert(self, mode: str) -> Any:
+        """Give it with pixels of another kind; an array can be made of it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,17 +55,21 @@ class ImageSource:
 def find_images(source: Source) -> list[ImageSource]:
     """List the images that `source` means, folders and patterns in the order of their names.
 
-    Arrays are uint8, HW3 in the order blue, green, red, or HW. Raises UserError where there is no image, or where
+    Arrays are uint8, HW3 in the order blue, green, red, or HW; pictures of PIL are taken as they are, without a look at
+    the orientation in their EXIF data. Raises UserError where there is no image, or where
     `source` is of a kind that is not read.
     """
     if isinstance(source, str | Path):
         return [ImageSource(path=path) for path in _find_files(str(source))]
     if isinstance(source, np.ndarray):
         return [ImageSource(path="image0", array=_colour_array(source))]
+    if hasattr(source, "convert") and hasattr(source, "mode"):
+        rgb: NDArray[np.uint8] = np.asarray(source.convert("RGB"))
+        return [ImageSource(path="image0", array=_colour_array(np.ascontiguousarray(rgb[..., ::-1])))]
     if not isinstance(source, Sequence):
         raise UserError(
-            f"Images of type {type(source).__name__} are not read; pass a path, or a uint8 array HW3 in the order "
-            "blue, green, red, such as numpy.asarray(image)[..., ::-1]."
+            f"Images of type {type(source).__name__} are not read; pass a path, a picture of PIL, or a uint8 array HW3 "
+            "in the order blue, green, red."
         )
     images: list[ImageSource] = []
     for entry in source:

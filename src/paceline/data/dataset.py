@@ -93,10 +93,26 @@ def open_data_set(
         )
     if config.fraction < 1 and "train" in indexes:
         indexes["train"] = _thin(indexes["train"], config.fraction, seed)
+    if not divided and "train" in indexes and "val" in indexes:
+        _warn_of_shared(indexes["train"], indexes["val"])
     names = next(iter(indexes.values())).names
     assert all(index.names == names for index in indexes.values())
     chosen = {name: indexes.get(name) if name in splits else None for name in ("train", "val", "test")}
     return DataSet(names=names, report=report, source=source.path, format=source.format, divided=divided, **chosen)
+
+
+def _warn_of_shared(train: Index, val: Index) -> None:
+    """Say how many images of val are trained on, by their paths; `paceline data check` looks at what they hold."""
+    if train.root != val.root or train.packed is not None:  # entries of a pack have names of their own in each split
+        return
+    held = set(val.paths)
+    shared = sum(path in held for path in train.paths)
+    if shared:
+        _log.warning(
+            "%s of the %s images in val are in train too, so figures will look better than they are.",
+            f"{shared:,}",
+            f"{len(val):,}",
+        )
 
 
 def require_usable(source: Source, split: str, scan: Scan) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -17,18 +18,33 @@ SPLITS = ("train", "val", "test")
 MOST_CLASSES = 100_000
 """That an `nc` may ask for: a slip of the hand would make names until the memory is full."""
 
+_log = logging.getLogger("paceline")
+
 _ABSENT = frozenset({"null", "Null", "NULL", "~", ""})
 """How yaml writes that there is nothing; read as text, these are words like any other."""
+
+
+class _EachOnce(getattr(yaml, "CBaseLoader", yaml.BaseLoader)):  # type: ignore[misc]
+    """Reads text alone, and refuses a key that is given twice, of which yaml would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Make the mapping of a node."""
+        seen: set[str] = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+            seen.add(key.value)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def read_yaml(path: Path) -> Mapping[str, object]:
     """Read a yaml mapping; every scalar stays text, so that a class may be called `no` or `1.0`.
 
-    Raises UserError for what is no yaml, or no mapping.
+    Raises UserError for what is no yaml, no mapping, or gives a key twice.
     """
-    loader = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
     try:
-        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=loader)
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_EachOnce)
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text; name the data set's yaml file, or its folder.") from error
     except OSError as error:
@@ -44,13 +60,16 @@ def read_yaml(path: Path) -> Mapping[str, object]:
 
 
 def root_of(path: Path, content: Mapping[str, object]) -> Path:
-    """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder."""
+    """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder, which is logged."""
     own = Path(os.path.abspath(path)).parent
     named = _given(content, "path") or ""
     if not isinstance(named, str):
         raise UserError(f"{path}: `path` must be one folder; write `path: folder`, or leave it out.")
     roots = (Path(os.path.normpath(own / Path(text).expanduser())) for text in spellings(named))
-    return next((root for root in roots if root.is_dir()), own)
+    found = next((root for root in roots if root.is_dir()), None)
+    if found is None:
+        _log.info("%s: there is no folder `path: %s`; its entries start from %s instead.", path, named, own)
+    return found or own
 
 
 def entry_of(content: Mapping[str, object], split: str) -> object:
