@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 log = logging.getLogger("paceline")
 
@@ -26,10 +26,13 @@ SWITCH = "PACELINE_KERNELS"
 """Environment variable that leaves all to torch where it is `off`."""
 LEAST_CAPABILITY = (8, 0)
 """Older GPUs have no bfloat16, and nobody has tried the kernels on them."""
-
+KEPT_CUTS = 4096
+"""Sizes for which it is remembered how kernels cut them."""
 
 _is_ahead: ContextVar[bool] = ContextVar("_is_ahead", default=False)
 """Whether kernels are compiled in place of being launched."""
+_launchers: dict[int, Callable[[tuple[int, ...], Sequence[Any], Mapping[str, Any]], None]] = {}
+"""What starts each kernel, by the `id` of one that it holds on to; to hash a kernel takes as long as to launch it."""
 
 
 @contextmanager
@@ -56,8 +59,13 @@ def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options:
     try:
         if _is_ahead.get():
             kernel.warmup(*arguments, grid=grid, **options)
-        else:
-            kernel[grid](*arguments, **options)
+            return
+        launch = _launchers.get(id(kernel))
+        if launch is None:
+            from paceline.triton_launch import launcher_of  # which needs Triton
+
+            launch = _launchers[id(kernel)] = launcher_of(kernel)
+        launch(grid, arguments, options)
     except RuntimeError:
         raise
     except Exception as error:
@@ -65,6 +73,16 @@ def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options:
             f"The kernel {kernel.__name__} cannot be started here ({type(error).__name__}: {str(error)[:200]}); "
             f"{SWITCH}=off does without kernels."
         ) from error
+
+
+def cdiv(count: int, size: int) -> int:
+    """Return how many pieces of a size hold so many; `triton.cdiv` takes fifteen times as long on the host."""
+    return -(-count // size)
+
+
+def next_power_of_2(number: int) -> int:
+    """Return the least power of two that is not below a positive number."""
+    return 1 << (number - 1).bit_length()
 
 
 def on_gpu(values: torch.Tensor) -> bool:

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models.depthwise_kernels import _trace_back
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import cdiv, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +54,7 @@ class _Cut:
         _, num_channels, height, width = x.shape
         channels = next(width for width in _WIDTHS if num_channels % width == 0)
         lines = max(launch.tile // channels // launch.columns, 1)
-        down, across = triton.cdiv(height, lines), triton.cdiv(width, launch.columns)
+        down, across = cdiv(height, lines), cdiv(width, launch.columns)
         tile = {"lines": lines, "columns": launch.columns, "channels": channels}
         return cls(down, across, num_channels // channels, tile)
 

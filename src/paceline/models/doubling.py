@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.doubling_kernels import _double, _halve
 from paceline.models.pitch import by_eights
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import cdiv, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +36,7 @@ def _cut(num_cells: int, num_channels: int, tile: Tile) -> tuple[tuple[int, int]
     """Return the numbers of programs along cells and channels, and how each is compiled."""
     channels = next(width for width in _WIDTHS if num_channels % width == 0)
     cells = max(tile.numbers // channels, 1)
-    grid = (triton.cdiv(num_cells, cells), num_channels // channels)
+    grid = (cdiv(num_cells, cells), num_channels // channels)
     return grid, {"cells": cells, "channels": channels, "num_warps": tile.warps}
 
 

@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.bias_kernels import _settle, _sums
-from paceline.triton_kernels import autocast_type, start_kernel
+from paceline.triton_kernels import autocast_type, cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +44,7 @@ class Launch:
         fitting = [count for count in _WIDTHS if num_channels % count == 0]
         if fitting and not self.whole:
             return fitting[0]
-        return int(min(triton.next_power_of_2(num_channels), _WIDEST if self.whole else _WIDTHS[0]))
+        return min(next_power_of_2(num_channels), _WIDEST if self.whole else _WIDTHS[0])
 
 
 LAUNCH = Launch()
@@ -77,12 +76,12 @@ def sums_over_cells(gradient: Tensor, *, launch: Launch = LAUNCH) -> tuple[Tenso
     copies = not gradient.is_contiguous(memory_format=torch.channels_last)
     compact = torch.empty_like(gradient, memory_format=torch.channels_last) if copies else gradient
     channels = launch.channels(num_channels)
-    blocks = triton.cdiv(num_channels, channels)
+    blocks = cdiv(num_channels, channels)
     cells = max(launch.tile // channels, 1)
     num_cells = images * height * width
     wanted = max(min(launch.programs // blocks, _MOST_PARTS), 1)
-    part_cells = triton.cdiv(triton.cdiv(num_cells, wanted), cells) * cells
-    num_parts = triton.cdiv(num_cells, part_cells)
+    part_cells = cdiv(cdiv(num_cells, wanted), cells) * cells
+    num_parts = cdiv(num_cells, part_cells)
     parts = gradient.new_empty((num_parts, num_channels), dtype=torch.float32)
     sums = gradient.new_empty((num_channels,), dtype=torch.float32)
     start_kernel(
@@ -106,7 +105,7 @@ def sums_over_cells(gradient: Tensor, *, launch: Launch = LAUNCH) -> tuple[Tenso
     )
     start_kernel(
         _settle,
-        (triton.cdiv(num_channels, _SETTLED_CHANNELS),),
+        (cdiv(num_channels, _SETTLED_CHANNELS),),
         parts,
         sums,
         num_channels,

@@ -6,17 +6,17 @@ wider one. Needs Triton.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
 from paceline.models.part_kernels import _settle_weight
 from paceline.models.pitch import Layout, pitch_of
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,13 +58,14 @@ _LEAST_TURNS = 8
 _SETTLED_PARTS, _SETTLED_WEIGHTS = 64, 32
 
 
+@functools.lru_cache(maxsize=KEPT_CUTS)
 def tile_of_map(num_channels: int, num_summed: int) -> Tile:
     """Choose the tile of a map that is computed: cells x its channels, each a sum over other channels."""
     if num_channels <= 128:
-        columns = max(triton.next_power_of_2(num_channels), 32)
+        columns = max(next_power_of_2(num_channels), 32)
     else:  # as few columns in vain as possible
         columns = 64 if 0 < num_channels % 128 <= 64 else 128
-    depth = min(max(triton.next_power_of_2(num_summed), 16), 64)
+    depth = min(max(next_power_of_2(num_summed), 16), 64)
     return Tile(
         rows=128,
         columns=columns,
@@ -74,6 +75,7 @@ def tile_of_map(num_channels: int, num_summed: int) -> Tile:
     )
 
 
+@functools.lru_cache(maxsize=KEPT_CUTS)
 def tile_of_weight(num_out: int, num_in: int) -> Tile:
     """Choose the tile of the weights' gradient: output channels x input channels, each a sum over cells."""
     if num_out * num_in <= 128 * 192:
@@ -133,7 +135,7 @@ def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -
     tile = tile or tile_of_map(num_out, num_in)
     start_kernel(
         _convolve_joint,
-        (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_out, tile.columns),),
+        (cdiv(num_rows, tile.rows) * cdiv(num_out, tile.columns),),
         *pieces.arguments,
         factors,
         y,
@@ -157,7 +159,7 @@ def gradients_of_maps(
     tile = tile or tile_of_map(num_in, num_out)
     start_kernel(
         _piece_gradients,
-        (triton.cdiv(num_rows, tile.rows) * triton.cdiv(num_in, tile.columns),),
+        (cdiv(num_rows, tile.rows) * cdiv(num_in, tile.columns),),
         of_y,
         pitch_of(of_y),
         factors,
@@ -177,10 +179,10 @@ def gradient_of_weight(layout: Layout, of_y: Tensor, maps: Sequence[Tensor], til
     num_out, num_in = layout.shape[:2]
     num_rows = of_y.numel() // num_out
     tile = tile or tile_of_weight(num_out, num_in)
-    blocks = triton.cdiv(num_out, tile.rows) * triton.cdiv(num_in, tile.columns)
+    blocks = cdiv(num_out, tile.rows) * cdiv(num_in, tile.columns)
     wanted = max(min(tile.programs // blocks, num_rows // (tile.depth * _LEAST_TURNS)), 1)
-    part_rows = triton.cdiv(triton.cdiv(num_rows, wanted), tile.depth) * tile.depth
-    num_parts = triton.cdiv(num_rows, part_rows)
+    part_rows = cdiv(cdiv(num_rows, wanted), tile.depth) * tile.depth
+    num_parts = cdiv(num_rows, part_rows)
     parts = of_y.new_empty((num_parts, num_out, num_in), dtype=torch.float32)
     start_kernel(
         _weight_parts,
@@ -200,7 +202,7 @@ def gradient_of_weight(layout: Layout, of_y: Tensor, maps: Sequence[Tensor], til
     num_weights = num_out * num_in
     start_kernel(
         _settle_weight,
-        (triton.cdiv(num_weights, _SETTLED_WEIGHTS),),
+        (cdiv(num_weights, _SETTLED_WEIGHTS),),
         parts,
         found,
         num_weights,

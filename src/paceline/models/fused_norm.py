@@ -6,11 +6,11 @@ the other: both are contiguous then, and gradients that come back in parts are r
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.norm_kernels import (
@@ -22,7 +22,7 @@ from paceline.models.norm_kernels import (
     _statistics,
 )
 from paceline.models.pitch import readable
-from paceline.triton_kernels import on_gpu, start_kernel
+from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, on_gpu, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,15 +68,16 @@ class _Cut:
     """Rows of a part; the last may have fewer."""
 
     @classmethod
+    @functools.lru_cache(maxsize=KEPT_CUTS)
     def of(cls, num_rows: int, num_channels: int, pieces: int, launch: Launch) -> _Cut:
         fitting = [width for width in _WIDTHS if num_channels // pieces % width == 0]
         assert fitting or pieces == 1, "tiles lie in one piece"
-        channels = fitting[0] if fitting else min(triton.next_power_of_2(num_channels), _WIDTHS[0])
-        blocks = triton.cdiv(num_channels, channels)
+        channels = fitting[0] if fitting else min(next_power_of_2(num_channels), _WIDTHS[0])
+        blocks = cdiv(num_channels, channels)
         rows = max(launch.tile // channels, 1)
         wanted = max(min(launch.programs // blocks, _MOST_PARTS), 1)
-        part_rows = triton.cdiv(triton.cdiv(num_rows, wanted), rows) * rows
-        return cls(rows, channels, blocks, triton.cdiv(num_rows, part_rows), part_rows)
+        part_rows = cdiv(cdiv(num_rows, wanted), rows) * rows
+        return cls(rows, channels, blocks, cdiv(num_rows, part_rows), part_rows)
 
 
 def _step(*pitches: int) -> int:
@@ -133,7 +134,7 @@ class _NormedAndActivated(torch.autograd.Function):
         )
         start_kernel(
             _settle_statistics,
-            (triton.cdiv(num_channels, _SETTLED_CHANNELS),),
+            (cdiv(num_channels, _SETTLED_CHANNELS),),
             parts,
             kept,
             *latest,
@@ -149,7 +150,7 @@ class _NormedAndActivated(torch.autograd.Function):
         added, pitch = (y, num_channels) if carried is None else readable(carried)
         start_kernel(
             _apply,
-            (triton.cdiv(num_rows, tiles.rows), tiles.blocks),
+            (cdiv(num_rows, tiles.rows), tiles.blocks),
             y,
             kept,
             weight,
@@ -209,7 +210,7 @@ class _NormedAndActivated(torch.autograd.Function):
         )
         start_kernel(
             _settle_sums,
-            (triton.cdiv(num_channels, _SETTLED_CHANNELS),),
+            (cdiv(num_channels, _SETTLED_CHANNELS),),
             parts,
             of_affine,
             num_channels,
@@ -220,7 +221,7 @@ class _NormedAndActivated(torch.autograd.Function):
         )
         start_kernel(
             _apply_gradient,
-            (triton.cdiv(num_rows, tiles.rows), tiles.blocks),
+            (cdiv(num_rows, tiles.rows), tiles.blocks),
             *of_z,
             y,
             kept,

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.pitch import by_eights
 from paceline.models.pool_kernels import _pool, _pool_gradient
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import cdiv, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,8 +45,8 @@ class Tile:
     def grid(self, shape: torch.Size, channels: int) -> tuple[int, int, int]:
         """Return the numbers of programs: strips of columns of all images, of rows, of channels."""
         images, num_channels, height, width = shape
-        strips = triton.cdiv(images * width, self.cells(channels))
-        return strips, triton.cdiv(height, self.rows), num_channels // channels
+        strips = cdiv(images * width, self.cells(channels))
+        return strips, cdiv(height, self.rows), num_channels // channels
 
 
 FORWARD = Tile(rows=10, numbers=512, warps=2)

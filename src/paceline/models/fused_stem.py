@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 
 from paceline.models.pitch import Layout, readable
 from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import cdiv, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,11 +64,11 @@ class _Cut:
     def of(cls, images: int, out_size: tuple[int, int], num_filters: int, launch: Launch) -> _Cut:
         filters = next(width for width in _WIDTHS if width <= launch.filters and num_filters % width == 0)
         blocks = num_filters // filters
-        across = triton.cdiv(out_size[1], OUTPUTS)
+        across = cdiv(out_size[1], OUTPUTS)
         groups = images * out_size[0] * across
         wanted = max(launch.programs // blocks, 1)
-        part_groups = triton.cdiv(triton.cdiv(groups, wanted), launch.groups) * launch.groups
-        return cls(across, groups, triton.cdiv(groups, part_groups), part_groups, blocks, filters)
+        part_groups = cdiv(cdiv(groups, wanted), launch.groups) * launch.groups
+        return cls(across, groups, cdiv(groups, part_groups), part_groups, blocks, filters)
 
 
 def _step(*distances: int) -> int:
@@ -149,7 +148,7 @@ def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch
     of_weight = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=x.device)
     start_kernel(
         _settle,
-        (triton.cdiv(num_weights, SETTLED_WEIGHTS),),
+        (cdiv(num_weights, SETTLED_WEIGHTS),),
         parts,
         of_weight,
         len(parts),

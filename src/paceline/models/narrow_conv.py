@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-import triton
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
-from paceline.triton_kernels import start_kernel
+from paceline.triton_kernels import cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +51,7 @@ def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned
     out_channels = weight.shape[1 if turned else 0]
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
-    down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
+    down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
     start_kernel(
         _convolve_narrow,
         (images * down * across,),
@@ -84,7 +83,7 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: La
     channels = weight.shape[1]
     height, width = size
     of_x = of_y.new_empty((images, height, width, channels))
-    down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
+    down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
     start_kernel(
         _map_gradient,
         (images * down * across,),
@@ -112,10 +111,10 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
     """Return the gradient of the weights, out, in, 3, 3, float32 and channels-last."""
     images, channels, height, width = x.shape
     _, out_channels, out_height, out_width = of_y.shape
-    down, across = triton.cdiv(out_height, launch.lines), triton.cdiv(out_width, launch.columns)
+    down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
     tiles = images * down * across
-    part_tiles = triton.cdiv(tiles, launch.programs)
-    parts = x.new_empty((triton.cdiv(tiles, part_tiles), out_channels, 3, 3, channels), dtype=torch.float32)
+    part_tiles = cdiv(tiles, launch.programs)
+    parts = x.new_empty((cdiv(tiles, part_tiles), out_channels, 3, 3, channels), dtype=torch.float32)
     start_kernel(
         _weight_gradient,
         (len(parts),),
@@ -143,7 +142,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
     of_weight = torch.empty_like(parts[0])
     start_kernel(
         _settle_weight,
-        (triton.cdiv(of_weight.numel(), _SETTLED_WEIGHTS),),
+        (cdiv(of_weight.numel(), _SETTLED_WEIGHTS),),
         parts,
         of_weight,
         of_weight.numel(),
@@ -157,7 +156,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
 
 def _room(numbers: int) -> int:
     """Return the power of two that holds so many numbers, as large as products of matrices ask for."""
-    return max(int(triton.next_power_of_2(numbers)), 16)
+    return max(next_power_of_2(numbers), 16)
 
 
 @dataclass(frozen=True)
