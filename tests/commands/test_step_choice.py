@@ -71,3 +71,23 @@ def test_a_run_in_the_other_layout_trains_and_evaluates(
     first = (StepPlan(precision=Precision(name="fp32"), channels_last=False),)
     monkeypatch.setattr("paceline.training.choice.candidates", lambda task, machine: first)
     assert run(squares, tmp_path / "runs", tune_step="off")["step"].startswith("fp32 channels-first")
+
+
+def test_kernels_are_compiled_ahead_in_runs_that_try_nothing(
+    squares: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the network is wrapped or laid out; not where what is trained is compiled, or lies the other way."""
+    ahead: list[tuple[str, int]] = []
+
+    def compile_ahead(network: Any, criterion: Any, amp_dtype: Any) -> None:
+        ahead.append((str(amp_dtype), len(list(network.parameters()))))
+        assert callable(criterion)
+
+    monkeypatch.setattr("paceline.commands.train.compile_ahead", compile_ahead)
+    run(squares, tmp_path / "runs", tune_step="off", amp="bf16")
+    run(squares, tmp_path / "runs", deterministic=True, amp="off")
+    assert [kind for kind, _ in ahead] == ["torch.bfloat16", "None"]
+    assert all(count > 100 for _, count in ahead)
+    ahead.clear()
+    test_a_run_in_the_other_layout_trains_and_evaluates(squares, tmp_path, cache, monkeypatch)
+    assert not ahead

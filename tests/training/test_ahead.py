@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from paceline.training import ahead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from paceline.models.graph import DetectionModel
 
@@ -155,7 +157,10 @@ class Elsewhere:
         yield type("Weight", (), {"device": torch.device("cuda", 0)})()
 
 
-def test_once_for_a_network_and_never_a_failure(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[torch.dtype]:
+    """Types of the steps that are imagined, as on a GPU with a new cache; in float16 there is no compiler."""
+    pytest.importorskip("triton")
     steps: list[torch.dtype] = []
 
     @contextmanager
@@ -168,17 +173,63 @@ def test_once_for_a_network_and_never_a_failure(monkeypatch: pytest.MonkeyPatch,
         if amp_dtype is torch.float16:
             raise RuntimeError("no compiler")
 
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     monkeypatch.setattr(ahead, "usable", lambda device: True)
     monkeypatch.setattr(ahead, "compiled_ahead", at_once)
     monkeypatch.setattr(ahead, "imagined_step", imagined)
     monkeypatch.setattr(ahead, "_done", set())
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    return steps
+
+
+def compile_for(*dtypes: torch.dtype | None, network: Any = None) -> None:
+    for dtype in dtypes:
+        ahead.compile_ahead(network or Elsewhere(), None, dtype)  # type: ignore[arg-type]
+
+
+def test_once_for_a_network_and_never_a_failure(
+    steps: list[torch.dtype], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
     monkeypatch.setattr(ahead, "_TOLD_S", -1.0)
-    network: Any = Elsewhere()
     with caplog.at_level("INFO", logger="paceline"):
-        for dtype in (torch.bfloat16, torch.bfloat16, None, torch.float16, torch.float16):
-            ahead.compile_ahead(network, None, dtype)  # type: ignore[arg-type]
+        compile_for(torch.bfloat16, torch.bfloat16, None, torch.float16, torch.float16)
     assert steps == [torch.bfloat16, torch.float16]
     assert [record.message for record in caplog.records if "Kernels for imagined were compiled" in record.message]
     ahead.compile_ahead(*network_of(), torch.bfloat16)
     assert len(steps) == 2, "not on a CPU"
+
+
+def test_a_later_process_does_nothing_where_all_is_in_the_cache_of_triton(
+    steps: list[torch.dtype], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def later_process(*dtypes: torch.dtype, network: Any = None) -> int:
+        ahead._done.clear()
+        steps.clear()
+        compile_for(*dtypes, network=network)
+        return len(steps)
+
+    both = (torch.bfloat16, torch.float16)
+    assert later_process(*both) == 2
+    assert later_process(*both) == 1, "what failed is tried again"
+    other = Elsewhere()
+    other.num_classes = 4
+    assert later_process(torch.bfloat16, network=other) == 1
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    assert later_process(torch.bfloat16) == 1
+    assert later_process(torch.bfloat16) == 0
+    shutil.rmtree(tmp_path / "triton")
+    assert later_process(torch.bfloat16) == 1, "the mark went with the kernels"
+    monkeypatch.setattr(ahead, "digest_of_package", lambda: "of another version")
+    assert later_process(torch.bfloat16) == 1
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(
+    steps: list[torch.dtype], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "triton"))
+    compile_for(torch.bfloat16)
+    ahead._done.clear()
+    compile_for(torch.bfloat16)
+    assert len(steps) == 2

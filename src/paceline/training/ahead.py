@@ -2,15 +2,18 @@
 
 A copy of the network without numbers takes a step on the `meta` device, which starts no kernel and names those that a
 real one would (`triton_kernels.compiled_ahead`). What is foreseen wrongly costs nothing but its compilation: a real
-step compiles what it does not find.
+step compiles what it does not find. That all of a network has been compiled is marked in Triton's cache, where the mark
+goes with what it stands for; a later process that finds it does nothing.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
 import os
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +21,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from paceline.batch import Batch
+from paceline.parallel.fingerprint import digest_of_package
 from paceline.parallel.norms import BatchStatistics
 from paceline.triton_kernels import compiled_ahead, usable
 
@@ -63,10 +67,11 @@ class _AsOnGpu(TorchFunctionMode):
 
 
 def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype | None) -> None:
-    """Compile the kernels of a step of this network on its GPU, once per process for each kind of network and type.
+    """Compile the kernels of a step of this network on its GPU, once for each kind of network and type.
 
-    Does nothing on other devices, in single precision, and where Triton cannot compile in threads. It never fails: the
-    step itself would compile what is missing, and say what is wrong.
+    Does nothing on other devices, in single precision, where Triton cannot compile in threads, and where Triton's cache
+    says that an earlier process has done it. It never fails: the step itself would compile what is missing, and say
+    what is wrong.
     """
     device = next(network.parameters()).device
     if device.type != "cuda" or amp_dtype is None or not usable(device):
@@ -77,14 +82,29 @@ def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torc
     _done.add(kind)
     begin = time.perf_counter()
     try:
+        mark = _mark(network, amp_dtype, device)
+        if mark.exists():
+            return
         with torch.cuda.device(device), compiled_ahead(min(len(os.sched_getaffinity(0)), _MOST_THREADS)):
             imagined_step(network, criterion, amp_dtype)
-    except Exception as error:  # of Triton, or of a step that cannot be imagined
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except Exception as error:  # of Triton, of a step that cannot be imagined, or of a disk
         log.debug("Kernels were not compiled ahead: %s", error)
         return
     took = time.perf_counter() - begin
     if took > _TOLD_S:
         log.info("Kernels for %s were compiled in %.0f s; later runs on this machine find them.", network.name, took)
+
+
+def _mark(network: DetectionModel, amp_dtype: torch.dtype, device: torch.device) -> Path:
+    """Return the file in Triton's cache that says that all kernels of such steps lie beside it."""
+    import triton
+
+    named = (network.name, network.num_classes, amp_dtype, torch.cuda.get_device_capability(device))
+    versions = (torch.__version__, triton.__version__, digest_of_package())
+    digest = hashlib.blake2b(repr((named, versions)).encode(), digest_size=8).hexdigest()
+    return Path(triton.knobs.cache.dir) / "paceline" / digest
 
 
 def imagined_step(
