@@ -31,6 +31,8 @@ KEPT_CUTS = 4096
 
 _is_ahead: ContextVar[bool] = ContextVar("_is_ahead", default=False)
 """Whether kernels are compiled in place of being launched."""
+_are_left_out: ContextVar[bool] = ContextVar("_are_left_out", default=False)
+"""Whether torch does all of a step, though kernels could."""
 _launchers: dict[int, Callable[[tuple[int, ...], Sequence[Any], Mapping[str, Any]], None]] = {}
 """What starts each kernel, by the `id` of one that it holds on to; to hash a kernel takes as long as to launch it."""
 
@@ -49,6 +51,16 @@ def compiled_ahead(threads: int) -> Iterator[None]:
             yield
     finally:
         _is_ahead.reset(token)
+
+
+@contextmanager
+def kernels_left_out() -> Iterator[None]:
+    """Leave what this thread computes inside to torch; a backward pass follows what was done forward."""
+    token = _are_left_out.set(True)
+    try:
+        yield
+    finally:
+        _are_left_out.reset(token)
 
 
 def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
@@ -99,10 +111,10 @@ def autocast_type(values: torch.Tensor) -> torch.dtype | None:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether kernels run on a device; where a CUDA device cannot, the reason is in the log, once per process."""
+    """Whether kernels are to run on a device; where a CUDA device cannot, the reason is in the log, once per process."""
     if device.type == "meta":
         return _is_ahead.get()
-    if device.type != "cuda":
+    if device.type != "cuda" or _are_left_out.get():
         return False
     return _works_on(torch.cuda.current_device() if device.index is None else device.index)
 

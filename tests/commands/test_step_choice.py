@@ -7,6 +7,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from paceline.commands.train import train
 from paceline.options import TrainOptions
@@ -91,3 +92,29 @@ def test_kernels_are_compiled_ahead_in_runs_that_try_nothing(
     ahead.clear()
     test_a_run_in_the_other_layout_trains_and_evaluates(squares, tmp_path, cache, monkeypatch)
     assert not ahead
+
+
+def test_a_run_without_kernels_takes_all_its_steps_without(
+    squares: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paceline import triton_kernels
+    from paceline.losses.detection import DetectionLoss
+    from paceline.training.plan import StepPlan
+    from paceline.training.precision import Precision
+
+    seen: list[bool] = []
+
+    def suits_kernels(loss: DetectionLoss, raw: torch.Tensor, logits: torch.Tensor) -> bool:
+        seen.append(triton_kernels.usable(torch.device("cuda", 0)))
+        return False
+
+    monkeypatch.setattr(triton_kernels, "_works_on", lambda number: True)
+    monkeypatch.setattr(DetectionLoss, "_suits_kernels", suits_kernels)
+    for kernels in (True, False):
+        plans = (StepPlan(precision=Precision(name="fp32"), kernels=kernels),)
+        monkeypatch.setattr("paceline.training.choice.candidates", lambda task, machine, plans=plans: plans)
+        record = run(squares, tmp_path / "runs", tune_step="off")
+        assert ("without kernels" in record["step"]) == (not kernels)
+        assert len(seen) >= 3
+        assert set(seen) == {kernels}
+        seen.clear()

@@ -169,7 +169,7 @@ def test_a_file_of_another_key_is_not_believed(tmp_path: Path) -> None:
 
 def test_the_memory_gives_back_what_it_was_given(tmp_path: Path) -> None:
     memory, key = PlanMemory(folder=tmp_path), {"a": [1, "ü"]}
-    plan = StepPlan(precision=BF16, channels_last=False, compile=True, graphs=True, threads=3)
+    plan = StepPlan(precision=BF16, channels_last=False, compile=True, graphs=True, kernels=False, threads=3)
     kept = Measurement(entries=(Measured(plan=plan, ms=1.5, compile_s=2.5), Measured(plan=plan, ms=math.inf)), images=4)
     memory.keep(key, kept)
     assert memory.recall(key) == kept
@@ -315,6 +315,58 @@ def test_graphs_are_timed_on_gpus_alone(tmp_path: Path, tune: str) -> None:
     assert not choose(tmp_path, FakeMachine(), tune, task=replace(TASK, uncompilable="of a reason")).plan.graphs
     shared = choose(tmp_path, FakeMachine(), tune, task=replace(ON_GPU, is_copied=False), on=GPU)
     assert not shared.plan.graphs
+
+
+WITH_KERNELS = replace(ON_GPU, has_kernels=True)
+
+
+def host_bound(plan: StepPlan) -> float:
+    """Milliseconds for one image where the host starts more kernels of ours than it would of torch's."""
+    return math.inf if plan.graphs else usual(plan) * (1.0 if plan.kernels else 0.7)
+
+
+@pytest.mark.parametrize("tune", ["quick", "full"])
+@pytest.mark.parametrize("is_copied", [True, False])
+def test_where_there_are_no_graphs_a_step_without_kernels_is_tried(
+    tmp_path: Path, tune: str, is_copied: bool
+) -> None:
+    """Graphs fail, or shards and stages are not recorded: what is faster is taken, remembered, and named."""
+    task, without = replace(WITH_KERNELS, is_copied=is_copied), StepPlan(precision=BF16, kernels=False)
+    choice = choose(tmp_path, FakeMachine(speed=host_bound), tune, task=task, on=GPU)
+    assert choice.plan == without
+    assert "bf16 channels-last without kernels 89.6 ms" in choice.text
+    assert "bf16 channels-last 128 ms" in choice.text
+    machine = FakeMachine(speed=host_bound)
+    assert choose(tmp_path, machine, tune, task=task, on=GPU).plan == without
+    assert machine.trials == []
+    slower = FakeMachine(speed=lambda plan: math.inf if plan.graphs else 1.0 if plan.kernels else 1.01)
+    other = choose(tmp_path / "other", slower, tune, task=task, on=GPU)
+    assert other.plan == StepPlan(precision=BF16), "of equals, kernels"
+    assert without in {plan for plan, _ in slower.trials}
+
+
+@pytest.mark.parametrize(
+    ("task", "speed"),
+    [
+        (WITH_KERNELS, usual),  # a graph, which does not wait for the host
+        (ON_GPU, host_bound),  # no kernels to leave out
+        (replace(WITH_KERNELS, steps=2000), host_bound),  # too short for what libraries need at first
+        (replace(WITH_KERNELS, limit_s=300.0), host_bound),
+        (replace(WITH_KERNELS, device=torch.device("cpu")), host_bound),
+    ],
+)
+def test_kernels_are_not_left_out_for_nothing(
+    tmp_path: Path, task: StepTask, speed: Callable[[StepPlan], float]
+) -> None:
+    machine = FakeMachine(speed=speed)
+    assert choose(tmp_path, machine, task=task, on=GPU).plan.kernels
+    assert all(plan.kernels for plan, _ in machine.trials)
+
+
+def test_whether_there_are_kernels_is_part_of_the_key(tmp_path: Path) -> None:
+    choose(tmp_path, FakeMachine(), task=WITH_KERNELS, on=GPU)
+    assert choose(tmp_path, FakeMachine(), task=ON_GPU, on=GPU).source == "measured"
+    assert choose(tmp_path, FakeMachine(), task=WITH_KERNELS, on=GPU).source == "remembered"
 
 
 def test_a_gpu_takes_the_whole_batch_and_its_first_step_costs_nothing_of_the_budget(tmp_path: Path) -> None:

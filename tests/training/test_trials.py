@@ -9,12 +9,13 @@ import pytest
 import torch
 from tiny import SGD, setting, tiny
 
+from paceline import triton_kernels
 from paceline.ledger import Ledger
 from paceline.parallel.single import SingleEngine
 from paceline.training.compiling import Compiler
 from paceline.training.ema import Ema
 from paceline.training.optim import build_optimizer
-from paceline.training.plan import StepPlan, laid_out, threads_of
+from paceline.training.plan import StepPlan, carrying_out, laid_out, threads_of
 from paceline.training.precision import Precision
 from paceline.training.schedule import Rates
 from paceline.training.step import EagerStep
@@ -73,6 +74,30 @@ def test_the_layout_is_carried_out_down_to_the_activations(channels_last: bool) 
     assert is_last == [channels_last]
     weight = network.model["4"].conv.weight
     assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_a_plan_without_kernels_is_built_and_taken_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_kernels, "_works_on", lambda number: True)
+    gpu, seen = torch.device("cuda", 0), []
+
+    def ask(module: object, given: object) -> None:
+        seen.append(triton_kernels.usable(gpu))
+
+    network = tiny()
+    network.register_forward_pre_hook(ask)
+    with StepTrials(setting(network), 2) as trials:
+        for kernels in (True, False, True):
+            plan = StepPlan(precision=FP32, kernels=kernels)
+            assert trials.seconds(plan) < math.inf
+            assert seen == [kernels]
+            seen.clear()
+    assert triton_kernels.usable(gpu)
+    with carrying_out(StepPlan(precision=FP32, kernels=False)):
+        assert not triton_kernels.usable(gpu)
+        with pytest.raises(ValueError, match="so"), triton_kernels.kernels_left_out():
+            raise ValueError("so")
+        assert not triton_kernels.usable(gpu)
+    assert triton_kernels.usable(gpu)
 
 
 def test_threads_are_put_back() -> None:

@@ -35,7 +35,7 @@ from paceline.planning.record import (
     StepRecord,
 )
 from paceline.planning.roofline import evaluation_passes, seconds_of, step_work
-from paceline.training.plan import threads_of
+from paceline.training.plan import carrying_out
 
 if TYPE_CHECKING:
     from paceline.commands.bench_data import DataBench
@@ -119,7 +119,7 @@ class _Bench:
 
     def run(self) -> BenchRecord:
         """Measure everything, one after the other, with the threads of the plan."""
-        with threads_of(self._subject.plan):
+        with carrying_out(self._subject.plan):
             return self._run()
 
     def _run(self) -> BenchRecord:

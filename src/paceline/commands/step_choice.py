@@ -20,6 +20,7 @@ from paceline.training.plan_memory import PlanMemory
 from paceline.training.recipe import Recipe
 from paceline.training.trials import StepTrials, TrialSetting
 from paceline.training.understudy import Cast
+from paceline.triton_kernels import usable
 
 if TYPE_CHECKING:
     import torch
@@ -85,6 +86,7 @@ class RunStep:
             freeze=options.loop.freeze,
             ranks=self.local_world,
             is_copied=layout.shard == 1 and layout.pipeline == 1,
+            has_kernels=usable(self.device),
             uncompilable=self._uncompilable,
         )
 

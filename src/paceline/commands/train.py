@@ -37,7 +37,7 @@ from paceline.training.keeper import WeightsKeeper
 from paceline.training.loop import Loop
 from paceline.training.machine import Machine
 from paceline.training.optim import build_optimizer
-from paceline.training.plan import laid_out, threads_of
+from paceline.training.plan import carrying_out, laid_out
 from paceline.training.recipe import Recipe
 from paceline.training.state import TrainingState
 from paceline.training.step import EagerStep
@@ -130,7 +130,7 @@ class _Training:
             epochs=options.loop.epochs,
         )
         plan = ready.choice.plan
-        if plan.channels_last and not plan.compile:  # trials have done it, on the first machine, where there were any
+        if plan.kernels and plan.channels_last and not plan.compile:  # trials have done it, on the first machine, where there were any
             with ready.group.first_on_node("kernels"):
                 compile_ahead(network, ready.step.criterion, plan.precision.amp_dtype)
         laid_out(network, channels_last=plan.channels_last)
@@ -142,7 +142,7 @@ class _Training:
         optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
         ema = Ema(engine.network, average=engine.parts.twin())
         with ExitStack() as stack:
-            stack.enter_context(threads_of(plan))
+            stack.enter_context(carrying_out(plan))
             if compiler is not None:
                 stack.enter_context(compiler)
                 compiler.compile_network(network)

@@ -38,6 +38,8 @@ class StepTask:
     """Ranks on this machine."""
     is_copied: bool = True
     """Whether every rank has the whole network, in memory as it likes; shards and stages lie as they have to."""
+    has_kernels: bool = False
+    """Whether our own kernels take part of a step on this device."""
     uncompilable: str = ""
     """Why compilation is out of the question, to go on after `because`; empty where it is not."""
 

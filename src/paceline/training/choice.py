@@ -7,7 +7,8 @@ full    the same with the whole batch, then compilation if the run is long enoug
 ```
 On a GPU both take the whole batch, since a step is short there, and libraries choose their kernels for the shapes that
 they meet, for seconds, which the run is spared then. So `quick` looks at no other precision and layout than the
-default, and both time CUDA graphs beside the best.
+default, and both time CUDA graphs beside the best. Where steps cannot be graphs, the host starts every kernel, and what
+torch starts by itself may be the faster way: there the best is also timed without kernels of ours, in long runs.
 
 What one run has measured, the next on the same machine with the same task takes from the memory; of compilation it only
 counts anew whether it pays.
@@ -52,6 +53,12 @@ STEPS_PER_CANDIDATE = 4
 """About as many does a candidate take in the rounds, its warm-up among them."""
 LEAST_COMPILE_S, MOST_SAVED = 15.0, 0.5
 """Compilation never takes less, nor saves more of a step: where this would not pay, it is not tried."""
+
+
+LEAST_STEPS_FOR_KERNELS = 10_000
+"""A run of fewer does without the seconds in which libraries choose what takes the place of our kernels."""
+_QUICK_STEP_S = 0.05
+"""So long a step of a GPU may take; to count those of a run under a time budget before one was taken."""
 
 
 class Trials(Runs[StepPlan], Protocol):
@@ -119,7 +126,7 @@ class _Chooser:
         if self.task.deterministic:
             return _default(default, "deterministic leaves no choice")
         is_settled = len(options) == 1 and len(with_threads(default, self.task, self.machine)) == 1
-        is_settled = is_settled and not self._has_graphs
+        is_settled = is_settled and not self._has_graphs and not self._may_leave_kernels_out
         if is_settled and self.tune == "quick":
             return _default(default, "nothing is left to choose")
         found, mode = self._recall()
@@ -157,6 +164,12 @@ class _Chooser:
         """Whether a step may be captured; where ranks share a network, the host takes part in every step."""
         return self._on_gpu and self.task.is_copied
 
+    @property
+    def _may_leave_kernels_out(self) -> bool:
+        """Whether it is worth a try to leave all to torch, should steps be no graphs."""
+        long = self.task.steps_within(_QUICK_STEP_S) >= LEAST_STEPS_FOR_KERNELS
+        return self._on_gpu and self.task.has_kernels and long
+
     def _recall(self) -> tuple[Measurement | None, TuneStep]:
         """Look for what a thorough measurement has found first, whoever asks."""
         for mode in ("full", "quick") if self.tune == "quick" else ("full",):
@@ -183,6 +196,7 @@ class _Chooser:
             "batch": task.batch,
             "boxes": task.boxes,
             "freeze": task.freeze,
+            "kernels": task.has_kernels,
             "ranks": task.ranks,
             "candidates": [str(plan) for plan in default]
             + [str(plan) for plan in with_threads(default[0], task, machine)],
@@ -216,7 +230,11 @@ class _Chooser:
                 further.append((entries[0].plan, replace(entries[0].plan, graphs=True)))
             for stage in further:
                 if len(stage) > 1:
-                    entries = self._compare(entries, stage, runs, max(budget_s / 2, 4 * entries[0].ms / 1000))
+                    entries = self._compare(entries, stage, runs, self._budget_of_stage(budget_s, entries))
+            is_graph = any(entry.plan.graphs and math.isfinite(entry.ms) for entry in entries)
+            if self._may_leave_kernels_out and not is_graph:
+                stage = (entries[0].plan, replace(entries[0].plan, kernels=False))
+                entries = self._compare(entries, stage, runs, self._budget_of_stage(budget_s, entries))
         return Measurement(entries=tuple(entries), images=images)
 
     def _budget(self, probe_s: float, probe: int, run_s: float, num_options: int) -> tuple[float, int]:
@@ -229,6 +247,10 @@ class _Chooser:
         fitting = budget_s / (STEPS_PER_CANDIDATE * (num_options + 1) * probe_s / probe)
         images = 2 ** int(math.log2(fitting)) if fitting >= 2 * probe else probe
         return min(budget_s, SHORT_SHARE * run_s), min(images, self.task.batch)
+
+    @staticmethod
+    def _budget_of_stage(budget_s: float, entries: Sequence[Measured]) -> float:
+        return max(budget_s / 2, 4 * entries[0].ms / 1000)
 
     def _compare(
         self, entries: list[Measured], stage: Sequence[StepPlan], runs: Trials, budget_s: float

@@ -15,6 +15,7 @@ import torch
 from paceline.batch import Batch
 from paceline.training.compiling import Compiler
 from paceline.training.graphed import CudaCapture, GraphedStep, graphed
+from paceline.training.plan import kernels_of
 from paceline.training.schedule import Rates
 from paceline.training.understudy import understudy
 
@@ -76,6 +77,10 @@ class StepTrials:
 
     def seconds(self, plan: StepPlan) -> float:
         """Take one step, an update included; infinite where this machine cannot. A GPU's first one is not counted."""
+        with kernels_of(plan):
+            return self._seconds(plan)
+
+    def _seconds(self, plan: StepPlan) -> float:
         if self._setting.device.type == "cpu":
             torch.set_num_threads(plan.threads or self._threads)
         try:
