@@ -37,7 +37,7 @@ from paceline.training.keeper import WeightsKeeper
 from paceline.training.loop import Loop
 from paceline.training.machine import Machine
 from paceline.training.optim import build_optimizer
-from paceline.training.plan import carrying_out, laid_out
+from paceline.training.plan import carrying_out, kernels_of, laid_out
 from paceline.training.recipe import Recipe
 from paceline.training.state import TrainingState
 from paceline.training.step import EagerStep
@@ -137,7 +137,7 @@ class _Training:
         frozen = freeze_nodes(network, options.loop.freeze)
         compiler = ready.step.compiler(plan, keeps=ready.group.rank.is_main) if plan.compile else None
         capture = CudaCapture(ready.device) if plan.graphs else None
-        with capture.aside() if capture else nullcontext():
+        with capture.aside() if capture else nullcontext(), kernels_of(plan):
             engine = self._engine(compiler)
         optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
         ema = Ema(engine.network, average=engine.parts.twin())

@@ -1,13 +1,14 @@
 """The partition: where a network is cut into stages. Measured, solved, joined.
 
-measure    each node alone: seconds forward and backward, bytes that it keeps for the backward pass, and the bytes
-           of what is live behind it
+measure    each node alone, in training: seconds forward and backward, bytes that it keeps for the backward pass, and
+           the bytes of what is live behind it
 solve      the cuts whose slowest stage is as fast as possible, among those that fit into memory
 join       one rank measures, all take its cuts
 """
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from paceline.errors import UserError
+from paceline.models.graph import IMAGES, leaves_join
+from paceline.parallel.norms import BatchStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,48 +53,64 @@ def measure(
     amp_dtype: torch.dtype | None,
     rounds: int = 3,
 ) -> tuple[NodeCost, ...]:
-    """Measure every node of a network on its device with one micro-batch of `images`; the network stays as it is.
+    """Measure every node of a network on its device with one micro-batch of `images`, as a step of training takes it.
 
-    Times are the median of `rounds`, taken after a first round that does not count.
+    So norms take the statistics of the batch, kernels take their part, joins are left to the node after them, frozen
+    nodes are evaluated and nobody asks for the gradient of images. All of it is done by a copy: the network, its
+    statistics and the random numbers to come stay as they are. Times are the median of `rounds`, taken after a first
+    round that does not count.
     """
+    twin = _in_training(network)
     first = next(network.parameters())
-    device, dtype = first.device, first.dtype
-    was_training = [(module, module.training) for module in network.modules()]
-    network.eval()  # leaves statistics alone; the difference in time is a few per cent, alike for all nodes
-    gradients = [(parameter, parameter.grad) for parameter in network.parameters()]
-    try:
-        values: dict[int, Tensor | tuple[Tensor, ...]] = {
-            -1: torch.rand(images, 3, *size_hw, device=device, dtype=dtype).to(memory_format=torch.channels_last)
-        }
-        costs = []
-        for number, node in enumerate(network.nodes):
-            inputs = [_detached(values[value]) for value in node.inputs]
-            seconds = []
-            for _ in range(rounds + 1):
-                taken, kept_bytes, outputs = _run_node(node.module, inputs, device, amp_dtype)
-                seconds.append(taken)
-            values[number] = outputs
-            live = [values[value] for value in network.live_after(number)] if number + 1 < len(network.nodes) else []
-            costs.append(
-                NodeCost(
-                    seconds=median(seconds[1:]),
-                    kept_bytes=kept_bytes,
-                    state_bytes=4 * sum(p.numel() * p.element_size() for p in node.module.parameters()),
-                    crossing_bytes=sum(t.numel() * t.element_size() for t in live if isinstance(t, torch.Tensor)),
-                )
+    device, dtype = first.device, amp_dtype or first.dtype
+    random = torch.Generator(device).manual_seed(0)
+    pictures = torch.rand(images, 3, *size_hw, device=device, generator=random)
+    values: dict[int, tuple[Tensor, ...]] = {IMAGES: (pictures.to(dtype, memory_format=torch.channels_last),)}
+    costs = []
+    nodes = twin.nodes
+    for number, node in enumerate(nodes):
+        taken = [tensor for value in node.inputs for tensor in values[value]]
+        if leaves_join(twin.model, twin.wiring, number, len(nodes)):
+            begun = time.perf_counter()
+            values[number] = tuple(taken)
+            seconds, kept_bytes = [time.perf_counter() - begun], 0
+        else:
+            found = [_run_node(node.module, taken, device, amp_dtype) for _ in range(rounds + 1)]
+            seconds = [run_s for run_s, _, _ in found[1:]]
+            _, kept_bytes, values[number] = found[-1]
+        live = twin.live_after(number) if number + 1 < len(nodes) else ()
+        costs.append(
+            NodeCost(
+                seconds=median(seconds),
+                kept_bytes=kept_bytes,
+                state_bytes=4 * sum(p.numel() * p.element_size() for p in node.module.parameters()),
+                crossing_bytes=sum(t.numel() * t.element_size() for value in live for t in values[value]),
             )
-    finally:
-        for module, training in was_training:
-            module.training = training
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
+        )
+        for value in twin.wiring.freed[number]:
+            del values[value]
     return tuple(costs)
 
 
+def _in_training(network: DetectionModel) -> DetectionModel:
+    """Copy a network as a step has it: its norms, and all nodes in training that have something to learn."""
+    twin = copy.deepcopy(network)
+    BatchStatistics(twin)
+    for node in twin.nodes:
+        parameters = list(node.module.parameters())
+        node.module.train(not parameters or any(parameter.requires_grad for parameter in parameters))
+        for parameter in parameters:
+            parameter.grad = None
+    return twin
+
+
 def _run_node(
-    module: torch.nn.Module, inputs: list[Tensor], device: torch.device, amp_dtype: torch.dtype | None
-) -> tuple[float, int, Tensor | tuple[Tensor, ...]]:
-    """Run a node forward and backward; returns seconds, bytes kept and its detached outputs."""
+    module: torch.nn.Module, given: list[Tensor], device: torch.device, amp_dtype: torch.dtype | None
+) -> tuple[float, int, tuple[Tensor, ...]]:
+    """Run a node forward and, where there is something to learn, backward; returns seconds, bytes kept and outputs.
+
+    given, outputs: detached; they require gradients where those of a step do.
+    """
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -99,26 +118,33 @@ def _run_node(
         kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
+    inputs = [_detached(tensor) for tensor in given]
     _wait_for(device)
     start = time.perf_counter()
     with (
         torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        outputs = module(*inputs)
-    tensors = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    torch.autograd.backward(tensors, [torch.ones_like(tensor) for tensor in tensors])
+        found = module(*inputs)
+    outputs = (found,) if isinstance(found, torch.Tensor) else tuple(found)
     _wait_for(device)
     seconds = time.perf_counter() - start
+    learning = [tensor for tensor in outputs if tensor.requires_grad]
+    gradients = [torch.ones_like(tensor) for tensor in learning]
+    _wait_for(device)
+    start = time.perf_counter()
+    if learning:
+        torch.autograd.backward(learning, gradients)
+    _wait_for(device)
+    seconds += time.perf_counter() - start
     for parameter in module.parameters():
         kept.pop(parameter.untyped_storage().data_ptr(), None)
         parameter.grad = None
-    return seconds, sum(kept.values()), outputs.detach() if isinstance(outputs, torch.Tensor) else tuple(tensors)
+    return seconds, sum(kept.values()), tuple(map(_detached, outputs))
 
 
-def _detached(value: Tensor | tuple[Tensor, ...]) -> Tensor:
-    assert isinstance(value, torch.Tensor), "only the head gives several values"
-    return value.detach().requires_grad_(True)
+def _detached(value: Tensor) -> Tensor:
+    return value.detach().requires_grad_(value.requires_grad)
 
 
 def _wait_for(device: torch.device) -> None:
