@@ -1,4 +1,4 @@
-"""Launches of our own: the same ones as Triton's, for whatever arguments, and Triton's wherever something is unusual."""
+"""Launches of our own: the same ones as Triton's, for whatever arguments, and its own where something is unusual."""
 
 from __future__ import annotations
 

@@ -87,14 +87,22 @@ def least_us(run: Callable[[], None], repeats: int) -> float:
     return min(found)
 
 
+def _do_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
 def unit_row(module: Any, run: Callable[[], None], repeats: int) -> dict[str, float]:
     whole = least_us(run, repeats)
     if module is None:
         return {"unit_us": whole}
     launches: list[object] = []
-    with mock.patch.object(module, "start_kernel", lambda *_, **__: launches.append(None)):
+
+    def note(*_: Any, **__: Any) -> None:
+        launches.append(None)
+
+    with mock.patch.object(module, "start_kernel", note):
         run()
-    with mock.patch.object(module, "start_kernel", lambda *_, **__: None):
+    with mock.patch.object(module, "start_kernel", _do_nothing):
         rest = least_us(run, repeats)
     number = len(launches) / UNITS
     return {"unit_us": whole, "launches": number, "launch_us": (whole - rest) / number, "else_us": rest}
@@ -116,8 +124,8 @@ def step_row(model: str, repeats: int) -> dict[str, float]:
     totals = []
     with (
         mock.patch.object(JITFunction, "warmup", launched),
-        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
-        mock.patch("torch.cuda.is_bf16_supported", lambda: True),
+        mock.patch("torch.cuda.amp.common.amp_definitely_not_available", return_value=False),
+        mock.patch("torch.cuda.is_bf16_supported", return_value=True),
     ):
         token = triton_kernels._is_ahead.set(True)
         for _ in range(repeats + 1):

@@ -111,7 +111,7 @@ def autocast_type(values: torch.Tensor) -> torch.dtype | None:
 
 
 def usable(device: torch.device) -> bool:
-    """Whether kernels are to run on a device; where a CUDA device cannot, the reason is in the log, once per process."""
+    """Whether kernels are to run on a device; why a CUDA device cannot is in the log, once per process."""
     if device.type == "meta":
         return _is_ahead.get()
     if device.type != "cuda" or _are_left_out.get():

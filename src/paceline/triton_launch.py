@@ -78,7 +78,7 @@ class Launcher:
             return
         if len(self._known) >= _MOST_KINDS:
             self._known.clear()
-        constants = tuple(options[other.name] if other.name in options else other.default for other in others)
+        constants = tuple(options.get(other.name, other.default) for other in others)
         self._known[key] = _Ready(compiled, compiled.run, compiled.function, compiled.packed_metadata, constants)
 
 

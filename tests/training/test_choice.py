@@ -327,9 +327,7 @@ def host_bound(plan: StepPlan) -> float:
 
 @pytest.mark.parametrize("tune", ["quick", "full"])
 @pytest.mark.parametrize("is_copied", [True, False])
-def test_where_there_are_no_graphs_a_step_without_kernels_is_tried(
-    tmp_path: Path, tune: str, is_copied: bool
-) -> None:
+def test_where_there_are_no_graphs_a_step_without_kernels_is_tried(tmp_path: Path, tune: str, is_copied: bool) -> None:
     """Graphs fail, or shards and stages are not recorded: what is faster is taken, remembered, and named."""
     task, without = replace(WITH_KERNELS, is_copied=is_copied), StepPlan(precision=BF16, kernels=False)
     choice = choose(tmp_path, FakeMachine(speed=host_bound), tune, task=task, on=GPU)

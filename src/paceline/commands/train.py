@@ -130,7 +130,8 @@ class _Training:
             epochs=options.loop.epochs,
         )
         plan = ready.choice.plan
-        if plan.kernels and plan.channels_last and not plan.compile:  # trials have done it, on the first machine, where there were any
+        if plan.kernels and plan.channels_last and not plan.compile:
+            # Trials have done it already, on the first machine, where there were any.
             with ready.group.first_on_node("kernels"):
                 compile_ahead(network, ready.step.criterion, plan.precision.amp_dtype)
         laid_out(network, channels_last=plan.channels_last)
