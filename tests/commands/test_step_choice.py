@@ -15,6 +15,9 @@ from paceline.options import TrainOptions
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from paceline.training.candidates import StepTask
+    from paceline.training.machine import Machine
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -103,18 +106,26 @@ def test_a_run_without_kernels_takes_all_its_steps_without(
     from paceline.training.precision import Precision
 
     seen: list[bool] = []
+    tasks: list[StepTask] = []
 
     def suits_kernels(loss: DetectionLoss, raw: torch.Tensor, logits: torch.Tensor) -> bool:
         seen.append(triton_kernels.usable(torch.device("cuda", 0)))
         return False
 
     monkeypatch.setattr(triton_kernels, "_works_on", lambda number: True)
+    monkeypatch.setattr("paceline.commands.step_choice.usable", lambda device: True)
     monkeypatch.setattr(DetectionLoss, "_suits_kernels", suits_kernels)
     for kernels in (True, False):
         plans = (StepPlan(precision=Precision(name="fp32"), kernels=kernels),)
-        monkeypatch.setattr("paceline.training.choice.candidates", lambda task, machine, plans=plans: plans)
+
+        def candidates(task: StepTask, machine: Machine, plans: tuple[StepPlan, ...] = plans) -> tuple[StepPlan, ...]:
+            tasks.append(task)
+            return plans
+
+        monkeypatch.setattr("paceline.training.choice.candidates", candidates)
         record = run(squares, tmp_path / "runs", tune_step="off")
         assert ("without kernels" in record["step"]) == (not kernels)
         assert len(seen) >= 3
         assert set(seen) == {kernels}
         seen.clear()
+    assert all(task.has_kernels for task in tasks), "the choice knows of them"
