@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import random
 import sys
@@ -185,6 +186,30 @@ def test_what_hangs_on_more_than_the_key_goes_through_triton(gpu: Any) -> None:
     start((1,), given, {"rows": 8, "wide": 8})
     assert not start._known
     assert [launched.values[6] for launched in gpu.launches] == [7, 7, 8]
+
+
+def test_constants_of_a_module_stay_and_other_globals_are_looked_at_each_time(gpu: Any) -> None:
+    for value, is_remembered in ((triton.language.constexpr(8), True), (8, False)):
+        tested = kernel()
+        tested.used_global_vals = {("WIDTH", 0): (value, {"WIDTH": value})}  # as its compilation finds them
+        start = launch.launcher_of(tested)
+        start((1,), (torch.zeros(8), torch.zeros(8), 3, 4, 0.5, (torch.zeros(8), 2), 7), {"wide": 8})
+        assert bool(start._known) == is_remembered
+
+
+def test_a_launcher_that_wants_other_arguments_is_left_to_triton(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = launch.launcher_of(kernel())
+    given = (torch.zeros(8), torch.zeros(8), 3, 4, 0.5, (torch.zeros(8), 2), 7)
+    start((1,), given, {"wide": 8})
+
+    def refuses(*_: Any) -> None:
+        raise TypeError("function takes exactly 20 arguments")
+
+    start._known = {key: dataclasses.replace(ready, run=refuses) for key, ready in start._known.items()}
+    for _ in range(3):
+        start((1,), given, {"wide": 8})
+    assert len(gpu.launches) == 4
+    assert not start._known
 
 
 def test_numbers_that_never_come_again_do_not_fill_the_memory(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:

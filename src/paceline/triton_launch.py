@@ -9,6 +9,7 @@ through Triton once, checks of the tensors included. This module needs Triton.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,14 @@ import triton
 from torch import Tensor
 from triton import knobs
 from triton.compiler import CompiledKernel
+from triton.language import constexpr
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+log = logging.getLogger("paceline")
 
 FIRST_KNOWN, LAST_KNOWN = (3, 6), (3, 9)
 """Versions of Triton that compile for nothing but what a key holds, and are launched alike."""
@@ -50,6 +54,8 @@ class Launcher:
         self._current_device: Callable[[], int] = driver.active.get_current_device
         self._current_stream: Callable[[int], int] = driver.active.get_current_stream
         self._known: dict[tuple[Any, ...], _Ready] = {}
+        self._is_refused = False
+        """Whether Triton's launcher does not take what it is given here."""
 
     def __call__(self, grid: tuple[int, ...], arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
         """Launch on the current stream of the current device."""
@@ -64,7 +70,13 @@ class Launcher:
         x, y, z = (*grid, 1, 1)[:3]
         stream = self._current_stream(device)
         nobody = (None, None, None)  # who wants to know of launches
-        ready.run(x, y, z, stream, ready.function, ready.metadata, *nobody, *values, *ready.constants)
+        try:
+            ready.run(x, y, z, stream, ready.function, ready.metadata, *nobody, *values, *ready.constants)
+        except TypeError as error:  # it reads its arguments first, so nothing was launched
+            self._is_refused = True
+            self._known.clear()
+            log.info("Triton %s starts kernels another way (%s), so it is asked each time.", triton.__version__, error)
+            self._launch_anew(tuple(key), grid, arguments, options)
 
     def _launch_anew(
         self, key: tuple[Any, ...], grid: tuple[int, ...], arguments: Sequence[Any], options: Mapping[str, Any]
@@ -73,7 +85,8 @@ class Launcher:
         kernel = self._kernel
         compiled = kernel[grid](*arguments, **options)
         others = kernel.params[len(arguments) :]
-        is_plain = not kernel.pre_run_hooks and not kernel.used_global_vals
+        constant = all(isinstance(value, constexpr) for value, _ in kernel.used_global_vals.values())
+        is_plain = constant and not self._is_refused and not kernel.pre_run_hooks
         if not (is_plain and type(compiled) is CompiledKernel and all(other.is_constexpr for other in others)):
             return
         if len(self._known) >= _MOST_KINDS:
