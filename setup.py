@@ -8,13 +8,14 @@ from pathlib import Path
 from setuptools import Extension, setup
 
 
-def extension(name: str, source: str, flags: str) -> Extension:
-    """Describe one library; it names the CRC-32 of its source, so that an old build is noticed."""
+def extension(name: str, source: str, flags: str, parts: tuple[str, ...] = ()) -> Extension:
+    """Describe one library; it names the CRC-32 of its source and parts, so that an old build is noticed."""
+    files = [source, *(str(Path(source).parent / part) for part in parts)]
     return Extension(
         f"paceline.native.{name}",
-        [source],
-        define_macros=[("PACELINE_SOURCE_CRC", f"{zlib.crc32(Path(source).read_bytes())}u")],
-        depends=["setup.py"],
+        [file for file in files if file.endswith(".c")],
+        define_macros=[("PACELINE_SOURCE_CRC", f"{zlib.crc32(b''.join(Path(file).read_bytes() for file in files))}u")],
+        depends=["setup.py", *files],
         extra_compile_args=["-std=gnu11", *flags.split(), "-fvisibility=hidden", "-Wall", "-Wextra"],
         optional=True,  # without a compiler the installation goes on, and OpenCV, numpy and Python do the work
     )
@@ -30,10 +31,19 @@ SUPPRESS = "-O3 -ffp-contract=off -fno-trapping-math"
 # Numbers in label files are rounded as Python's float() rounds them: no shortcuts.
 SCAN = "-O2 -ffp-contract=off"
 
+# All of it is arithmetic of integers.
+JPEG = "-O3"
+
 setup(
     ext_modules=[
         extension("_pixels", "src/paceline/native/pixels.c", PIXELS),
         extension("_suppress", "src/paceline/native/suppress.c", SUPPRESS),
         extension("_scan", "src/paceline/native/scan.c", SCAN),
+        extension(
+            "_jpeg",
+            "src/paceline/native/jpeg.c",
+            JPEG,
+            ("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h"),
+        ),
     ]
 )

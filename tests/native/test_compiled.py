@@ -10,6 +10,7 @@ import pytest
 
 from paceline.native import compiled
 from paceline.native.compiled import FOLDER, Compiled, Unusable
+from paceline.native.jpeg import JPEG
 from paceline.native.library import PIXELS
 from paceline.native.readers import READERS
 from paceline.native.suppression import SUPPRESSION
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(params=[PIXELS, READERS, SUPPRESSION], ids=lambda library: library.name)
+LIBRARIES = (PIXELS, READERS, SUPPRESSION, JPEG)
+
+
+@pytest.fixture(params=LIBRARIES, ids=lambda library: library.name)
 def library(request: pytest.FixtureRequest) -> Iterator[Compiled]:
     yield request.param
     request.param.forget()
@@ -30,7 +34,7 @@ def copied(library: Compiled, tmp_path: Path) -> Path:
     """A folder with a copy of the library and its source."""
     if library.get() is None:
         pytest.skip("it was not built")
-    for path in (*FOLDER.glob(f"{library.stem}.*"), FOLDER / library.source):
+    for path in (*FOLDER.glob(f"{library.stem}.*"), *(FOLDER / file for file in (library.source, *library.parts))):
         shutil.copy(path, tmp_path)
     return tmp_path
 
@@ -42,8 +46,8 @@ def test_the_library_is_there_where_a_compiler_is(library: Compiled) -> None:
 
 
 def test_every_source_is_known() -> None:
-    known = {library.source for library in (PIXELS, READERS, SUPPRESSION)}
-    assert {path.name for path in FOLDER.glob("*.c")} == known
+    known = {file for library in LIBRARIES for file in (library.source, *library.parts)}
+    assert {path.name for path in FOLDER.glob("*.[ch]")} == known
 
 
 def test_a_copy_is_as_good(library: Compiled, copied: Path) -> None:
@@ -51,10 +55,13 @@ def test_a_copy_is_as_good(library: Compiled, copied: Path) -> None:
 
 
 def test_an_old_build_is_not_used(library: Compiled, copied: Path) -> None:
-    with (copied / library.source).open("a") as stream:
-        stream.write("/* changed */\n")
-    with pytest.raises(Unusable, match="another version"):
-        library.load(copied)
+    for file in (library.source, *library.parts):
+        before = (copied / file).read_bytes()
+        (copied / file).write_bytes(before + b"/* changed */\n")
+        with pytest.raises(Unusable, match="another version"):
+            library.load(copied)
+        (copied / file).write_bytes(before)
+    library.load(copied)
 
 
 def test_a_torn_or_foreign_library_is_not_used(library: Compiled, copied: Path) -> None:

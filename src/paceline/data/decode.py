@@ -4,8 +4,9 @@ Reduction by d in {1, 2, 4, 8} keeps one law: pixel i of the reduced image cover
 source, so a place x of the source is x / d of the reduced image, also where d does not divide the size (the last pixel
 then covers less than d). JPEG does this while decoding, at a fraction of the cost; others are averaged afterwards.
 
-JPEG goes through simplejpeg, which gives the pixels of OpenCV in less time; what it refuses, and every other format,
-goes through OpenCV, which has the last word on what is broken.
+Ordinary JPEG at full size goes through a decoder of our own; what that refuses, and reduced JPEG, through simplejpeg;
+what that refuses, and every other format, through OpenCV, which has the last word on what is broken. Who decodes a file
+changes no pixel.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import simplejpeg
 from paceline.data.headers import UNDECODABLE, BadImage
 from paceline.data.raw import from_raw, is_raw
 from paceline.data.tiff_tags import is_deep_grey, is_tiff, is_white_zero, tags_of, with_stored_colours
+from paceline.native.jpeg import decode_jpeg
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,6 +112,8 @@ def _further_reduced(content: bytes, reduction: int) -> NDArray[np.uint8]:
 
 def _decode_jpeg(encoded: bytes, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """Pixels HW or HW3 in file orientation; None where OpenCV has to look: CMYK, and whatever is not quite right."""
+    if reduction == 1 and (ours := decode_jpeg(encoded, out)) is not None:
+        return ours
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         if colours not in ("Gray", "YCbCr", "RGB") or (reduction > 1 and max(height, width) <= _LEAST_REDUCED_PX):

@@ -1,7 +1,7 @@
-"""Compiled: one source file in C beside this one, built when Paceline is installed, loaded by ctypes.
+"""Compiled: sources in C beside this file, one or a few to a library, built when Paceline is installed, loaded by ctypes.
 
-A call through ctypes frees Python's lock. The build names the CRC-32 of the source that it was made from; one that was
-made from another source (an old build in a working copy) is not used, and what it does is done another way.
+A call through ctypes frees Python's lock. The build names the CRC-32 of the sources that it was made from; one that was
+made from others (an old build in a working copy) is not used, and what it does is done another way.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Compiled:
     """What is done without it, as a sentence."""
     declare: Callable[[ctypes.CDLL], None]
     """Gives its functions their types."""
+    parts: tuple[str, ...] = ()
+    """Further files that it is made from, in the order in which setup.py names them."""
     level: int = logging.WARNING
     """Level in the log at which its absence is said."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,7 +77,7 @@ class Compiled:
             library = ctypes.CDLL(str(path))
             library.paceline_source_crc.restype = ctypes.c_uint32
             built_from = library.paceline_source_crc()
-            wanted = zlib.crc32((folder / self.source).read_bytes())
+            wanted = zlib.crc32(b"".join((folder / file).read_bytes() for file in (self.source, *self.parts)))
             if built_from == wanted:
                 self.declare(library)
         except (OSError, AttributeError) as error:
