@@ -43,7 +43,7 @@ setup(
             "_jpeg",
             "src/paceline/native/jpeg.c",
             JPEG,
-            ("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h"),
+            ("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h", "jpeg_vectors.h"),
         ),
     ]
 )

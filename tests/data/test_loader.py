@@ -13,6 +13,7 @@ import psutil
 import pytest
 import torch
 
+from paceline.data import decode
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.index import Index, Strings
 from paceline.data.loader import EvalLoader, TrainLoader, num_threads
@@ -21,6 +22,7 @@ from paceline.data.polygons import Polygons
 from paceline.data.render import FILL
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
+from paceline.native.jpeg import decode_jpeg
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 FIELDS = ("images", "boxes", "labels", "valid", "samples", "original_hw")
 
 
-def write_set(folder: Path, *, count: int = 10, boxes_each: int = 3) -> Index:
+def write_set(folder: Path, *, count: int = 10, boxes_each: int = 3, suffix: str = ".png") -> Index:
     """Images of different sizes, black with bright rectangles, whose value tells the image; the index of them."""
     rng = np.random.default_rng(0)
     sizes, boxes, names = [], [], []
@@ -42,7 +44,7 @@ def write_set(folder: Path, *, count: int = 10, boxes_each: int = 3) -> Index:
             right, bottom = left + int(rng.integers(12, 30)), top + int(rng.integers(12, 30))
             image[top:bottom, left:right] = 100 + number
             boxes.append([left, top, right, bottom])
-        names.append(f"{number:03d}.png")
+        names.append(f"{number:03d}{suffix}")
         cv2.imwrite(str(folder / names[-1]), image)
         sizes.append([height, width])
     num_boxes = len(boxes)
@@ -115,6 +117,25 @@ def test_threads_and_cache_change_no_pixel(index: Index, more: dict[str, Any]) -
         with loader(index, workers=workers, **{**more, "cache": "none"}) as other:
             found = collect(other, 2)
         assert all(same(*pair) for pair in zip(expected, found, strict=True))
+
+
+def test_who_decodes_changes_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = write_set(tmp_path, suffix=".jpg")
+    taken = []
+
+    def count(encoded: bytes, out: Any = None) -> Any:
+        pixels = decode_jpeg(encoded, out)
+        taken.append(pixels is not None)
+        return pixels
+
+    monkeypatch.setattr(decode, "decode_jpeg", count)
+    with loader(index, cache="none") as ours:
+        expected = collect(ours, 2)
+    assert any(taken) == (decode_jpeg((tmp_path / "000.jpg").read_bytes()) is not None)
+    monkeypatch.setattr(decode, "decode_jpeg", lambda *_: None)
+    with loader(index, cache="none") as theirs:
+        found = collect(theirs, 2)
+    assert all(same(*pair) for pair in zip(expected, found, strict=True))
 
 
 def test_any_step_can_be_the_first(index: Index) -> None:

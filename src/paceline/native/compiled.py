@@ -1,4 +1,4 @@
-"""Compiled: sources in C beside this file, one or a few to a library, built when Paceline is installed, loaded by ctypes.
+"""Compiled: libraries of one or a few sources in C beside this file, built with the package, loaded by ctypes.
 
 A call through ctypes frees Python's lock. The build names the CRC-32 of the sources that it was made from; one that was
 made from others (an old build in a working copy) is not used, and what it does is done another way.

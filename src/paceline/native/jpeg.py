@@ -31,7 +31,7 @@ JPEG = Compiled(
     what="The compiled decoder of JPEG",
     otherwise="simplejpeg takes its place, with the same pixels, and needs about 1.4 times as long.",
     declare=_declare,
-    parts=("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h"),
+    parts=("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h", "jpeg_vectors.h"),
     level=logging.INFO,
 )
 

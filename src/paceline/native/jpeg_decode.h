@@ -1,5 +1,7 @@
 /* Decode: from the markers of a file to its pixels. Compiled once per level of vector units. */
 
+#include "jpeg_vectors.h"
+
 #include "jpeg_entropy.h"
 #include "jpeg_transform.h"
 
@@ -122,8 +124,9 @@ INLINE void draw_rows(const Image *image, const Band *bands, size_t from, size_t
             continue;
         }
         const uint8_t *chroma[2];
+        const ptrdiff_t chroma_top = (ptrdiff_t)(top / (size_t)image->down);
         for (int i = 0; i < 2; i++)
-            chroma[i] = chroma_row(image, &bands[1 + i], (ptrdiff_t)y, (ptrdiff_t)(top / (size_t)image->down), sums, made[i]);
+            chroma[i] = chroma_row(image, &bands[1 + i], (ptrdiff_t)y, chroma_top, sums, made[i]);
         colour_row(luma, chroma[0], chroma[1], image->width, out + 3 * y * image->width);
     }
 }
@@ -149,7 +152,7 @@ static int begin(const Image *image, Work *work) {
     return 1;
 }
 
-/* All pixels to `out`, with `samples` for the rows of samples, each of `row_bytes`: two of upsampled chroma, two for sums
+/* All pixels to `out`, with `samples` for rows of samples, each of `row_bytes`: two of upsampled chroma, two for sums
  * of 16 bits, and those of the bands.
  */
 INLINE int decode_bands(const Image *image, Work *work, uint8_t *samples, size_t row_bytes, uint8_t *out) {

@@ -1,0 +1,361 @@
+"""The compiled decoder of JPEG gives the pixels of simplejpeg to the last bit, or refuses the file."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import random
+import threading
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+import pytest
+import simplejpeg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from paceline.native.jpeg import decode_at_level, decode_jpeg, decoder
+
+if TYPE_CHECKING:
+    import ctypes
+
+Pixels = NDArray[np.uint8]
+SAMPLINGS = {"444": 0x111111, "422": 0x211111, "420": 0x221111, "440": 0x121111}
+
+
+@pytest.fixture(scope="module")
+def library() -> ctypes.CDLL:
+    found = decoder()
+    if found is None:
+        pytest.skip("the decoder was not built")
+    return found
+
+
+def picture(height: int, width: int, noise: int = 30, seed: int = 0) -> Pixels:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.resize(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+    return np.clip(smooth + rng.integers(-noise, noise + 1, (height, width, 3)), 0, 255).astype(np.uint8)
+
+
+def encode(pixels: Pixels, sampling: str = "444", quality: int = 90, **options: int) -> bytes:
+    flags = [cv2.IMWRITE_JPEG_QUALITY, quality]
+    if pixels.ndim == 3:
+        flags += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, SAMPLINGS[sampling]]
+    for name, value in options.items():
+        flags += [getattr(cv2, f"IMWRITE_JPEG_{name.upper()}"), value]
+    return cv2.imencode(".jpg", pixels, flags)[1].tobytes()
+
+
+def by_pillow(pixels: Pixels, mode: str = "RGB", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(stream, "JPEG", **options)
+    return stream.getvalue()
+
+
+def by_simplejpeg(encoded: bytes) -> Pixels | None:
+    """Pixels as the reference gives them; None where it refuses or warns."""
+    try:
+        if simplejpeg.decode_jpeg_header(encoded)[2] == "Gray":
+            return simplejpeg.decode_jpeg(encoded, "GRAY")[..., 0]  # type: ignore[no-any-return]
+        return simplejpeg.decode_jpeg(encoded, "RGB")  # type: ignore[no-any-return]
+    except ValueError:
+        return None
+
+
+def decode_by_all(library: ctypes.CDLL, encoded: bytes) -> Pixels | None:
+    """Pixels, which are those of all levels of this machine; None where the file is refused."""
+    found = [decode_at_level(library, encoded, None, level) for level in range(library.paceline_level() + 1)]
+    for other in found[1:]:
+        assert (other is None) == (found[0] is None)
+        np.testing.assert_array_equal(other, found[0])
+    return found[-1]
+
+
+def check(library: ctypes.CDLL, encoded: bytes) -> None:
+    """The file is taken, and its pixels are those of the reference."""
+    found = decode_by_all(library, encoded)
+    assert found is not None
+    np.testing.assert_array_equal(found, by_simplejpeg(encoded))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_all_small_sizes(library: ctypes.CDLL, sampling: str) -> None:
+    pixels = picture(40, 40)
+    for height, width in itertools.product(range(1, 41), repeat=2):
+        check(library, encode(np.ascontiguousarray(pixels[:height, :width]), sampling))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("shape", [(1, 1500), (1500, 1), (331, 517), (512, 640), (513, 1025)])
+def test_large_sizes(library: ctypes.CDLL, sampling: str, shape: tuple[int, int]) -> None:
+    check(library, encode(picture(*shape), sampling))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("noise", [0, 30, 200])
+def test_all_qualities(library: ctypes.CDLL, sampling: str, noise: int) -> None:
+    pixels = picture(40, 56, noise)
+    for quality in range(1, 101):
+        check(library, encode(pixels, sampling, quality))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("optimize", [0, 1])
+@pytest.mark.parametrize("interval", [1, 2, 5, 7, 60, 1000])
+def test_restarts_and_codes_of_the_image(library: ctypes.CDLL, sampling: str, optimize: int, interval: int) -> None:
+    for quality in (30, 95):
+        check(library, encode(picture(97, 130), sampling, quality, optimize=optimize, rst_interval=interval))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 9), (64, 64), (121, 203)])
+def test_grey(library: ctypes.CDLL, shape: tuple[int, int]) -> None:
+    for quality in (1, 50, 95, 100):
+        encoded = encode(np.ascontiguousarray(picture(*shape)[..., 0]), quality=quality)
+        check(library, encoded)
+        found = decode_by_all(library, encoded)
+        assert found is not None
+        assert found.shape == shape
+
+
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    noise=st.integers(0, 128),
+    sampling=st.sampled_from(sorted(SAMPLINGS)),
+    quality=st.integers(1, 100),
+    interval=st.integers(0, 9),
+    optimize=st.integers(0, 1),
+    seed=st.integers(0, 10),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_picture(
+    height: int, width: int, noise: int, sampling: str, quality: int, interval: int, optimize: int, seed: int
+) -> None:
+    library = decoder()
+    if library is None:
+        pytest.skip("the decoder was not built")
+    pixels = picture(height, width, noise, seed)
+    check(library, encode(pixels, sampling, quality, rst_interval=interval, optimize=optimize))
+
+
+def segments(encoded: bytes) -> list[tuple[int, int, int]]:
+    """Marker, begin and end of the content of each segment up to the scan's header."""
+    found, at = [], 2
+    while not found or found[-1][0] != 0xDA:
+        length = int.from_bytes(encoded[at + 2 : at + 4], "big")
+        found.append((encoded[at + 1], at + 4, at + 2 + length))
+        at += 2 + length
+    return found
+
+
+def with_steps(encoded: bytes, steps: list[int]) -> bytes:
+    """The file with other steps of quantisation, so that its coefficients are larger than those of any image."""
+    changed = bytearray(encoded)
+    for marker, begin, _ in segments(encoded):
+        if marker == 0xDB:
+            changed[begin + 1 : begin + 65] = bytes(steps)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("sampling", ["444", "420"])
+def test_extreme_coefficients_are_equal_or_refused(library: ctypes.CDLL, sampling: str) -> None:
+    """16-bit sums of the reference's vector code may wrap round there."""
+    rng = np.random.default_rng(0)
+    num_taken = num_refused = 0
+    for number in range(300):
+        black_and_white = (rng.integers(0, 2, (24, 24, 3)) * 255).astype(np.uint8)
+        pixels = black_and_white if number % 2 else picture(24, 24, 128, number)
+        encoded = encode(pixels, sampling, int(rng.integers(80, 101)))
+        most = 2 ** int(rng.integers(0, 8))
+        changed = with_steps(encoded, rng.integers(1, most + 1, 64).tolist())
+        found = decode_by_all(library, changed)
+        num_refused += found is None
+        num_taken += found is not None
+        if found is not None:
+            np.testing.assert_array_equal(found, by_simplejpeg(changed))
+    assert num_taken > 50
+    assert num_refused > 50
+
+
+def test_one_coefficient_of_any_size(library: ctypes.CDLL) -> None:
+    """Each alone at a step of 255, so that results leave the range on both sides by far."""
+    rng = np.random.default_rng(1)
+    num_taken = 0
+    for place in range(64):
+        values = np.zeros((8, 8), np.float32)
+        values[place // 8, place % 8] = rng.choice([-1, 1]) * rng.integers(200, 900)
+        block = np.clip(cv2.idct(values) + 128, 0, 255).astype(np.uint8)
+        encoded = encode(np.tile(block, (2, 3)), quality=100)
+        for step in (1, 3, 5, 8, 30, 255):
+            changed = with_steps(encoded, [step] * 64)
+            found = decode_by_all(library, changed)
+            if found is not None:
+                num_taken += 1
+                np.testing.assert_array_equal(found, by_simplejpeg(changed))
+    assert num_taken > 100
+
+
+def restarted(number: int) -> bytes:
+    """A file whose second restart has this number."""
+    changed = bytearray(encode(picture(32, 32), rst_interval=2))
+    changed[changed.index(b"\xff\xd1", segments(bytes(changed))[-1][2]) + 1] = 0xD0 + number
+    return bytes(changed)
+
+
+def unusual_files() -> dict[str, bytes]:
+    pixels = picture(48, 64)
+    plain = by_pillow(pixels, quality=90)
+    found = {marker: (begin, end) for marker, begin, end in segments(plain)}
+    scan = found[0xDA][1]
+
+    def without(marker: int) -> bytes:
+        begin, end = found[marker]
+        return plain[: begin - 4] + plain[end:]
+
+    def changed(place: int, value: int) -> bytes:
+        return plain[:place] + bytes([value]) + plain[place + 1 :]
+
+    adobe = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
+    frame = found[0xC0][0]
+    return {
+        "progressive": by_pillow(pixels, progressive=True),
+        "CMYK": by_pillow(pixels, "CMYK"),
+        "RGB by Adobe's marker": without(0xE0)[:2] + adobe + b"\x00" + without(0xE0)[2:],
+        "YCCK by Adobe's marker": plain[:2] + adobe + b"\x02" + plain[2:],
+        "RGB by identifiers": by_pillow(pixels, keep_rgb=True),
+        "another version of JFIF": changed(found[0xE0][0] + 5, 2),
+        "no tables of quantisation": without(0xDB),
+        "no codes": without(0xC4),
+        "no frame": without(0xC0),
+        "12 bits": changed(frame, 12),
+        "no height": plain[: frame + 1] + b"\0\0" + plain[frame + 3 :],
+        "four components": changed(frame + 5, 4),
+        "odd sampling": changed(frame + 7, 0x41),
+        "chroma of two blocks": changed(frame + 10, 0x21),
+        "arithmetic": changed(frame - 3, 0xC9),
+        "spectral selection": changed(scan - 2, 62),
+        "successive approximation": changed(scan - 1, 1),
+        "cut off": plain[: scan + (len(plain) - scan) // 2],
+        "cut off with an end": plain[: scan + (len(plain) - scan) // 2] + b"\xff\xd9",
+        "without an end": plain[:-2],
+        "bytes before the end": plain[:-2] + b"\x12\x34\x56\xff\xd9",
+        "a restart before the end": plain[:-2] + b"\xff\xd0\xff\xd9",
+        "no restarts although they were announced": encode(pixels, rst_interval=5).replace(b"\xff\xd0", b""),
+        "a restart too many": restarted(2),
+        "a restart left out": restarted(0),
+        "bytes between segments": plain[:20] + b"\x00" + plain[20:],
+        "two frames": plain[: frame - 4] + plain[frame - 4 : found[0xC0][1]] + plain[frame - 4 :],
+        "nothing": b"",
+        "a beginning": b"\xff\xd8",
+        "no JPEG": b"\x89PNG\r\n\x1a\n" + bytes(100),
+    }
+
+
+@pytest.mark.parametrize("name", unusual_files())
+def test_unusual_files_are_refused(library: ctypes.CDLL, name: str) -> None:
+    assert decode_by_all(library, by_pillow(picture(48, 64), quality=90)) is not None
+    assert decode_by_all(library, unusual_files()[name]) is None
+
+
+def test_more_after_the_end_is_no_matter(library: ctypes.CDLL) -> None:
+    """As phones write it."""
+    encoded = encode(picture(50, 60), "420")
+    check(library, encoded + b"more" * 100)
+    check(library, encoded + encoded)
+
+
+@pytest.mark.parametrize("is_grey", [False, True])
+def test_nothing_is_written_behind_the_room(library: ctypes.CDLL, is_grey: bool) -> None:
+    pixels = picture(37, 53)
+    encoded = encode(np.ascontiguousarray(pixels[..., 0]) if is_grey else pixels, "420")
+    expected = by_simplejpeg(encoded)
+    assert expected is not None
+    for level in range(library.paceline_level() + 1):
+        out = np.full(expected.size + 100, 7, np.uint8)
+        found = decode_at_level(library, encoded, out[: expected.size], level)
+        assert found is not None
+        assert found.ctypes.data == out.ctypes.data
+        np.testing.assert_array_equal(found, expected)
+        assert (out[expected.size :] == 7).all()
+        out[:] = 7
+        assert decode_at_level(library, encoded, out[: expected.size - 1], level) is None
+        assert (out == 7).all()
+
+
+def test_a_header_that_promises_too_much_takes_no_memory(library: ctypes.CDLL) -> None:
+    encoded = bytearray(encode(picture(16, 16)))
+    frame = next(begin for marker, begin, _ in segments(bytes(encoded)) if marker == 0xC0)
+    encoded[frame + 1 : frame + 5] = b"\xff\xdc\xff\xdc"
+    out = np.empty(1000, np.uint8)
+    for level in range(library.paceline_level() + 1):
+        assert decode_at_level(library, bytes(encoded), out, level) is None
+
+
+def damaged(rng: random.Random, files: list[bytes]) -> bytes:
+    """One of the files with bytes changed, left out, or taken from another."""
+    changed, other = bytearray(rng.choice(files)), rng.choice(files)
+    place, length = rng.randrange(len(changed)), rng.randrange(1, 60)
+    kind = rng.randrange(5)
+    if kind == 0:
+        for _ in range(rng.randint(1, 4)):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+    elif kind == 1:
+        return bytes(changed[:place]) + b"\xff\xd9"
+    elif kind == 2:
+        changed[place] ^= 1 << rng.randrange(8)
+    elif kind == 3:
+        begin = rng.randrange(len(other))
+        changed[place : place + length] = other[begin : begin + length]
+    else:
+        del changed[place : place + length]
+    return bytes(changed)
+
+
+def test_damaged_files_are_refused_or_have_the_same_pixels(library: ctypes.CDLL) -> None:
+    """Whatever simplejpeg refuses or warns of is refused, too."""
+    rng = random.Random(0)
+    files = [
+        encode(picture(height, width, 60), sampling, quality, rst_interval=interval, optimize=interval % 2)
+        for height, width in ((8, 8), (17, 23), (33, 40))
+        for sampling in SAMPLINGS
+        for quality, interval in ((10, 0), (90, 1), (100, 3))
+    ]
+    files += [encode(picture(20, 30)[..., 0].copy()), by_pillow(picture(20, 30), progressive=True)]
+    num_taken = 0
+    for _ in range(4000):
+        changed = damaged(rng, files)
+        found = decode_by_all(library, changed)
+        if found is not None:
+            num_taken += 1
+            np.testing.assert_array_equal(found, by_simplejpeg(changed))
+    assert 400 < num_taken < 2000
+
+
+def test_many_threads_decode_as_one(library: ctypes.CDLL) -> None:
+    files = [encode(picture(90 + number, 120, seed=number), "420" if number % 2 else "444") for number in range(16)]
+    expected = [by_simplejpeg(file) for file in files]
+    wrong: list[int] = []
+
+    def work(first: int) -> None:
+        for turn in range(40):
+            number = (first + turn) % len(files)
+            found = decode_at_level(library, files[number], None, library.paceline_level())
+            if found is None or not np.array_equal(found, expected[number]):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=work, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_it_is_used_where_it_is_quicker(library: ctypes.CDLL) -> None:
+    encoded = encode(picture(30, 40))
+    found = decode_jpeg(encoded)
+    assert (found is not None) == (library.paceline_level() > 0)
