@@ -11,7 +11,7 @@
  */
 
 enum { LOOKUP_BITS = 10, MOST_VALUE_BITS = 11 }; /* of 8-bit samples: 11 for DC, 10 for AC */
-enum { WINDOW = 4096, SLACK = 288 }; /* bytes; a block takes no more than 64 times 16 + 11 bits, less than SLACK */
+enum { WINDOW = 4096, SLACK = 288 }; /* bytes; a block takes 209 at most, 27 bits and 63 times 26 */
 
 /* Fields of an entry, each of 8 bits but for the last, which has 16. */
 enum { TAKEN = 0, SHIFT = 8, RUN = 16, SECOND_PLACE = 24, STEP = 32, SECOND_VALUE = 40, BASE = 48 };
@@ -192,7 +192,7 @@ static Found look_long(const Lookup *lookup, uint64_t all_bits) {
 INLINE int decode_block(Stream *stream, Bits *bits, const Lookup *dc, const Lookup *ac, int32_t *predicted,
                         int16_t *block) {
     Bits b = *bits;
-    const uint64_t difference = dc->entries[b.bits >> (64 - LOOKUP_BITS)]; /* of at least 26 bits that are left */
+    const uint64_t difference = dc->entries[b.bits >> (64 - LOOKUP_BITS)]; /* of 16 or more bits left */
     if (stream->filled - b.at < SLACK) {
         if (!stream->marker)
             b.at = fill(stream, b.at);
