@@ -34,7 +34,7 @@ def image_of(*shape: int, dtype: torch.dtype, mean: float = 0.0) -> Tensor:
 
 
 def convolved(case: tuple[int, ...], dtype: torch.dtype, mean: float = 0.5) -> tuple[Tensor, Moments]:
-    """Convolve by the kernels for a case: images, channels (of each of several maps), filters, height, width, stride."""
+    """Convolve by kernels; a case is images, channels (of each of several maps), filters, height, width, stride."""
     from paceline.models import fused_joint, fused_stem, narrow_conv
 
     images, *channels, filters, height, width, stride = case

@@ -244,9 +244,9 @@ def calls(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     taken = kernels.convolved
 
-    def counted(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def counted(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype, **named: Any) -> Tensor:
         found.append(len(pieces))
-        result: Tensor = taken(weight, pieces, dtype)
+        result: Tensor = taken(weight, pieces, dtype, **named)
         return result
 
     monkeypatch.setattr(kernels, "convolved", counted)
@@ -278,9 +278,7 @@ def test_a_network_is_the_same_by_kernels(calls: list[int], monkeypatch: pytest.
 def test_without_kernels_maps_are_joined_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as of a join and a convolution."""
     found = trained(network())
-    monkeypatch.setattr(
-        blocks, "convolved_jointly", lambda convolution, maps, tally: convolution(torch.cat(maps, dim=1))
-    )
+    monkeypatch.setattr(blocks, "convolved_jointly", lambda convolution, maps, *_: convolution(torch.cat(maps, dim=1)))
     for name, value in trained(network()).items():
         assert torch.equal(found[name], value), name
 

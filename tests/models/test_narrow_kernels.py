@@ -162,9 +162,9 @@ def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest
     calls: list[tuple[int, ...]] = []
     taken = kernels.convolved
 
-    def counted(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+    def counted(x: torch.Tensor, weight: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
         calls.append(tuple(weight.shape[:2]))
-        return taken(x, weight, *others)  # type: ignore[no-any-return]
+        return taken(x, weight, *others, **named)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(kernels, "convolved", counted)
     found = trained(monkeypatch, by_kernels=True)

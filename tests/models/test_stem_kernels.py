@@ -381,7 +381,7 @@ def of(launch, filters, **more):
 
 
 def convolve(filters, notes, more={}, **kinds):
-    warps = warps_of(FORWARD, min(filters, FORWARD.filters), notes=notes)
+    warps = warps_of(FORWARD, min(filters, FORWARD.filters), notes=notes, even=not more)
     return made(stem_kernels._convolve, of(FORWARD, filters, notes=notes, ptx=True, **more), warps, **kinds)
 
 

@@ -28,7 +28,7 @@ STEP = 8
 _WIDTHS = (64, 32, 16, 8)
 """Filters that a program may take together."""
 _MOST_SUMMED = 16
-"""Filters of a program whose threads have registers for sums of moments, too; with more it takes twice the warps."""
+"""Filters of a program whose threads have registers for sums of moments, too; else it takes twice the warps."""
 SETTLED_ROWS, SETTLED_WEIGHTS = 512, 8
 """Of a program that adds parts."""
 
@@ -77,9 +77,12 @@ class _Cut:
         return cls(across, groups, triton.cdiv(groups, part_groups), part_groups, blocks, filters)
 
 
-def warps_of(launch: Launch, filters: int, *, notes: bool) -> int:
-    """Return the warps of a program that convolves with so many filters, and notes moments or not."""
-    return 2 * launch.warps if notes and filters > _MOST_SUMMED else launch.warps
+def warps_of(launch: Launch, filters: int, *, notes: bool, even: bool) -> int:
+    """Return the warps of a program that convolves with so many filters.
+
+    notes: whether it notes moments. even: whether lines begin where loads are wide and end with whole groups.
+    """
+    return launch.warps if not notes or (even and filters <= _MOST_SUMMED) else 2 * launch.warps
 
 
 def _step(*distances: int) -> int:
@@ -104,6 +107,7 @@ def forwarded(
         _spread, (cut.blocks * 3,), weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4
     )
     y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
+    step, whole = _step(width), out_size[1] % OUTPUTS == 0
     moments = Moments.empty(y, cut.parts * OUTPUTS, num_filters) if tally else None
     start_kernel(
         _convolve,
@@ -124,10 +128,10 @@ def forwarded(
         ptx=has_ptx(x),
         groups=launch.groups,
         channels=cut.filters,
-        step=_step(width),
-        whole=out_size[1] % OUTPUTS == 0,
+        step=step,
+        whole=whole,
         stages=launch.stages,
-        num_warps=warps_of(launch, cut.filters, notes=moments is not None),
+        num_warps=warps_of(launch, cut.filters, notes=moments is not None, even=whole and step == STEP),
     )
     if tally:
         tally.moments = moments

@@ -105,7 +105,9 @@ def _convolve_narrow(
     is_cell, is_out = (line < out_height) & (column < out_width), out < out_channels
     place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
     first = y + image.to(tl.int64) * (out_height * out_width * out_channels)
-    value = tl.where(is_cell[:, None], total, 0.0).to(y.dtype.element_ty)
+    if notes:  # of cells beyond an edge, which see some of the map, nothing may be summed up
+        total = tl.where(is_cell[:, None], total, 0.0)
+    value = total.to(y.dtype.element_ty)
     tl.store(first + place, value, mask=is_cell[:, None] & is_out[None, :])
     if notes:
         tile, tiles = tl.program_id(0), tl.num_programs(0)

@@ -156,7 +156,7 @@ def _products(
     stride: tl.constexpr,
     step: tl.constexpr,
 ):
-    """Outputs of groups, float32, and where the groups lie: line of outputs, place within it."""
+    """Convolve groups; give the outputs, float32, and where the groups lie: line of outputs, place within it."""
     line, across = _divided(group, groups_across)
     image, top = _divided(line, out_height)
     top = top * stride - 1
