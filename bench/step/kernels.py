@@ -1,10 +1,13 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
-    python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40] [--only-ours]
+    python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
+                                 [--only-ours | --moments]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
-between them, are those of a graph. The last line is JSON.
+between them, are those of a graph. With `--moments` there are two graphs with our kernels, in turn and twice: norms
+that take the moments that convolutions have written (decision 70), and norms that look at every map. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import sys
 import time
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
@@ -24,6 +27,7 @@ import torch
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
 from paceline.models.registry import build_model
+from paceline.parallel.norms import BatchNorm
 from paceline.training.config import OptimConfig
 from paceline.training.graphed import CudaCapture, graphed
 from paceline.training.optim import plan_optimizer
@@ -107,6 +111,36 @@ def kernels_of(
     return [(name, times[name] / steps, launches[name] / steps) for name in names], idle / steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a step is taken."""
+
+    name: str
+    ours: bool = True
+    """Whether our kernels take part."""
+    graphs: bool = True
+    moments: bool = True
+    """Whether norms take moments from convolutions."""
+
+
+def ways_of(options: argparse.Namespace) -> list[Way]:
+    """Return the ways that are timed, in order."""
+    if options.moments:
+        pair = [("moments by convolutions", True), ("moments by passes", False)]
+        return [Way(name=f"{name}, {turn}", moments=moments) for turn in ("first", "again") for name, moments in pair]
+    if options.only_ours:
+        return [Way(name="our kernels, graph")]
+    return [
+        Way(
+            name=f"{'our kernels' if ours else 'torch alone'}, {'graph' if graphs else 'eager'}",
+            ours=ours,
+            graphs=graphs,
+        )
+        for ours in (False, True)
+        for graphs in (False, True)
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="yolo11n")
@@ -115,32 +149,33 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--top", type=int, default=40, help="kernels that are listed")
     parser.add_argument("--only-ours", action="store_true", help="only the graph with our kernels")
+    parser.add_argument("--moments", action="store_true", help="only graphs with our kernels, with and without moments")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("This bench needs a CUDA GPU.", file=sys.stderr)
         return 2
     device = torch.device("cuda")
     figures: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__} | vars(options)
-    for ours in (True,) if options.only_ours else (False, True):
-        for graphs in (True,) if options.only_ours else (False, True):
-            name = f"{'our kernels' if ours else 'torch alone'}, {'graph' if graphs else 'eager'}"
-            setting = setting_of(options.model, options.imgsz, device)
-            with ExitStack() as stack:
-                if not ours:
-                    for room in ROOMS:
-                        stack.enter_context(mock.patch(f"paceline.{room}.usable", return_value=False))
-                eager = understudy(setting.cast, Precision.named("bf16"))
-                step = graphed(eager, CudaCapture(device)) if graphs else eager
-                figures[name] = timed(step, setting, options.batch, options.steps)
-                cells = ", ".join(f"{key} {value:,.2f}" for key, value in figures[name].items())
-                print(f"{options.model} {name}: {cells}", flush=True)
-                if graphs:
-                    found, figures[name]["idle_ms"] = kernels_of(step, setting, options.batch)
-                    busy_ms, idle_ms = sum(ms for _, ms, _ in found), figures[name]["idle_ms"]
-                    print(f"{busy_ms:9.3f} ms of kernels, {idle_ms:.3f} between them")
-                    figures[name]["kernels"] = sum(count for _, _, count in found)
-                    for kernel, ms, count in found[: options.top]:
-                        print(f"{ms:9.3f} ms {count:6.1f} x  {kernel[:150]}")
+    for way in ways_of(options):
+        setting = setting_of(options.model, options.imgsz, device)
+        with ExitStack() as stack:
+            if not way.ours:
+                for room in ROOMS:
+                    stack.enter_context(mock.patch(f"paceline.{room}.usable", return_value=False))
+            if not way.moments:
+                stack.enter_context(mock.patch.object(BatchNorm, "takes_moments", return_value=False))
+            eager = understudy(setting.cast, Precision.named("bf16"))
+            step = graphed(eager, CudaCapture(device)) if way.graphs else eager
+            figures[way.name] = timed(step, setting, options.batch, options.steps)
+            cells = ", ".join(f"{key} {value:,.2f}" for key, value in figures[way.name].items())
+            print(f"{options.model} {way.name}: {cells}", flush=True)
+            if way.graphs:
+                found, figures[way.name]["idle_ms"] = kernels_of(step, setting, options.batch)
+                busy_ms, idle_ms = sum(ms for _, ms, _ in found), figures[way.name]["idle_ms"]
+                print(f"{busy_ms:9.3f} ms of kernels, {idle_ms:.3f} between them")
+                figures[way.name]["kernels"] = sum(count for _, _, count in found)
+                for kernel, ms, count in found[: options.top]:
+                    print(f"{ms:9.3f} ms {count:6.1f} x  {kernel[:150]}")
     print(json.dumps(figures))
     return 0
 

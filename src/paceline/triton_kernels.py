@@ -102,6 +102,11 @@ def on_gpu(values: torch.Tensor) -> bool:
     return values.is_cuda or (values.is_meta and _is_ahead.get())
 
 
+def has_ptx(values: torch.Tensor) -> bool:
+    """Whether NVIDIA's instructions may be named: not under Triton's interpreter, nor on another's GPU."""
+    return on_gpu(values) and torch.version.hip is None
+
+
 def autocast_type(values: torch.Tensor) -> torch.dtype | None:
     """Return the type that autocast would now compute in with a tensor; None where it leaves that as it is."""
     kind = "cuda" if values.is_meta else values.device.type

@@ -57,7 +57,9 @@ def test_units_take_them_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None
 
     seen = []
     taken = narrow_conv.convolved
-    monkeypatch.setattr(narrow_conv, "convolved", lambda *given: seen.append(given[3]) or taken(*given))
+    monkeypatch.setattr(
+        narrow_conv, "convolved", lambda *given, **named: seen.append(given[3]) or taken(*given, **named)
+    )
     unit = ConvUnit(16, 32, 3).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
     x = torch.randn(2, 16, 8, 8, device=DEVICE).contiguous(memory_format=torch.channels_last)
     with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -96,9 +98,9 @@ def test_networks_take_them_in_training_alone(monkeypatch: pytest.MonkeyPatch) -
     types: list[torch.dtype] = []
     taken = fused_stem.convolved
 
-    def noted(x: torch.Tensor, weight: torch.Tensor, *, stride: int, dtype: torch.dtype) -> torch.Tensor:
+    def noted(x: torch.Tensor, weight: torch.Tensor, *, dtype: torch.dtype, **named: Any) -> torch.Tensor:
         types.append(dtype)
-        return taken(x, weight, stride=stride, dtype=dtype)
+        return taken(x, weight, dtype=dtype, **named)
 
     monkeypatch.setattr(fused_stem, "convolved", noted)
     network = build_model("yolo11n", 3).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -35,7 +35,7 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     with (
         interpreting(
-            *(f"paceline.models.{name}" for name in ("part_kernels", "joint_kernels", "fused_joint"))
+            *(f"paceline.models.{name}" for name in ("moment_kernels", "part_kernels", "joint_kernels", "fused_joint"))
         ) as module,
         pytest.MonkeyPatch.context() as patch,
     ):
@@ -244,9 +244,9 @@ def calls(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     taken = kernels.convolved
 
-    def counted(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    def counted(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype, **named: Any) -> Tensor:
         found.append(len(pieces))
-        result: Tensor = taken(weight, pieces, dtype)
+        result: Tensor = taken(weight, pieces, dtype, **named)
         return result
 
     monkeypatch.setattr(kernels, "convolved", counted)
@@ -278,7 +278,7 @@ def test_a_network_is_the_same_by_kernels(calls: list[int], monkeypatch: pytest.
 def test_without_kernels_maps_are_joined_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same bits as of a join and a convolution."""
     found = trained(network())
-    monkeypatch.setattr(blocks, "convolved_jointly", lambda convolution, maps: convolution(torch.cat(maps, dim=1)))
+    monkeypatch.setattr(blocks, "convolved_jointly", lambda convolution, maps, *_: convolution(torch.cat(maps, dim=1)))
     for name, value in trained(network()).items():
         assert torch.equal(found[name], value), name
 
@@ -356,7 +356,7 @@ from paceline.models import joint_kernels, part_kernels
 from paceline.models.fused_joint import Tile, tile_of_map, tile_of_weight
 
 TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
-floats = dict.fromkeys(("parts", "of_weight"), "*fp32")
+floats = dict.fromkeys(("parts", "of_weight", "moments"), "*fp32")
 
 
 KERNELS = vars(joint_kernels) | vars(part_kernels)
@@ -390,7 +390,9 @@ for num_out, num_in, room in sizes:
     }
     for name, tile in tiles.items():
         fixed = {key: value for key, value in vars(tile).items() if key not in ("warps", "programs")}
-        variants.add((name, room, tile.warps, tuple(fixed.items())))
+        for notes in (False, True) if name == "_convolve_joint" else (None,):
+            more = {} if notes is None else {"notes": notes}
+            variants.add((name, room, tile.warps, tuple((fixed | more).items())))
 for name, room, warps, fixed in sorted(variants):
     made = built(KERNELS[name], dict(fixed) | ({"room": room} if room else {}), warps, "*bf16", 89)
     assert made.metadata.shared <= 99 * 1024, "what consumer cards have"

@@ -27,7 +27,7 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     with interpreting(
-        *(f"paceline.models.{name}" for name in ("part_kernels", "narrow_kernels", "narrow_conv"))
+        *(f"paceline.models.{name}" for name in ("moment_kernels", "part_kernels", "narrow_kernels", "narrow_conv"))
     ) as module:
         yield module
 
@@ -162,9 +162,9 @@ def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest
     calls: list[tuple[int, ...]] = []
     taken = kernels.convolved
 
-    def counted(x: torch.Tensor, weight: torch.Tensor, *others: Any) -> torch.Tensor:
+    def counted(x: torch.Tensor, weight: torch.Tensor, *others: Any, **named: Any) -> torch.Tensor:
         calls.append(tuple(weight.shape[:2]))
-        return taken(x, weight, *others)  # type: ignore[no-any-return]
+        return taken(x, weight, *others, **named)  # type: ignore[no-any-return]
 
     monkeypatch.setattr(kernels, "convolved", counted)
     found = trained(monkeypatch, by_kernels=True)
@@ -177,13 +177,20 @@ def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest
 
 
 _PROGRAM = """
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from paceline.models import narrow_kernels
 from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
 
+TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
+kinds |= dict(moments="*fp32")
 
 
 def made_of(kernel, warps, capability=90, **fixed):
@@ -196,12 +203,21 @@ def made_of(kernel, warps, capability=90, **fixed):
     return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
 
 
+def spills(made):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return "STACK:0" not in usage or "LOCAL:0" not in usage
+
+
 for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 1)):
     sizes = dict(in_channels=channels, out_channels=out_channels, stride=stride)
     sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
-    for turned in (False, True):
-        tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
+    for turned, notes in ((False, False), (True, False), (False, True)):
+        tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns, notes=notes)
         made = made_of(narrow_kernels._convolve_narrow, CONVOLVING.warps, turned=turned, **tile, **sizes)
+        assert not spills(made)
         assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
         assert "wgmma" in made.asm["ptx"], "products of matrices"
     tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)

@@ -31,7 +31,9 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     triton = pytest.importorskip("triton")
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
-    with interpreting("paceline.models.norm_kernels", "paceline.models.fused_norm") as module:
+    with interpreting(
+        *(f"paceline.models.{name}" for name in ("moment_kernels", "norm_kernels", "fused_norm"))
+    ) as module:
         yield module
 
 
@@ -257,10 +259,10 @@ _PROGRAM = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
-from paceline.models import norm_kernels
+from paceline.models import moment_kernels, norm_kernels
 
 kinds = dict.fromkeys(("y", "z", "carried", "of_first", "of_second", "of_y"), "*bf16") | dict(eps="fp32")
-floats = ("parts", "kept", "weight", "bias", "of_affine", "sums", "latest_mean", "latest_variance")
+floats = ("parts", "moments", "joined", "kept", "weight", "bias", "of_affine", "sums", "latest_mean", "latest_variance")
 kinds |= dict.fromkeys(floats, "*fp32")
 numbers = ("num_rows", "num_channels", "piece_channels", "part_rows", "num_parts", "first_pitch")
 numbers += ("second_pitch", "carried_pitch")
@@ -270,6 +272,7 @@ of_sums = of_tiles | dict(stages=3)
 variants = [
     (norm_kernels._statistics, of_sums),
     (norm_kernels._settle_statistics, dict(parts_room=512, channels=8)),
+    (moment_kernels._join_moments, dict(parts=32, channels=32)),
     (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=False)),
     (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=True)),
     (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=1, ptx=True)),

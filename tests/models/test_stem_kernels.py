@@ -30,7 +30,9 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     triton = pytest.importorskip("triton")
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
-    with interpreting("paceline.models.stem_kernels", "paceline.models.fused_stem") as module:
+    with interpreting(
+        *(f"paceline.models.{name}" for name in ("moment_kernels", "stem_kernels", "fused_stem"))
+    ) as module:
         yield module
 
 
@@ -349,7 +351,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 
 from paceline.models import stem_kernels
-from paceline.models.fused_stem import BACKWARD, FORWARD, SETTLED_ROWS, SETTLED_WEIGHTS
+from paceline.models.fused_stem import BACKWARD, FORWARD, SETTLED_ROWS, SETTLED_WEIGHTS, warps_of
 
 tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_MEMORY = 99 * 1024  # of a program, on the least of the devices that run kernels
@@ -357,7 +359,7 @@ SHARED_MEMORY = 99 * 1024  # of a program, on the least of the devices that run 
 
 def made(kernel, fixed, warps, *, of_images="*bf16", computed="*bf16", capability=90):
     kinds = dict(x=of_images, bands=computed, y=computed, of_y=computed)
-    kinds |= dict.fromkeys(("weight", "parts", "of_weight"), "*fp32")
+    kinds |= dict.fromkeys(("weight", "parts", "of_weight", "moments"), "*fp32")
     names = kernel.arg_names
     signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
     aligned = [["tt.divisibility", 16]]
@@ -378,13 +380,19 @@ def of(launch, filters, **more):
     return sizes | dict(stages=launch.stages) | more
 
 
+def convolve(filters, notes, more={}, **kinds):
+    warps = warps_of(FORWARD, min(filters, FORWARD.filters), notes=notes, even=not more)
+    return made(stem_kernels._convolve, of(FORWARD, filters, notes=notes, ptx=True, **more), warps, **kinds)
+
+
 for filters in (8, 16, 32, 64):
-    ptx = made(stem_kernels._convolve, of(FORWARD, filters), FORWARD.warps)
-    assert "wgmma" in ptx
-    assert "st.global.v4.b32" in ptx
-    assert "st.global.b16" not in ptx, "eight numbers are stored at once"
-    assert "cp.async.cg.shared.global" in ptx, "and as many loaded, ahead"
-    assert "cp.async.ca" not in ptx
+    for notes in (False, True):
+        ptx = convolve(filters, notes)
+        assert "wgmma" in ptx
+        assert "st.global.v4.b32" in ptx
+        assert "st.global.b16" not in ptx, "eight numbers are stored at once"
+        assert "cp.async.cg.shared.global" in ptx, "and as many loaded, ahead"
+        assert "cp.async.ca" not in ptx
     ptx = made(stem_kernels._multiply, of(BACKWARD, filters, of_y_step=8), BACKWARD.warps)
     assert "cp.async.cg.shared.global" in ptx
     assert "cp.async.ca" not in ptx
@@ -392,10 +400,12 @@ for filters in (8, 16, 32, 64):
         assert "wgmma" in ptx
         assert "ld.global" not in ptx
 for kinds in (dict(of_images="*fp32"), dict(capability=80), dict(of_images="*fp16", computed="*fp16", capability=89)):
-    made(stem_kernels._convolve, of(FORWARD, 32), FORWARD.warps, **kinds)
+    for notes in (False, True):
+        convolve(32, notes, **kinds)
     made(stem_kernels._multiply, of(BACKWARD, 32, of_y_step=8), BACKWARD.warps, **kinds)
 for more in (dict(step=1), dict(whole=False), dict(stride=1, step=1, whole=False)):
-    made(stem_kernels._convolve, of(FORWARD, 16, **more), FORWARD.warps)
+    for notes in (False, True):
+        convolve(16, notes, more)
     made(stem_kernels._multiply, of(BACKWARD, 16, of_y_step=1, **more), BACKWARD.warps)
 made(stem_kernels._spread, dict(stride=2, channels=16), 4)
 made(stem_kernels._settle, dict(rows=SETTLED_ROWS, weights=SETTLED_WEIGHTS), 8)

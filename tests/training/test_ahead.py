@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import shutil
+from collections import Counter
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel
 
 KERNELS = {
-    *("_statistics", "_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"),
+    *(
+        "_statistics",
+        "_join_moments",
+        "_settle_statistics",
+        "_apply",
+        "_gradient_sums",
+        "_settle_sums",
+        "_apply_gradient",
+    ),
     *("_spread", "_convolve", "_multiply", "_settle", "_sums"),
     *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_trace_back"),
     *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
@@ -70,7 +79,11 @@ def test_an_imagined_step_names_every_kernel_and_touches_nothing(
     tensors = [value for _, given, _ in named for value in given if isinstance(value, torch.Tensor)]
     assert all(value.is_meta for value in tensors)
     assert not {value.dtype for value in tensors} & {torch.float16, torch.float64}
-    assert sum(name == "_apply" for name, _, _ in named) == 81, "one for each norm"
+    counts = Counter(name for name, _, _ in named)
+    assert counts["_apply"] == counts["_settle_statistics"] == 81, "one for each norm"
+    assert counts["_statistics"] == 81 - 30, "without those whose convolutions have written their moments"
+    assert counts["_convolve"] + counts["_convolve_joint"] == 1 + 16
+    assert counts["_join_moments"] == 12, "of the maps of 80 x 80 cells and more"
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(value.grad is None for value in network.parameters())
 
@@ -110,7 +123,7 @@ def test_no_kernel_of_the_network_is_compiled_for_a_size(monkeypatch: pytest.Mon
     as_on_a_gpu(monkeypatch)
     network, criterion = network_of()
     sets = []
-    for images, side in ((2, 640), (64, 640), (15, 672), (3, 320)):
+    for images, side in ((ahead._IMAGES, ahead._SIDE), (2, 640), (15, 672), (3, 320), (128, 640), (32, 1280)):
         found.clear()
         with triton_kernels.compiled_ahead(1):
             ahead.imagined_step(network, criterion, torch.bfloat16, images=images, side=side)

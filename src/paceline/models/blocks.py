@@ -15,22 +15,37 @@ from torch.nn import functional as F
 
 from paceline.models.convolution import Convolution
 from paceline.models.joint import convolved_jointly
+from paceline.models.moments import Tally
 from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import takes_map
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.models.moments import Moments
+
 
 class NormWithActivation(nn.BatchNorm2d):
     """A batch norm that may carry out the activation after it too, so that what lies between is never written."""
 
+    def takes_moments(self) -> bool:
+        """Whether it would make use of the moments of its next map."""
+        return False
+
     def activated(
-        self, x: Tensor, activation: nn.Module, pieces: int = 1, carried: Tensor | None = None
+        self,
+        x: Tensor,
+        activation: nn.Module,
+        pieces: int = 1,
+        carried: Tensor | None = None,
+        moments: Moments | None = None,
     ) -> tuple[Tensor, ...]:
-        """Normalise BCHW and activate it; in equal pieces along the channels, or added to what is carried past it."""
+        """Normalise BCHW and activate it; in equal pieces along the channels, or added to what is carried past it.
+
+        moments: those of the map, if they are known.
+        """
         assert pieces == 1 or carried is None
-        whole: Tensor = activation(self(x))
+        whole: Tensor = activation(self(x) if moments is None else self(x, moments))
         whole = whole if carried is None else carried + whole
         return (whole,) if pieces == 1 else torch.chunk(whole, pieces, dim=1)
 
@@ -60,24 +75,26 @@ class ConvUnit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, normalise, activate."""
-        return self._finished(self.conv(x))[0]
+        return self._finished((x,))[0]
 
     def added(self, x: Tensor, carried: Tensor) -> Tensor:
         """Give `carried`, a map like the result, plus the result."""
-        return self._finished(self.conv(x), carried=carried)[0]
+        return self._finished((x,), carried=carried)[0]
 
     def joined(self, *maps: Tensor) -> Tensor:
         """Give what `forward` does of maps joined along their channels; on GPUs without joining them."""
-        return self._finished(convolved_jointly(self.conv, maps))[0]
+        return self._finished(maps)[0]
 
     def halves(self, *maps: Tensor) -> tuple[Tensor, ...]:
         """Cut what `joined` gives in two halves of the channels; the same numbers, but maybe not in one place."""
-        return self._finished(convolved_jointly(self.conv, maps), 2)
+        return self._finished(maps, 2)
 
-    def _finished(self, convolved: Tensor, pieces: int = 1, carried: Tensor | None = None) -> tuple[Tensor, ...]:
+    def _finished(self, maps: tuple[Tensor, ...], pieces: int = 1, carried: Tensor | None = None) -> tuple[Tensor, ...]:
         if isinstance(self.bn, NormWithActivation):
-            return self.bn.activated(convolved, self.act, pieces, carried)
-        activated: Tensor = self.act(self.bn(convolved))
+            tally = Tally() if self.bn.takes_moments() else None
+            convolved = convolved_jointly(self.conv, maps, tally)
+            return self.bn.activated(convolved, self.act, pieces, carried, tally.moments if tally else None)
+        activated: Tensor = self.act(self.bn(convolved_jointly(self.conv, maps)))
         activated = activated if carried is None else carried + activated
         return (activated,) if pieces == 1 else torch.chunk(activated, pieces, dim=1)
 

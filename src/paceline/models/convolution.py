@@ -12,6 +12,8 @@ from paceline.triton_kernels import autocast_type, on_gpu, takes_map, usable
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.models.moments import Tally
+
 _HALF = (torch.bfloat16, torch.float16)
 
 
@@ -21,8 +23,11 @@ class Convolution(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, groups: int = 1) -> None:
         super().__init__(in_channels, out_channels, kernel, stride, kernel // 2, groups=groups, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """BCHW to BNHW, in training on a GPU in half precision maybe by kernels of our own."""
+    def forward(self, x: Tensor, *, tally: Tally | None = None) -> Tensor:
+        """BCHW to BNHW, in training on a GPU in half precision maybe by kernels of our own.
+
+        tally: takes the moments of the result, where a kernel sums them up on the way.
+        """
         if torch.compiler.is_compiling() or not self._has_kernels(x, dtype := autocast_type(x) or x.dtype):
             return super().forward(x)
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton
@@ -30,7 +35,7 @@ class Convolution(nn.Conv2d):
         if self.groups > 1:
             return depthwise_conv.convolved(x, self.weight, dtype)
         if narrow_conv.is_narrow(self.in_channels, self.out_channels, self.stride[0]):
-            return narrow_conv.convolved(x, self.weight, self.stride[0], dtype)
+            return narrow_conv.convolved(x, self.weight, self.stride[0], dtype, tally=tally)
         return super().forward(x)
 
     def _has_kernels(self, x: Tensor, dtype: torch.dtype) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
+from paceline.models.moments import Moments
 from paceline.models.part_kernels import _settle_weight
 from paceline.models.pitch import Layout, pitch_of
 from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, start_kernel
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
+
+    from paceline.models.moments import Tally
 
 
 @dataclass(frozen=True)
@@ -125,26 +128,34 @@ def _few(pieces: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return (torch.cat(tuple(pieces[: more + 1]), dim=1), *pieces[more + 1 :]) if more > 0 else tuple(pieces)
 
 
-def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
-    """Return y BNHW, channels-last: `maps` BCHW, whose cells lie evenly, by `factors` N K, all of one type."""
+def product(factors: Tensor, maps: Sequence[Tensor], tile: Tile | None = None, *, tally: Tally | None = None) -> Tensor:
+    """Return y BNHW, channels-last: `maps` BCHW, whose cells lie evenly, by `factors` N K, all of one type.
+
+    tally: takes the moments of y.
+    """
     pieces = _Pieces.of(maps)
     num_out, num_in = factors.shape
     images, _, height, width = maps[0].shape
     y = maps[0].new_empty((images, height, width, num_out))
     num_rows = images * height * width
     tile = tile or tile_of_map(num_out, num_in)
+    moments = Moments.empty(y, cdiv(num_rows, tile.rows), num_out) if tally else None
     start_kernel(
         _convolve_joint,
         (cdiv(num_rows, tile.rows) * cdiv(num_out, tile.columns),),
         *pieces.arguments,
         factors,
         y,
+        moments.table if moments else y,
         num_rows,
         num_in,
         num_out,
+        notes=moments is not None,
         room=len(pieces.maps),
         **_constants(tile),
     )
+    if tally:
+        tally.moments = moments
     return y.permute(0, 3, 1, 2)
 
 
@@ -228,13 +239,13 @@ class _Convolved(torch.autograd.Function):
     """A 1 x 1 convolution over maps that stay where they are."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tiles: Tiles, *maps: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, tiles: Tiles, tally: Tally | None, *maps: Tensor) -> Tensor:
         """Return y BCHW, channels-last and of the maps' type."""
         maps = tuple(map(_readable, maps))
         factors = weight.to(maps[0].dtype).flatten(1)
         ctx.save_for_backward(factors, *maps)
         ctx.layout, ctx.tiles = Layout.of(weight), tiles
-        return product(factors, maps, tiles.of_result)
+        return product(factors, maps, tiles.of_result, tally=tally)
 
     @staticmethod
     @once_differentiable
@@ -245,22 +256,29 @@ class _Convolved(torch.autograd.Function):
         of_weight = of_maps = None
         if ctx.needs_input_grad[0]:
             of_weight = gradient_of_weight(ctx.layout, of_y, maps, ctx.tiles.of_weight)
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         if any(needed):
             of_maps = gradients_of_maps(factors, of_y, maps, ctx.tiles.of_pieces)
         found = of_maps or (None,) * len(maps)
-        return of_weight, None, *(value if needs else None for value, needs in zip(found, needed, strict=True))
+        return of_weight, None, None, *(value if needs else None for value, needs in zip(found, needed, strict=True))
 
 
-def convolved(weight: Tensor, pieces: Sequence[Tensor], dtype: torch.dtype, *, tiles: Tiles = CHOSEN) -> Tensor:
+def convolved(
+    weight: Tensor,
+    pieces: Sequence[Tensor],
+    dtype: torch.dtype,
+    *,
+    tally: Tally | None = None,
+    tiles: Tiles = CHOSEN,
+) -> Tensor:
     """Convolve maps as if they were joined along their channels; on the current stream, without waiting.
 
     weight: N K 1 1 of any floating type, in this order in memory. pieces: BCHW each, of one B, H and W, and of K
     channels together, in multiples of eight. dtype: bfloat16 or float16, to which all of them are rounded if they are
-    not of it. tiles: sizes that change the time, and the order of sums.
+    not of it. tally: takes the moments of what is returned. tiles: sizes that change the time, and the order of sums.
     Returns BNHW, channels-last and of that type. The weight's gradient is of its own type, a sum in float32.
     """
     with torch.cuda.device_of(pieces[0]):  # where Triton launches; a backward pass is in a thread of the device
         maps = [piece.to(dtype) for piece in _few(pieces)]
-        y: Tensor = _Convolved.apply(weight, tiles, *maps)
+        y: Tensor = _Convolved.apply(weight, tiles, tally, *maps)
     return y

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from paceline.models.moment_kernels import _join_moments
+from paceline.models.moments import Moments
 from paceline.models.norm_kernels import (
     _apply,
     _apply_gradient,
@@ -22,7 +24,7 @@ from paceline.models.norm_kernels import (
     _statistics,
 )
 from paceline.models.pitch import readable
-from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, on_gpu, start_kernel
+from paceline.triton_kernels import KEPT_CUTS, cdiv, has_ptx, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +50,10 @@ _WIDTHS = (64, 32, 16, 8)
 _VECTOR = 8
 """Channels that are loaded at once where their number allows it."""
 _MOST_PARTS = 512
+_MOST_PARTS_BEFORE = 1024
+"""Of moments that a convolution has written: as many are settled at once, more are joined before."""
+_JOINED_PARTS, _JOINED_CHANNELS = 32, 32
+"""Of a program that makes one part of many."""
 _SETTLED_CHANNELS = 8
 """Of a program that combines the parts."""
 
@@ -85,9 +91,47 @@ def _step(*pitches: int) -> int:
     return _VECTOR if all(pitch % _VECTOR == 0 for pitch in pitches) else 1
 
 
-def _has_ptx(values: Tensor) -> bool:
-    """Whether NVIDIA's instructions may be named: not under Triton's interpreter, nor on another's GPU."""
-    return on_gpu(values) and torch.version.hip is None
+def moments_of(y: Tensor, launch: Launch = SUMS) -> Moments:
+    """Return the moments of a channels-last map, by a pass over it."""
+    num_channels = y.shape[1]
+    num_rows = y.numel() // num_channels
+    cut = _Cut.of(num_rows, num_channels, 1, launch)
+    moments = Moments.empty(y, cut.parts, num_channels)
+    start_kernel(
+        _statistics,
+        (cut.parts, cut.blocks),
+        y,
+        moments.table,
+        num_rows,
+        num_channels,
+        cut.part_rows,
+        rows=cut.rows,
+        channels=cut.channels,
+        step=_step(num_channels),
+        stages=launch.stages,
+        num_warps=launch.warps,
+    )
+    return moments
+
+
+def _few(moments: Moments) -> Moments:
+    """Return moments in few enough parts to be settled at once, joined if there are more."""
+    while moments.num_parts > _MOST_PARTS_BEFORE:
+        chunks = cdiv(moments.num_parts, _JOINED_PARTS)
+        joined = Moments.empty(moments.table, chunks, moments.num_channels)
+        start_kernel(
+            _join_moments,
+            (chunks, cdiv(moments.num_channels, _JOINED_CHANNELS)),
+            moments.table,
+            joined.table,
+            moments.num_channels,
+            moments.num_parts,
+            parts=_JOINED_PARTS,
+            channels=_JOINED_CHANNELS,
+            num_warps=4,
+        )
+        moments = joined
+    return moments
 
 
 class _NormedAndActivated(torch.autograd.Function):
@@ -104,6 +148,7 @@ class _NormedAndActivated(torch.autograd.Function):
         eps: float,
         silu: bool,
         pieces: int,
+        moments: Moments | None,
         of_sums: Launch,
         of_results: Launch,
     ) -> tuple[Tensor, ...]:
@@ -113,39 +158,24 @@ class _NormedAndActivated(torch.autograd.Function):
         num_rows = y.numel() // num_channels
         cut = _Cut.of(num_rows, num_channels, pieces, of_sums)
         tiles = _Cut.of(num_rows, num_channels, pieces, of_results)
-        parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         kept = y.new_empty((2, num_channels), dtype=torch.float32)
         images, _, height, width = y.shape
         z = y.new_empty((pieces, images, height, width, num_channels // pieces))
-        step, ptx = _step(num_channels), _has_ptx(y)
-        start_kernel(
-            _statistics,
-            (cut.parts, cut.blocks),
-            y,
-            parts,
-            num_rows,
-            num_channels,
-            cut.part_rows,
-            rows=cut.rows,
-            channels=cut.channels,
-            step=step,
-            stages=of_sums.stages,
-            num_warps=of_sums.warps,
-        )
+        room, warps = (_MOST_PARTS, 4) if moments is None else (_MOST_PARTS_BEFORE, 8)
+        moments = moments_of(y, of_sums) if moments is None else _few(moments)
         start_kernel(
             _settle_statistics,
             (cdiv(num_channels, _SETTLED_CHANNELS),),
-            parts,
+            moments.table,
             kept,
             *latest,
             num_rows,
             num_channels,
-            cut.parts,
-            cut.part_rows,
+            moments.num_parts,
             eps,
-            parts_room=_MOST_PARTS,
+            parts_room=room,
             channels=_SETTLED_CHANNELS,
-            num_warps=4,
+            num_warps=warps,
         )
         added, pitch = (y, num_channels) if carried is None else readable(carried)
         start_kernel(
@@ -166,7 +196,7 @@ class _NormedAndActivated(torch.autograd.Function):
             rows=tiles.rows,
             channels=tiles.channels,
             step=_step(num_channels, pitch),
-            ptx=ptx,
+            ptx=has_ptx(y),
             num_warps=of_results.warps,
         )
         ctx.save_for_backward(y, weight, bias, kept)
@@ -188,7 +218,7 @@ class _NormedAndActivated(torch.autograd.Function):
         parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         of_affine = y.new_empty((2, num_channels), dtype=torch.float32)
         of_y = torch.empty_like(y, memory_format=torch.channels_last)
-        ways = {"silu": ctx.silu, "pieces": ctx.pieces, "ptx": _has_ptx(y)}
+        ways = {"silu": ctx.silu, "pieces": ctx.pieces, "ptx": has_ptx(y)}
         ways["step"] = _step(num_channels, first_pitch, second_pitch)
         start_kernel(
             _gradient_sums,
@@ -238,7 +268,7 @@ class _NormedAndActivated(torch.autograd.Function):
         )
         of_bias, of_weight = of_affine.to(weight.dtype)
         of_carried = gradients[0] if ctx.needs_input_grad[3] else None
-        return of_y, of_weight, of_bias, of_carried, None, None, None, None, None, None
+        return of_y, of_weight, of_bias, of_carried, *[None] * 7
 
 
 def normed_and_activated(
@@ -251,6 +281,7 @@ def normed_and_activated(
     silu: bool,
     pieces: int = 1,
     carried: Tensor | None = None,
+    moments: Moments | None = None,
     of_sums: Launch = SUMS,
     of_results: Launch = RESULTS,
 ) -> tuple[Tensor, ...]:
@@ -259,11 +290,12 @@ def normed_and_activated(
     y: float32, bfloat16 or float16, more than one value per channel. weight, bias: C, float32. latest: C each, float32;
     take the mean and the unbiased variance. silu: whether SiLU follows. pieces: 1, or 2 where eight divides the
     channels of a half. carried: BCHW of y's type, added to z, which is whole then; its gradient is that of z.
+    moments: those of y, which saves a pass over it.
     of_sums, of_results: change the time only.
     Returns z, or its halves along the channels, each contiguous, channels-last and of y's type.
     """
     with torch.cuda.device_of(y):  # where Triton launches; a backward pass is in a thread of the device
         z: tuple[Tensor, ...] = _NormedAndActivated.apply(
-            y, weight, bias, carried, latest, eps, silu, pieces, of_sums, of_results
+            y, weight, bias, carried, latest, eps, silu, pieces, moments, of_sums, of_results
         )
     return z

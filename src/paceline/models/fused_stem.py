@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from paceline.models.moments import Moments
 from paceline.models.pitch import Layout, readable
 from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
-from paceline.triton_kernels import cdiv, start_kernel
+from paceline.triton_kernels import cdiv, has_ptx, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from paceline.models.moments import Tally
 
 STEP = 8
 """Divides the number of filters, which are written eight at once."""
 _WIDTHS = (64, 32, 16, 8)
 """Filters that a program may take together."""
+_MOST_SUMMED = 16
+"""Filters of a program whose threads have registers for sums of moments, too; else it takes twice the warps."""
 SETTLED_ROWS, SETTLED_WEIGHTS = 512, 8
 """Of a program that adds parts."""
 
@@ -71,6 +76,14 @@ class _Cut:
         return cls(across, groups, cdiv(groups, part_groups), part_groups, blocks, filters)
 
 
+def warps_of(launch: Launch, filters: int, *, notes: bool, even: bool) -> int:
+    """Return the warps of a program that convolves with so many filters.
+
+    notes: whether it notes moments. even: whether lines begin where loads are wide and end with whole groups.
+    """
+    return launch.warps if not notes or (even and filters <= _MOST_SUMMED) else 2 * launch.warps
+
+
 def _step(*distances: int) -> int:
     """Return what all distances are multiples of, as far as loads profit from it."""
     return STEP if all(distance % STEP == 0 for distance in distances) else 1
@@ -81,8 +94,10 @@ def _out_size(x: Tensor, stride: int) -> tuple[int, int]:
     return (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 
-def forwarded(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch: Launch) -> Tensor:
-    """Return y of `convolved`, without a gradient."""
+def forwarded(
+    x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch: Launch, tally: Tally | None = None
+) -> Tensor:
+    """Return y of `convolved`, without a gradient; a tally takes its moments."""
     images, colours, height, width = x.shape
     out_size, num_filters = _out_size(x, stride), len(weight)
     cut = _Cut.of(images, out_size, num_filters, launch)
@@ -91,12 +106,15 @@ def forwarded(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch
         _spread, (cut.blocks * 3,), weight, bands, *weight.stride(), stride=stride, channels=cut.filters, num_warps=4
     )
     y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
+    step, whole = _step(width), out_size[1] % OUTPUTS == 0
+    moments = Moments.empty(y, cut.parts * OUTPUTS, num_filters) if tally else None
     start_kernel(
         _convolve,
         (cut.parts * cut.blocks,),
         x,
         bands,
         y,
+        moments.table if moments else y,
         cut.groups,
         cut.part_groups,
         cut.across,
@@ -105,13 +123,17 @@ def forwarded(x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launch
         *out_size,
         num_filters,
         stride=stride,
+        notes=moments is not None,
+        ptx=has_ptx(x),
         groups=launch.groups,
         channels=cut.filters,
-        step=_step(width),
-        whole=out_size[1] % OUTPUTS == 0,
+        step=step,
+        whole=whole,
         stages=launch.stages,
-        num_warps=launch.warps,
+        num_warps=warps_of(launch, cut.filters, notes=moments is not None, even=whole and step == STEP),
     )
+    if tally:
+        tally.moments = moments
     return y.permute(0, 3, 1, 2)
 
 
@@ -166,19 +188,25 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, stride: int, dtype: torch.dtype, launches: tuple[Launch, Launch]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        stride: int,
+        dtype: torch.dtype,
+        tally: Tally | None,
+        launches: tuple[Launch, Launch],
     ) -> Tensor:
         """Return y, channels-last and of type `dtype`."""
         ctx.save_for_backward(x)
         ctx.layout, ctx.stride, ctx.launch = Layout.of(weight), stride, launches[1]
-        return forwarded(x, weight, stride, dtype, launches[0])
+        return forwarded(x, weight, stride, dtype, launches[0], tally)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of the weight, laid out as that is and of its type."""
         (x,) = ctx.saved_tensors
-        return None, weighed(x, of_y, ctx.layout, ctx.stride, ctx.launch), None, None, None
+        return None, weighed(x, of_y, ctx.layout, ctx.stride, ctx.launch), None, None, None, None
 
 
 def convolved(
@@ -187,6 +215,7 @@ def convolved(
     *,
     stride: int,
     dtype: torch.dtype,
+    tally: Tally | None = None,
     forward: Launch = FORWARD,
     backward: Launch = BACKWARD,
 ) -> Tensor:
@@ -194,7 +223,7 @@ def convolved(
 
     x: float32, bfloat16 or float16, channels-last, not empty, takes no gradient. weight: O333, O a multiple of 8, of
     any of these types. stride: 1 or 2. dtype: what is computed in, bfloat16 or float16; or float32, which no tensor
-    cores multiply: exact, and slow. forward, backward: change the time only.
+    cores multiply: exact, and slow. tally: takes the moments of y. forward, backward: change the time only.
     Returns y, channels-last, of type `dtype`.
     """
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -202,5 +231,5 @@ def convolved(
     assert len(weight) % STEP == 0
     assert stride in (1, 2)
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        y: Tensor = _Convolved.apply(x, weight, stride, dtype, (forward, backward))
+        y: Tensor = _Convolved.apply(x, weight, stride, dtype, tally, (forward, backward))
     return y

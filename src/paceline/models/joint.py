@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.models.convolution import Convolution
 from paceline.triton_kernels import autocast_type, usable
 
 if TYPE_CHECKING:
@@ -13,24 +14,28 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
+    from paceline.models.moments import Tally
+
 STEP = 8
 """What the channels of every map have to be a multiple of: as many are loaded at once."""
 TYPES = frozenset({torch.bfloat16, torch.float16})
 """In which kernels compute; float32 is left to cuDNN, which has its own way of rounding it."""
 
 
-def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor]) -> Tensor:
+def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tally | None = None) -> Tensor:
     """Convolve maps BCHW, of one B, H and W, as if they were joined along their channels.
 
-    Where kernels take them, hooks of the convolution are not called.
+    tally: takes the moments of the result, where a kernel sums them up on the way.
+    Where kernels take several maps, hooks of the convolution are not called.
     """
     dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
     if dtype is None:
-        found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1))
+        told = {"tally": tally} if tally and isinstance(convolution, Convolution) else {}
+        found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
     from paceline.models.fused_joint import convolved  # which needs Triton
 
-    return convolved(convolution.weight, maps, dtype)
+    return convolved(convolution.weight, maps, dtype, tally=tally)
 
 
 def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.dtype | None:

@@ -5,7 +5,7 @@ are a matrix x of K channels that is never written: a tile of it is loaded from 
 time, so the widths may be any multiples of eight.
 
 ```
-convolve          y[m, n]    =  sum over k of x[m, k] W[n, k]      reads x, writes y
+convolve          y[m, n]    =  sum over k of x[m, k] W[n, k]      reads x, writes y, and the moments of its parts
 piece gradients   x'_p[m, k] =  sum over n of y'[m, n] W[n, k]     reads y', writes x'_p as maps of their own
 weight parts      W'[n, k]   =  sum over m of y'[m, n] x[m, k]     reads y', x; for each part of the rows
 settle            parts -> W'                                      small
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from paceline.models.moment_kernels import _note
 
 STEP = tl.constexpr(8)
 """Channels that are loaded at once, and what all widths and distances between rows are multiples of."""
@@ -49,16 +51,21 @@ def _convolve_joint(
     ends,
     weight,
     y,
+    moments,
     num_rows,
     num_in,
     num_out,
+    notes: tl.constexpr,
     room: tl.constexpr,
     rows: tl.constexpr,
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Convolve `rows` cells to `columns` channels; `depth` channels of x are multiplied at once."""
+    """Convolve `rows` cells to `columns` channels; `depth` channels of x are multiplied at once.
+
+    notes: whether the moments of the cells are written, as one part.
+    """
     num_in, num_out = num_in // STEP * STEP, num_out // STEP * STEP
     blocks = tl.cdiv(num_out, columns)
     row = tl.program_id(0) // blocks * rows + tl.arange(0, rows)
@@ -74,7 +81,12 @@ def _convolve_joint(
         factors = tl.load(weight + place, mask=is_out[:, None] & is_column[None, :], other=0)
         total = tl.dot(values, tl.trans(factors), total, input_precision="ieee")
     place = y + row.to(tl.int64)[:, None] * num_out + out[None, :]
-    tl.store(place, total.to(y.dtype.element_ty), mask=is_row[:, None] & is_out[None, :])
+    value = total.to(y.dtype.element_ty)
+    tl.store(place, value, mask=is_row[:, None] & is_out[None, :])
+    if notes:
+        part, parts = tl.program_id(0) // blocks, tl.num_programs(0) // blocks
+        count = tl.minimum(rows, num_rows - part * rows).to(tl.float32)
+        _note(value, is_row, count, part, parts, out, is_out, num_out, moments)
 
 
 @triton.jit(do_not_specialize=("num_rows",))

@@ -12,12 +12,15 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
 from paceline.triton_kernels import cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from paceline.models.moments import Tally
 
 _VECTOR = 8
 """Channels that are loaded at once."""
@@ -45,19 +48,26 @@ CONVOLVING = Launch(lines=16, columns=8, warps=4)
 WEIGHING = Launch(lines=8, columns=8, warps=4)
 
 
-def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned: bool = False) -> Tensor:
-    """Convolve BCHW with weights out, in, 3, 3; turned: those of which this is the gradient, in, out, 3, 3."""
+def _convolved(
+    x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned: bool = False, tally: Tally | None = None
+) -> Tensor:
+    """Convolve BCHW with weights out, in, 3, 3; turned: those of which this is the gradient, in, out, 3, 3.
+
+    tally: takes the moments of the result.
+    """
     images, channels, height, width = x.shape
     out_channels = weight.shape[1 if turned else 0]
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
     down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
+    moments = Moments.empty(y, images * down * across, out_channels) if tally else None
     start_kernel(
         _convolve_narrow,
         (images * down * across,),
         x,
         weight,
         y,
+        moments.table if moments else y,
         height,
         width,
         out_height,
@@ -70,10 +80,13 @@ def _convolved(x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned
         out_room=_room(out_channels),
         stride=stride,
         turned=turned,
+        notes=moments is not None,
         lines=launch.lines,
         columns=launch.columns,
         num_warps=launch.warps,
     )
+    if tally:
+        tally.moments = moments
     return y.permute(0, 3, 1, 2)
 
 
@@ -184,6 +197,7 @@ class _Convolved(torch.autograd.Function):
         weight: Tensor,
         stride: int,
         dtype: torch.dtype,
+        tally: Tally | None,
         convolving: Launch,
         weighing: Launch,
     ) -> Tensor:
@@ -195,7 +209,7 @@ class _Convolved(torch.autograd.Function):
         ctx.save_for_backward(x, factors)
         ctx.stride, ctx.ours, ctx.launches = stride, ours, (convolving, weighing)
         if ours.forward:
-            return _convolved(x, factors, stride, convolving)
+            return _convolved(x, factors, stride, convolving, tally=tally)
         return F.conv2d(x, factors, stride=stride, padding=1)
 
     @staticmethod
@@ -221,7 +235,7 @@ class _Convolved(torch.autograd.Function):
             of_weight = _weighed(x, of_y, ctx.stride, weighing)
         of_x = None if of_x is None else of_x.to(type_of_x)
         of_weight = None if of_weight is None else of_weight.to(type_of_weight)
-        return of_x, of_weight, None, None, None, None
+        return of_x, of_weight, None, None, None, None, None
 
 
 def is_narrow(in_channels: int, out_channels: int, stride: int) -> bool:
@@ -236,16 +250,17 @@ def convolved(
     stride: int,
     dtype: torch.dtype,
     *,
+    tally: Tally | None = None,
     convolving: Launch = CONVOLVING,
     weighing: Launch = WEIGHING,
 ) -> Tensor:
     """Convolve BCHW by N, C, 3, 3 with padding 1; on the current stream, without waiting.
 
     stride: 1 or 2. dtype: what is computed in, and the type of y; sums and the gradient of the weights are float32.
-    convolving, weighing: change the time only.
+    tally: takes the moments of y, where the forward pass is ours. convolving, weighing: change the time only.
     Returns y BNHW, channels-last.
     """
     assert stride in (1, 2), "no other gradient of the map is known here"
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        y: Tensor = _Convolved.apply(x, weight, stride, dtype, convolving, weighing)
+        y: Tensor = _Convolved.apply(x, weight, stride, dtype, tally, convolving, weighing)
     return y

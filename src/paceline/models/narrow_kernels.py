@@ -21,6 +21,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from paceline.models.moment_kernels import _note
+
 _ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
 
@@ -65,6 +67,7 @@ def _convolve_narrow(
     x,
     weight,
     y,
+    moments,
     height,
     width,
     out_height,
@@ -77,12 +80,13 @@ def _convolve_narrow(
     out_room: tl.constexpr,
     stride: tl.constexpr,
     turned: tl.constexpr,
+    notes: tl.constexpr,
     lines: tl.constexpr,
     columns: tl.constexpr,
 ):
     """Convolve a tile of cells; `turned` takes weights of a convolution from y to x, for the gradient of its map.
 
-    weight: out, 3, 3, in; turned: in, 3, 3, out.
+    weight: out, 3, 3, in; turned: in, 3, 3, out. notes: whether the moments of the tile are written, as one part.
     """
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     number, out = tl.arange(0, room), tl.arange(0, out_room)
@@ -98,10 +102,19 @@ def _convolve_narrow(
             place = (out * 9 * in_channels)[None, :] + (ky * 3 * in_channels + number)[:, None]
         factors = tl.load(weight + place, mask=is_weight, other=0)
         total = tl.dot(values, factors, total, input_precision="ieee")
-    inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
+    is_cell, is_out = (line < out_height) & (column < out_width), out < out_channels
     place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
     first = y + image.to(tl.int64) * (out_height * out_width * out_channels)
-    tl.store(first + place, total.to(y.dtype.element_ty), mask=inside)
+    if notes:  # of cells beyond an edge, which see some of the map, nothing may be summed up
+        total = tl.where(is_cell[:, None], total, 0.0)
+    value = total.to(y.dtype.element_ty)
+    tl.store(first + place, value, mask=is_cell[:, None] & is_out[None, :])
+    if notes:
+        tile, tiles = tl.program_id(0), tl.num_programs(0)
+        down, across = tile // tiles_across % tiles_down, tile % tiles_across
+        count = tl.minimum(lines, out_height - down * lines) * tl.minimum(columns, out_width - across * columns)
+        count = count.to(tl.float32)
+        _note(value, is_cell, count, tile, tiles, out, is_out, out_channels, moments)
 
 
 @triton.jit

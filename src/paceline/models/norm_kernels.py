@@ -4,16 +4,17 @@ A channels-last map is a matrix of N = batch x height x width rows and C channel
 one pass for the sums over the rows and one for the result, in both directions:
 
 ```
-forward    statistics   y -> mean, sum of squares around it, of each part of the rows     reads y
-           settle       parts -> mean, variance, 1 / deviation                            small
+forward    statistics   y -> moments of each part of the rows                             reads y
+           settle       moments -> mean, variance, 1 / deviation                          small
            apply        y -> z = silu(weight (y - mean) / deviation + bias)               reads y, writes z
 backward   sums         z' y -> sum of n', sum of n' standard(y), of each part            reads z', y
            settle       parts -> gradients of bias and weight                             small
            apply        z' y -> y'                                                        reads z', y, writes y'
 ```
 What lies between norm and activation is never written: its gradient n' is computed anew from z' and y in both passes.
-Sums are float32, around a first value of the part, and parts are joined by counts and means of each; nothing depends on
-the order in which programs run. `fused_norm.py` launches them. This module needs Triton; nothing imports it before that
+Statistics are left out where the convolution before has written the moments (`moment_kernels.py`). Sums are float32,
+around a first value of the part, and parts are joined by counts and means of each; nothing depends on the order in
+which programs run. `fused_norm.py` launches them. This module needs Triton; nothing imports it before that
 is known to work.
 """
 
@@ -21,6 +22,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from paceline.models.moment_kernels import _joined, _write
 
 _ANY = ("num_rows", "num_channels", "part_rows", "num_parts", "piece_channels")
 _PITCHES = ("first_pitch", "second_pitch", "carried_pitch")
@@ -64,7 +67,7 @@ def _inside(is_row, is_channel, step: tl.constexpr):
 @triton.jit(do_not_specialize=_ANY[:3])
 def _statistics(
     y,
-    parts,
+    moments,
     num_rows,
     num_channels,
     part_rows,
@@ -90,23 +93,23 @@ def _statistics(
         total += value
         squares += value * value
     sums = tl.sum(total, axis=0)
-    mean = sums / (last - first).to(tl.float32)
+    count = (last - first).to(tl.float32)
+    mean = sums / count
     spread = tl.maximum(tl.sum(squares, axis=0) - sums * mean, 0.0)
-    place = part * num_channels + column
-    tl.store(parts + place, around + mean, mask=is_channel)
-    tl.store(parts + tl.num_programs(0) * num_channels + place, spread, mask=is_channel)
+    parts = tl.num_programs(0)
+    _write(around + mean, spread, part, parts, column, is_channel, num_channels, moments)
+    tl.store(moments + 2 * parts.to(tl.int64) * num_channels + part, count)
 
 
-@triton.jit(do_not_specialize=_ANY[:4])
+@triton.jit(do_not_specialize=("num_rows", "num_channels", "num_parts"))
 def _settle_statistics(
-    parts,
+    moments,
     kept,
     latest_mean,
     latest_variance,
     num_rows,
     num_channels,
     num_parts,
-    part_rows,
     eps,
     parts_room: tl.constexpr,
     channels: tl.constexpr,
@@ -115,16 +118,8 @@ def _settle_statistics(
     part = tl.arange(0, parts_room)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
-    inside = (part < num_parts)[:, None] & is_channel[None, :]
-    place = part[:, None] * num_channels + column[None, :]
-    means = tl.load(parts + place, mask=inside, other=0)
-    spreads = tl.load(parts + num_parts * num_channels + place, mask=inside, other=0)
-    counts = tl.maximum(tl.minimum(part_rows, num_rows - part * part_rows), 0).to(tl.float32)[:, None]
+    _, mean, spread = _joined(moments, num_parts * 0, part, num_parts, column, is_channel, num_channels)
     total = num_rows.to(tl.float32)
-    around = tl.load(parts + column, mask=is_channel, other=0)
-    mean = around + tl.sum(counts * tl.where(inside, means - around[None, :], 0.0), axis=0) / total
-    away = tl.where(inside, means - mean[None, :], 0.0)
-    spread = tl.sum(spreads + counts * away * away, axis=0)
     deviation = tl.sqrt(spread / total + eps)
     tl.store(kept + column, mean, mask=is_channel)
     tl.store(kept + num_channels + column, 1 / deviation, mask=is_channel)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
 from paceline.models.convolution import Convolution
 from paceline.triton_kernels import autocast_type, on_gpu, usable
+
+if TYPE_CHECKING:
+    from paceline.models.moments import Tally
 
 _TYPES = (torch.bfloat16, torch.float16)
 """That kernels are launched for: in float32 they would multiply without tensor cores."""
@@ -19,15 +24,15 @@ class StemConvolution(Convolution):
     eight divides. All else is what it would be without: evaluation, compilation, other devices and types.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
-        """B3HW to B `out_channels` H/stride W/stride."""
+    def forward(self, x: Tensor, *, tally: Tally | None = None) -> Tensor:
+        """B3HW to B `out_channels` H/stride W/stride; a tally takes its moments, if they are known."""
         if not torch.compiler.is_compiling() and self._fits() and self._learns_from(x):
             dtype = self._type_for(x)
             if dtype in _TYPES and self._has_stem_kernels(x):
                 from paceline.models.fused_stem import convolved  # which needs Triton
 
-                return convolved(x, self.weight, stride=self.stride[0], dtype=dtype)
-        return super().forward(x)
+                return convolved(x, self.weight, stride=self.stride[0], dtype=dtype, tally=tally)
+        return super().forward(x, tally=tally)
 
     def _fits(self) -> bool:
         """Whether it is the convolution that there are kernels for; one that was fused with its norm has a bias."""

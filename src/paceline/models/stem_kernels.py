@@ -19,7 +19,7 @@ loaded and stored at once with one address, and no window is put together one nu
 
 ```
 forward    spread    weight -> bands                                small
-           convolve  x bands -> y                                   reads x, writes y
+           convolve  x bands -> y, and moments of its parts         reads x, writes y
 backward   multiply  x y' -> gradient of the weight of each part    reads x, y'
            settle    parts -> gradient of the weight                small
 ```
@@ -31,6 +31,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from paceline.models.moment_kernels import _widened, _write
 
 OUTPUTS = 4
 """Neighbours that are one group."""
@@ -139,11 +141,46 @@ def _outputs(
     return place, inside
 
 
+@triton.jit
+def _products(
+    x,
+    upper,
+    middle,
+    lower,
+    group,
+    is_group,
+    groups_across,
+    height,
+    line_numbers,
+    out_height,
+    stride: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Convolve groups; give the outputs, float32, and where the groups lie: line of outputs, place within it."""
+    line, across = _divided(group, groups_across)
+    image, top = _divided(line, out_height)
+    top = top * stride - 1
+    seen = _numbers(x, is_group, image, across, top, height, line_numbers, stride, step)
+    total = tl.dot(seen.to(upper.dtype), upper, input_precision="ieee")
+    seen = _numbers(x, is_group, image, across, top + 1, height, line_numbers, stride, step)
+    total = tl.dot(seen.to(upper.dtype), middle, total, input_precision="ieee")
+    seen = _numbers(x, is_group, image, across, top + 2, height, line_numbers, stride, step)
+    return tl.dot(seen.to(upper.dtype), lower, total, input_precision="ieee"), line, across
+
+
+@triton.jit
+def _num_outputs(first, last, output, groups_across, out_width):
+    """How many of the groups from `first` to before `last` have this output: those that end a line may have fewer."""
+    is_beyond = (groups_across - 1) * _OUTPUTS + output >= out_width
+    return (last - first - tl.where(is_beyond, last // groups_across - first // groups_across, 0)).to(tl.float32)
+
+
 @triton.jit(do_not_specialize=_ANY)
 def _convolve(
     x,
     bands,
     y,
+    moments,
     num_groups,
     part_groups,
     groups_across,
@@ -153,36 +190,62 @@ def _convolve(
     out_width,
     num_channels,
     stride: tl.constexpr,
+    notes: tl.constexpr,
+    ptx: tl.constexpr,
     groups: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
     whole: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Convolve the groups of a part with the filters of a block of channels."""
+    """Convolve the groups of a part with the filters of a block of channels.
+
+    notes: whether moments are written, those of each of the four outputs of the groups as a part of its own.
+    """
     blocks = num_channels // channels
     part, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    last = tl.minimum((part + 1) * part_groups, num_groups)
+    first, last = part * part_groups, tl.minimum((part + 1) * part_groups, num_groups)
     size: tl.constexpr = _NUMBERS * _OUTPUTS * channels
-    band = tl.arange(0, _NUMBERS)[:, None] * (_OUTPUTS * channels) + tl.arange(0, _OUTPUTS * channels)[None, :]
+    column = tl.arange(0, _OUTPUTS * channels)
+    band = tl.arange(0, _NUMBERS)[:, None] * (_OUTPUTS * channels) + column[None, :]
     band += block * (3 * size)
     upper, middle, lower = tl.load(bands + band), tl.load(bands + band + size), tl.load(bands + band + 2 * size)
-    for start in tl.range(part * part_groups, last, groups, num_stages=stages):
+    if notes:  # what squares are summed around: the mean of what is computed first
+        group = first + tl.arange(0, groups)
+        total, line, across = _products(
+            x, upper, middle, lower, group, group < last, groups_across, height, line_numbers, out_height, stride, step
+        )
+        _, inside = _outputs(
+            group, group < last, line, across, out_width, num_channels, block * channels, channels, 8, whole
+        )
+        count = _num_outputs(first, tl.minimum(first + groups, last), column // channels, groups_across, out_width)
+        around = tl.sum(tl.where(inside, total, 0.0), axis=0) / tl.maximum(count, 1.0)
+        sums = tl.full((groups, _OUTPUTS * channels), 0.0, tl.float32)
+        squares = tl.full((groups, _OUTPUTS * channels), 0.0, tl.float32)
+    for start in tl.range(first, last, groups, num_stages=stages):
         group = start + tl.arange(0, groups)
         is_group = group < last
-        line, across = _divided(group, groups_across)
-        image, top = _divided(line, out_height)
-        top = top * stride - 1
-        seen = _numbers(x, is_group, image, across, top, height, line_numbers, stride, step)
-        total = tl.dot(seen.to(bands.dtype.element_ty), upper, input_precision="ieee")
-        seen = _numbers(x, is_group, image, across, top + 1, height, line_numbers, stride, step)
-        total = tl.dot(seen.to(bands.dtype.element_ty), middle, total, input_precision="ieee")
-        seen = _numbers(x, is_group, image, across, top + 2, height, line_numbers, stride, step)
-        total = tl.dot(seen.to(bands.dtype.element_ty), lower, total, input_precision="ieee")
+        total, line, across = _products(
+            x, upper, middle, lower, group, is_group, groups_across, height, line_numbers, out_height, stride, step
+        )
         place, inside = _outputs(
             group, is_group, line, across, out_width, num_channels, block * channels, channels, 8, whole
         )
-        tl.store(y + place, total.to(y.dtype.element_ty), mask=inside)
+        value = total.to(y.dtype.element_ty)
+        tl.store(y + place, value, mask=inside)
+        if notes:
+            away = tl.where(inside, _widened(value, ptx) - around[None, :], 0.0)
+            sums += away
+            squares += away * away
+    if notes:
+        output, parts = column // channels, tl.num_programs(0) // blocks * _OUTPUTS
+        count = _num_outputs(first, last, output, groups_across, out_width)
+        away = tl.sum(sums, axis=0)
+        mean = away / tl.maximum(count, 1.0)
+        spread = tl.maximum(tl.sum(squares, axis=0) - away * mean, 0.0)
+        channel, nth = block * channels + column % channels, part * _OUTPUTS + output
+        _write(around + mean, spread, nth, parts, channel, channel < num_channels, num_channels, moments)
+        tl.store(moments + 2 * parts.to(tl.int64) * num_channels + nth, count, mask=column % channels == 0)
 
 
 @triton.jit(do_not_specialize=_ANY)

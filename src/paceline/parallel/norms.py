@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+    from paceline.models.moments import Moments
+
 
 @dataclass(frozen=True)
 class _Ranks:
@@ -76,27 +78,42 @@ class BatchNorm(NormWithActivation):
         assert self.running_var is not None
         return self.running_mean, self.running_var
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise BCHW by the statistics of the batch in training, by the running ones in evaluation."""
+    def forward(self, x: Tensor, moments: Moments | None = None) -> Tensor:
+        """Normalise BCHW by the statistics of the batch in training, by the running ones in evaluation.
+
+        moments: those of the map, if they are known; norms of several ranks make use of them.
+        """
         if not self.training:
             return F.batch_norm(x, *self.running(), self.weight, self.bias, eps=self.eps)
         mean, variance = self.latest
         if self._ranks is None:
             return F.batch_norm(x, mean, variance, self.weight, self.bias, True, 1.0, self.eps)
         normalised, mean_of_ranks, variance_of_ranks = _Synchronised.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, self.bias, self.eps, self._ranks.group
+            x, self.weight, self.bias, self.eps, self._ranks.group, moments
         )
         mean.copy_(mean_of_ranks)
         variance.copy_(variance_of_ranks)
         return normalised  # type: ignore[no-any-return]
 
+    def takes_moments(self) -> bool:
+        """Whether the next map is normalised by its own statistics, by operations that are not compiled."""
+        return self.training and not torch.compiler.is_compiling()
+
     def activated(
-        self, x: Tensor, activation: nn.Module, pieces: int = 1, carried: Tensor | None = None
+        self,
+        x: Tensor,
+        activation: nn.Module,
+        pieces: int = 1,
+        carried: Tensor | None = None,
+        moments: Moments | None = None,
     ) -> tuple[Tensor, ...]:
-        """Normalise and activate BCHW, in training by two passes over memory where there are kernels for it."""
+        """Normalise and activate BCHW, in training by two passes over memory where there are kernels for it.
+
+        With the moments of the map, it is one pass.
+        """
         is_one = carried is None or (carried.dtype == x.dtype and carried.shape == x.shape)
         if not (self.training and is_one and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x)):
-            return super().activated(x, activation, pieces, carried)
+            return super().activated(x, activation, pieces, carried, moments)
         from paceline.models.fused_norm import normed_and_activated  # which needs Triton
 
         whole = x.shape[1] % (8 * pieces) != 0
@@ -110,6 +127,7 @@ class BatchNorm(NormWithActivation):
             silu=silu,
             pieces=1 if whole else pieces,
             carried=carried,
+            moments=moments,
         )
         return torch.chunk(found[0], pieces, dim=1) if whole else found
 
@@ -241,12 +259,21 @@ class _Synchronised(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: ProcessGroup
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+        group: ProcessGroup,
+        moments: Moments | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the normalised BCHW, and mean and unbiased variance C of all ranks together."""
         values = x.to(torch.promote_types(x.dtype, weight.dtype))
-        variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
-        count = mean.new_full((1,), x.numel() / x.shape[1])
+        if moments is None:
+            variance, mean = torch.var_mean(values, (0, 2, 3), correction=0)
+            count = mean.new_full((1,), x.numel() / x.shape[1])
+        else:
+            mean, variance, count = (value.to(values.dtype) for value in moments.joined())
         mine = torch.cat((mean, variance, count))
         all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
         dist.all_gather(all_ranks, mine, group=group)
@@ -275,4 +302,4 @@ class _Synchronised(torch.autograd.Function):
         mean_of_bias, mean_of_weight = (sums / total).chunk(2)
         of_x = gradient - mean_of_bias.view(shape) - standard * mean_of_weight.view(shape)
         of_x = of_x * (weight * inverse_deviation).view(shape)
-        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None
+        return of_x.to(x.dtype), of_weight.to(weight.dtype), of_bias.to(weight.dtype), None, None, None

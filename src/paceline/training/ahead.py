@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paceline")
 
-_SIDE, _IMAGES, _BOXES = 640, 2, 32
-"""Of the batch: no kernel is compiled for its size, but for what eight divides."""
+_SIDE, _IMAGES, _BOXES = 640, 64, 32
+"""Of the batch: no kernel is compiled for its size, but for what eight divides; one is for large ones alone."""
 _TOLD_S = 5.0
 """From which on it is worth a line of the log."""
 _MOST_THREADS = 16
