@@ -53,9 +53,9 @@ def _note(value, is_row, count, part, num_parts, column, is_column, num_channels
     The sums are a product with ones, of which every row is the same: exact, as the numbers are of half precision. It is
     also what lets each warp have columns of its own afterwards, so that squares are added without talk between warps.
     """
-    ones = tl.full((_LEAST_ROWS, value.shape[0]), 1.0, value.dtype)
+    ones = tl.full((_LEAST_ROWS, value.shape[0]), 1.0, tl.float32).to(value.dtype)
     mean = tl.sum(tl.dot(ones, value, input_precision="ieee"), axis=0) / (_LEAST_ROWS * count)
-    away = tl.where(is_row[:, None], value.to(tl.float32) - mean[None, :], 0.0)
+    away = value.to(tl.float32) - tl.where(is_row, 1.0, 0.0)[:, None] * mean[None, :]
     _write(mean, tl.sum(away * away, axis=0), part, num_parts, column, is_column, num_channels, moments)
     tl.store(moments + 2 * num_parts.to(tl.int64) * num_channels + part, count)
 
