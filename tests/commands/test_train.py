@@ -22,9 +22,18 @@ from paceline.training.checkpoint import ResumePoint, load_resume_point, save_re
 from paceline.training.state import TrainingState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from paceline.records import EndRecord, EpochRecord, EvaluationRecord, RunRecord, StepRecord
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads_stay() -> Iterator[None]:
+    """Whole runs are compared to the last bit, which depends on the number of threads: it is not for a crowd to say."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 class StopsAtOnce(Callback):

@@ -12,6 +12,7 @@ from paceline.callbacks import Callback
 from paceline.commands.train import train
 from paceline.errors import UserError
 from paceline.options import TrainOptions
+from paceline.records import RunFolder
 from paceline.training.checkpoint import load_resume_point, save_resume_point
 
 
@@ -45,7 +46,7 @@ def run(**flat: Any) -> dict[str, Any]:
 
 
 def go_on(folder: str, **layout: Any) -> dict[str, Any]:
-    """Let a copy of a finished run go on for one epoch more, under another layout."""
+    """Let a copy of a run go on for one epoch more, under another layout, as if it had been stopped before that."""
     copied = Path(f"{folder}-on")
     file = copied / "weights" / "resume.safetensors"
     if dist.get_rank() == 0:
@@ -53,5 +54,6 @@ def go_on(folder: str, **layout: Any) -> dict[str, Any]:
         point = load_resume_point(file)
         point.values["state"]["epochs"] += 1
         save_resume_point(file, point)
+        RunFolder(path=copied).mark("")
     dist.barrier()
     return run(resume=str(copied), device="cpu", **layout)
