@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -43,14 +44,15 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args()
     if not options.data.is_dir():
         sys.exit(f"{options.data} does not exist; name the folder of DeepPCB with --data.")
     cores = sorted(os.sched_getaffinity(0))
     results: dict[str, list[dict[str, float]]] = {kind: [] for kind in KINDS}
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(options.seeds):  # both kinds beside each other, so that both see the same load
-            with ThreadPoolExecutor(2) as pool:
+        for seed in range(options.first_seed, options.first_seed + options.seeds):
+            with ThreadPoolExecutor(2) as pool:  # both kinds beside each other, so that both see the same load
                 runs = [
                     pool.submit(train, options.data, kind, seed, cores[place % len(cores)], Path(folder), options)
                     for place, kind in enumerate(KINDS)
@@ -58,20 +60,29 @@ def main() -> None:
                 for kind, run in zip(KINDS, runs, strict=True):
                     results[kind].append(run.result())
                     print(f"{kind:7} seed {seed}: AP {results[kind][-1]['ap']:.4f}", flush=True)
+            result = write(results, options)  # after every seed: runs are long, and what was measured is kept
+    print(json.dumps(result))
+
+
+def write(results: dict[str, list[dict[str, float]]], options: argparse.Namespace) -> dict[str, float]:
+    """Write what is known after some seeds; returns the comparison."""
     aps = {kind: [round(run["ap"], 4) for run in runs] for kind, runs in results.items()}
     means = {kind: statistics.fmean(values) for kind, values in aps.items()}
-    spread = statistics.fmean(statistics.stdev(values) for values in aps.values()) if options.seeds > 1 else 0.0
+    done = len(aps["all"])
+    spreads = {kind: statistics.stdev(values) if done > 1 else 0.0 for kind, values in aps.items()}
     result = {
         "ap_window_minus_all": round(means["window"] - means["all"], 4),
+        "standard_error_of_difference": round(math.hypot(*spreads.values()) / math.sqrt(done), 4),
         "ap_all": round(means["all"], 4),
         "ap_window": round(means["window"], 4),
-        "ap_spread_of_seeds": round(spread, 4),
-        "decodes_per_image_window": round(statistics.fmean(r["decodes_per_image"] for r in results["window"]), 4),
+        "ap_spread_of_seeds": round(statistics.fmean(spreads.values()), 4),
+        "decodes_per_image_window": round(statistics.fmean(run["decodes_per_image"] for run in results["window"]), 4),
     }
-    settings = {"imgsz": options.imgsz, "epochs": options.epochs, "seeds": options.seeds, "images": 1000}
+    settings = {"imgsz": options.imgsz, "epochs": options.epochs, "seeds": done, "images": 1000}
+    settings["first_seed"] = options.first_seed
     file = REPOSITORY / "bench" / "results" / "windows.json"
     file.write_text(json.dumps(result | {"aps": aps, "settings": settings, "machine": machine()}, indent=1) + "\n")
-    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":
