@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def near_names(name: str, known: Iterable[str]) -> list[str]:
     """Return up to three known names that resemble `name`, best first, whatever their case."""
     by_lower = {entry.lower(): entry for entry in known}
-    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)]
+    return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
 
 
 def no_such_path(path: str, where: str = "", extra: Iterable[str] = ()) -> UserError:
