@@ -1,14 +1,20 @@
-"""Probe: the smallest kernel, which tells whether Triton works."""
+"""Probe: the smallest kernel, which tells whether Triton works, and whether kernels may come early."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import triton
 import triton.language as tl
 
+from paceline.triton_overlap import await_previous
+
 if TYPE_CHECKING:
     from torch import Tensor
+
+_LINKS = 64
+"""Of a chain, each of which needs what the one before has written."""
 
 
 def increment(value: Tensor) -> None:
@@ -16,6 +22,32 @@ def increment(value: Tensor) -> None:
     _increment[(1,)](value)
 
 
+def chain_holds(value: Tensor) -> bool:
+    """Whether early kernels each see what the one before them has written: launched, and as a graph.
+
+    value: one number on the current device, which is changed. Waits for the device.
+    """
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        value.zero_()
+        _increment_early(value)
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
+            _increment_early(value)
+        finally:
+            graph.capture_end()
+        graph.replay()
+        found = float(value)
+    return found == 2 * _LINKS
+
+
+def _increment_early(value: Tensor) -> None:
+    for _ in range(_LINKS):
+        _increment[(1,)](value, early=True, launch_pdl=True)
+
+
 @triton.jit
-def _increment(value):
+def _increment(value, early: tl.constexpr = False):
+    await_previous(early)
     tl.store(value, tl.load(value) + 1)

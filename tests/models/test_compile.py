@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from compiling import run_apart
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _PROGRAM = """
-import sys
-from pathlib import Path
-
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from compiling import compiled, usage_of
 
 from paceline.models import bias_kernels, doubling, doubling_kernels, fused_bias, fused_pool, pool_kernels
 
-folder = Path(sys.argv[1])
 kinds = {"places": "*u8", "parts": "*fp32", "sums": "*fp32"}
 numbers = ("x_pitch", "pooled_pitch", "beside_pitch", "image_pitch", "pitch", "width", "height", "num_strips")
 numbers += ("num_channels", "num_cells", "image_cells", "part_cells", "num_parts")
@@ -52,48 +49,20 @@ rarer.append((bias_kernels._settle, dict(parts_room=512, channels=8), 4))
 made = 0
 for values in ("*bf16", "*fp32"):
     for kernel, fixed, warps in wide + (rarer if values == "*bf16" else []):
-        names = kernel.arg_names
-        signature = {name: "constexpr" if name in fixed else kinds.get(name, values) for name in names}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if signature[name].startswith("*")}
-        constants = {(names.index(name),): value for name, value in fixed.items()}
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
-        compiled = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        result = compiled(kernel, fixed, kinds, other=values, warps=warps)
         if fixed.get("step", 8) == 8 and kernel is not bias_kernels._settle:
-            ptx = compiled.asm["ptx"]
+            ptx = result.asm["ptx"]
             assert "ld.global.v4.b32" in ptx, (kernel.__name__, fixed, "eight channels are loaded at once")
             assert "st.global.b16" not in ptx, (kernel.__name__, fixed, "and never written one by one")
             assert "st.global.b8" not in ptx, (kernel.__name__, fixed, "nor are the places")
             if kernel is not bias_kernels._sums and values != "*fp32":
-                assert compiled.metadata.shared == 0, (kernel.__name__, fixed, "lanes have nothing to exchange")
-        folder.joinpath(f"{made}_{kernel.__name__}.cubin").write_bytes(compiled.asm["cubin"])
+                assert result.metadata.shared == 0, (kernel.__name__, fixed, "lanes have nothing to exchange")
+        assert not usage_of(result).spilled, (kernel.__name__, fixed)
         made += 1
 print("compiled", made)
 """
 
 
-@pytest.fixture(scope="module")
-def binaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of the machine code of every kernel, for a Hopper GPU."""
+def test_the_kernels_compile_for_hopper_and_spill_no_registers(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    folder = tmp_path_factory.mktemp("binaries")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("TRITON_INTERPRET", raising=False)
-        patch.setenv("TRITON_CACHE_DIR", str(folder / "cache"))
-        run = subprocess.run([sys.executable, "-c", _PROGRAM, folder], capture_output=True, text=True, check=False)
-    assert run.stdout.split() == ["compiled", "18"], run.stderr
-    return folder
-
-
-def test_the_kernels_compile_for_hopper(binaries: Path) -> None:
-    assert len(list(binaries.glob("*.cubin"))) == 18
-
-
-def test_no_kernel_spills_registers(binaries: Path) -> None:
-    triton = pytest.importorskip("triton")
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    if not tool.exists():
-        pytest.skip("this Triton brings no tool that tells")
-    for path in sorted(binaries.glob("*.cubin")):
-        run = subprocess.run([tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True)
-        assert "STACK:0" in run.stdout, (path.name, run.stdout)
-        assert "LOCAL:0" in run.stdout, (path.name, run.stdout)
+    assert run_apart(_PROGRAM, tmp_path) == "compiled 18"

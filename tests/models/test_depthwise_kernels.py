@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from compiling import run_apart
 from torch.nn import functional as F
 
 from paceline.models.blocks import ConvUnit, DepthwiseConv
@@ -16,6 +15,7 @@ from paceline.models.blocks import ConvUnit, DepthwiseConv
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import ModuleType
 
 
@@ -113,31 +113,20 @@ def test_only_what_the_kernels_can_do_is_theirs(
 
 
 _PROGRAM = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from compiling import compiled
 
 from paceline.models.depthwise_conv import LAUNCH
 from paceline.models.depthwise_kernels import _trace_back as kernel
 
 for channels in (16, 64):
     fixed = dict(channels=channels, lines=LAUNCH.tile // channels // LAUNCH.columns, columns=LAUNCH.columns)
-    names = kernel.arg_names
-    kinds = dict.fromkeys(("of_y", "filters", "of_x"), "*bf16")
-    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
-    aligned = [["tt.divisibility", 16]]
-    attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
-    constants = {(names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": LAUNCH.warps})
+    made = compiled(kernel, fixed, dict.fromkeys(("of_y", "filters", "of_x"), "*bf16"), warps=LAUNCH.warps)
     assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
     assert "ld.global.b16" not in made.asm["ptx"] and "st.global.b16" not in made.asm["ptx"], "and never one by one"
 print("compiled")
 """
 
 
-def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "compiled", run.stderr
+    assert run_apart(_PROGRAM, tmp_path) == "compiled"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from compiling import run_apart
 from torch import nn
 from torch.nn import functional as F
 
@@ -20,6 +19,7 @@ from paceline.models.fusion import fuse
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import ModuleType
 
     from torch import Tensor
@@ -344,18 +344,12 @@ def test_a_compiled_step_joins(calls: list[int]) -> None:
 
 _PROGRAM = """
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from compiling import compiled, usage_of
 
 from paceline.models import joint_kernels, part_kernels
 from paceline.models.fused_joint import Tile, tile_of_map, tile_of_weight
 
-TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 floats = dict.fromkeys(("parts", "of_weight", "moments"), "*fp32")
 
 
@@ -366,18 +360,7 @@ def built(kernel, fixed, warps, kind, capability=90):
     room = fixed.get("room", 0)
     kinds = dict.fromkeys(("weight", "y", "of_y"), kind) | floats
     kinds |= {"pieces": (kind,) * room, "pitches": ("i32",) * room, "ends": ("i32",) * room}
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
-    aligned = [["tt.divisibility", 16]]
-    attributes = {}
-    for place, name in enumerate(names):
-        if name == "pieces":
-            attributes |= {(place, number): aligned for number in range(room)}
-        elif signature[name][0] == "*":
-            attributes[(place,)] = aligned
-    constants = {(names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    return compiled(kernel, fixed, kinds, warps=warps, capability=capability)
 
 
 sizes = [(64, 48, 4), (128, 96, 8), (192, 384, 1), (256, 192, 4)]
@@ -400,7 +383,6 @@ for number, (name, room, warps, fixed) in enumerate(sorted(variants)):
     fixed = dict(fixed) | ({"room": room} if room else {})
     made = built(KERNELS[name], fixed, warps, ("*bf16", "*fp16")[number % 2])
     ptx = made.asm["ptx"]
-    assert len(made.asm["cubin"]) > 1000
     if name == "_settle_weight":
         continue
     assert "wgmma.mma_async" in ptx, (name, fixed)
@@ -408,18 +390,11 @@ for number, (name, room, warps, fixed) in enumerate(sorted(variants)):
     assert ("cp.async.cg" if several else "ld.global.v4.b32") in ptx, "eight channels are loaded at once"
     narrow = r"(ld\\.global\\.(b16|v2)|cp\\.async\\.ca|st\\.global\\.(b16|v2))"
     assert not re.search(narrow, ptx), (name, fixed, "and never one by one")
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    assert "STACK:0" in usage and "LOCAL:0" in usage, ("spilled", name, fixed, usage)
+    assert not usage_of(made).spilled, (name, fixed)
 print("compiled", len(variants))
 """
 
 
-def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
-    assert run.stdout.startswith("compiled"), run.stderr
+    assert run_apart(_PROGRAM, tmp_path).startswith("compiled")

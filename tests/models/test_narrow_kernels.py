@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from compiling import run_apart
 from torch.nn import functional as F
 
 from paceline.models.blocks import Bottleneck
@@ -17,6 +16,7 @@ from paceline.models.convolution import Convolution
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import ModuleType
 
 
@@ -177,38 +177,17 @@ def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest
 
 
 _PROGRAM = """
-import subprocess
-import tempfile
-from pathlib import Path
-
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from compiling import compiled, usage_of
 
 from paceline.models import narrow_kernels
 from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
 
-TOOL = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 kinds |= dict(moments="*fp32")
 
 
 def made_of(kernel, warps, capability=90, **fixed):
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
-    aligned = [["tt.divisibility", 16]]
-    attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
-    constants = {(names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    return compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-
-
-def spills(made):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(made.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([TOOL, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return "STACK:0" not in usage or "LOCAL:0" not in usage
+    return compiled(kernel, fixed, kinds, warps=warps, capability=capability)
 
 
 for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 1)):
@@ -217,7 +196,7 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
     for turned, notes in ((False, False), (True, False), (False, True)):
         tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns, notes=notes)
         made = made_of(narrow_kernels._convolve_narrow, CONVOLVING.warps, turned=turned, **tile, **sizes)
-        assert not spills(made)
+        assert not usage_of(made).spilled
         assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
         assert "wgmma" in made.asm["ptx"], "products of matrices"
     tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
@@ -235,9 +214,6 @@ print("compiled")
 """
 
 
-def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "compiled", run.stderr
+    assert run_apart(_PROGRAM, tmp_path) == "compiled"

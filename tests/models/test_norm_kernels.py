@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from compiling import run_apart
 from torch import nn
 from torch.nn import functional as F
 
@@ -19,6 +18,7 @@ from paceline.parallel.norms import BatchNorm, BatchStatistics
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import ModuleType
     from typing import Self
 
@@ -256,8 +256,7 @@ def test_a_network_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pyte
 
 
 _PROGRAM = """
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from compiling import compiled
 
 from paceline.models import moment_kernels, norm_kernels
 
@@ -285,14 +284,7 @@ variants = [
     (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1, ptx=True)),
 ]
 for kernel, fixed in variants:
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in fixed else kinds[name] for name in names}
-    aligned = [["tt.divisibility", 16]]
-    attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
-    constants = {(names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
-    assert len(made.asm["cubin"]) > 1000
+    made = compiled(kernel, fixed, kinds)
     if fixed.get("step") == 8:
         wide = "cp.async.cg" if fixed.get("stages", 1) > 1 else "ld.global.v4.b32"
         assert wide in made.asm["ptx"], "eight channels are loaded at once"
@@ -303,9 +295,6 @@ print("compiled")
 """
 
 
-def test_the_kernels_compile_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_kernels_compile_for_hopper(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "compiled", run.stderr
+    assert run_apart(_PROGRAM, tmp_path) == "compiled"

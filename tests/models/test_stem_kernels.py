@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
 import torch
+from compiling import run_apart
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,6 +20,7 @@ from paceline.models.stem import StemConvolution
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
     from types import ModuleType
 
 
@@ -342,36 +342,20 @@ def test_a_compiled_stem_is_left_to_the_compiler(
 
 
 _PROGRAM = """
-import re
-import subprocess
-from pathlib import Path
-
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource, compile
+from compiling import compiled, usage_of
 
 from paceline.models import stem_kernels
 from paceline.models.fused_stem import BACKWARD, FORWARD, SETTLED_ROWS, SETTLED_WEIGHTS, warps_of
 
-tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_MEMORY = 99 * 1024  # of a program, on the least of the devices that run kernels
 
 
 def made(kernel, fixed, warps, *, of_images="*bf16", computed="*bf16", capability=90):
     kinds = dict(x=of_images, bands=computed, y=computed, of_y=computed)
     kinds |= dict.fromkeys(("weight", "parts", "of_weight", "moments"), "*fp32")
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in fixed else kinds.get(name, "i32") for name in names}
-    aligned = [["tt.divisibility", 16]]
-    attributes = {(place,): aligned for place, name in enumerate(names) if signature[name].startswith("*")}
-    constants = {(names.index(name),): value for name, value in fixed.items()}
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
-    result = compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
+    result = compiled(kernel, fixed, kinds, warps=warps, capability=capability)
     assert result.metadata.shared <= SHARED_MEMORY, (kernel, fixed, result.metadata.shared)
-    Path("kernel.cubin").write_bytes(result.asm["cubin"])
-    told = [tools / "cuobjdump", "--dump-resource-usage", "kernel.cubin"]
-    used = subprocess.run(told, capture_output=True, text=True, check=True).stdout
-    assert re.search(r"STACK:0 ", used), f"{kernel} {fixed} spills registers: {used}"
+    assert not usage_of(result).spilled, (kernel, fixed)
     return result.asm["ptx"]
 
 
@@ -413,9 +397,6 @@ print("compiled")
 """
 
 
-def test_the_kernels_compile_for_hopper_and_older(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_kernels_compile_for_hopper_and_older(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert run.stdout.strip() == "compiled", run.stderr
+    assert run_apart(_PROGRAM, tmp_path) == "compiled"

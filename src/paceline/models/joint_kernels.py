@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _note
+from paceline.triton_overlap import await_previous
 
 STEP = tl.constexpr(8)
 """Channels that are loaded at once, and what all widths and distances between rows are multiples of."""
@@ -61,11 +62,13 @@ def _convolve_joint(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Convolve `rows` cells to `columns` channels; `depth` channels of x are multiplied at once.
 
     notes: whether the moments of the cells are written, as one part.
     """
+    await_previous(early)
     num_in, num_out = num_in // STEP * STEP, num_out // STEP * STEP
     blocks = tl.cdiv(num_out, columns)
     row = tl.program_id(0) // blocks * rows + tl.arange(0, rows)
@@ -105,8 +108,10 @@ def _piece_gradients(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Gradient of `columns` channels of x at `rows` cells, into `pieces`; `depth` channels of y' go in at once."""
+    await_previous(early)
     num_in, num_out, of_y_pitch = num_in // STEP * STEP, num_out // STEP * STEP, of_y_pitch // STEP * STEP
     blocks = tl.cdiv(num_in, columns)
     row = tl.program_id(0) // blocks * rows + tl.arange(0, rows)
@@ -142,11 +147,13 @@ def _weight_parts(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Sum the gradient of `rows` x `columns` weights over the cells of one part, `depth` of them at once.
 
     parts: part, out, in.
     """
+    await_previous(early)
     num_in, num_out, of_y_pitch = num_in // STEP * STEP, num_out // STEP * STEP, of_y_pitch // STEP * STEP
     across = tl.cdiv(num_in, columns)
     blocks = across * tl.cdiv(num_out, rows)

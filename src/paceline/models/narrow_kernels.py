@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _note
+from paceline.triton_overlap import await_previous
 
 _ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
@@ -83,11 +84,13 @@ def _convolve_narrow(
     notes: tl.constexpr,
     lines: tl.constexpr,
     columns: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Convolve a tile of cells; `turned` takes weights of a convolution from y to x, for the gradient of its map.
 
     weight: out, 3, 3, in; turned: in, 3, 3, out. notes: whether the moments of the tile are written, as one part.
     """
+    await_previous(early)
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     number, out = tl.arange(0, room), tl.arange(0, out_room)
     is_weight = (number < 3 * in_channels)[:, None] & (out < out_channels)[None, :]
@@ -173,8 +176,10 @@ def _map_gradient(
     in_room: tl.constexpr,
     lines: tl.constexpr,
     columns: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Gradient of the map at stride 2: four cells of it for each cell of y', two in each of two lines."""
+    await_previous(early)
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     above = _pairs(of_y, image, line, column, out_height, out_width, out_channels, room)
     below = _pairs(of_y, image, line + 1, column, out_height, out_width, out_channels, room)
@@ -215,8 +220,10 @@ def _weight_gradient(
     lines: tl.constexpr,
     columns: tl.constexpr,
     stages: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Sum the gradient of the weights over the tiles of one part; parts: part, out, 3, 3, in."""
+    await_previous(early)
     part = tl.program_id(0)
     first, last = part * part_tiles, tl.minimum((part + 1) * part_tiles, num_tiles)
     number, out = tl.arange(0, room), tl.arange(0, out_room)

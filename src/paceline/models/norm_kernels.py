@@ -24,6 +24,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _joined, _write
+from paceline.triton_overlap import await_previous
 
 _ANY = ("num_rows", "num_channels", "part_rows", "num_parts", "piece_channels")
 _PITCHES = ("first_pitch", "second_pitch", "carried_pitch")
@@ -75,8 +76,10 @@ def _statistics(
     channels: tl.constexpr,
     step: tl.constexpr,
     stages: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Mean, and sum of squares around it, of the rows of each part."""
+    await_previous(early)
     part = tl.program_id(0)
     first, last = part * part_rows, tl.minimum((part + 1) * part_rows, num_rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
@@ -113,8 +116,10 @@ def _settle_statistics(
     eps,
     parts_room: tl.constexpr,
     channels: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Join the parts; keep mean and 1 / deviation, and tell mean and unbiased variance."""
+    await_previous(early)
     part = tl.arange(0, parts_room)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
@@ -145,8 +150,10 @@ def _apply(
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Normalise, activate and add what is carried; pieces of the result lie one after the other."""
+    await_previous(early)
     num_channels = num_channels // step * step
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
@@ -229,8 +236,10 @@ def _gradient_sums(
     step: tl.constexpr,
     ptx: tl.constexpr,
     stages: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Sum the gradient, and its product with the standardised values, over the rows of each part."""
+    await_previous(early)
     num_channels = num_channels // step * step
     part = tl.program_id(0)
     first, last = part * part_rows, tl.minimum((part + 1) * part_rows, num_rows)
@@ -271,8 +280,11 @@ def _gradient_sums(
 
 
 @triton.jit(do_not_specialize=("num_channels", "num_parts"))
-def _settle_sums(parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr):
+def _settle_sums(
+    parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr, early: tl.constexpr = False
+):
     """Join the parts of both sums."""
+    await_previous(early)
     part = tl.arange(0, parts_room)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
@@ -305,8 +317,10 @@ def _apply_gradient(
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
+    early: tl.constexpr = False,
 ):
     """Gradient of what was normalised, the dependence of mean and variance on it included."""
+    await_previous(early)
     num_channels = num_channels // step * step
     row = tl.program_id(0) * rows + tl.arange(0, rows)
     column = tl.program_id(1) * channels + tl.arange(0, channels)
