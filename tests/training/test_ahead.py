@@ -116,7 +116,7 @@ def test_no_kernel_of_the_network_is_compiled_for_a_size(monkeypatch: pytest.Mon
 
     def warmup(kernel: Any, *given: Any, grid: Any, **options: Any) -> None:
         values = dict(zip(kernel.arg_names, given, strict=False)) | options
-        kinds = [kind(values[parameter.name], parameter) for parameter in kernel.params]
+        kinds = [kind(values.get(parameter.name, parameter.default), parameter) for parameter in kernel.params]
         found.add((kernel.fn.__module__, kernel.fn.__name__, *kinds, options.get("num_warps")))
 
     monkeypatch.setattr(jit.JITFunction, "warmup", warmup)
