@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from paceline.models import order
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
 from paceline.models.moments import Moments
 from paceline.models.part_kernels import _settle_weight
@@ -186,27 +187,27 @@ def gradients_of_maps(
 
 def gradient_of_weight(layout: Layout, of_y: Tensor, maps: Sequence[Tensor], tile: Tile | None = None) -> Tensor:
     """Return the gradient of a weight N K 1 1, laid out like it, by parts of the cells that are added in one order."""
-    pieces = _Pieces.of(maps)
+    joined = _Pieces.of(maps)
     num_out, num_in = layout.shape[:2]
     num_rows = of_y.numel() // num_out
     tile = tile or tile_of_weight(num_out, num_in)
     blocks = cdiv(num_out, tile.rows) * cdiv(num_in, tile.columns)
     wanted = max(min(tile.programs // blocks, num_rows // (tile.depth * _LEAST_TURNS)), 1)
-    part_rows = cdiv(cdiv(num_rows, wanted), tile.depth) * tile.depth
-    num_parts = cdiv(num_rows, part_rows)
+    pieces = cdiv(num_rows, tile.depth)
+    num_parts = cdiv(pieces, cdiv(pieces, wanted))
     parts = of_y.new_empty((num_parts, num_out, num_in), dtype=torch.float32)
     start_kernel(
         _weight_parts,
         (num_parts * blocks,),
         of_y,
         pitch_of(of_y),
-        *pieces.arguments,
+        *joined.arguments,
         parts,
         num_rows,
-        part_rows,
         num_in,
         num_out,
-        room=len(pieces.maps),
+        room=len(joined.maps),
+        backwards=order.AGAINST,
         **_constants(tile),
     )
     found = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=of_y.device)

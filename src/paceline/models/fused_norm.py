@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from paceline.models import order
 from paceline.models.moment_kernels import _join_moments
 from paceline.models.moments import Moments
 from paceline.models.norm_kernels import (
@@ -49,6 +50,8 @@ _WIDTHS = (64, 32, 16, 8)
 """Channels of a tile: the first that divides those of the map. Few, since each is compiled for itself."""
 _VECTOR = 8
 """Channels that are loaded at once where their number allows it."""
+_MOST_BELOW = 65535
+"""Programs in the second direction of a grid."""
 _MOST_PARTS = 512
 _MOST_PARTS_BEFORE = 1024
 """Of moments that a convolution has written: as many are settled at once, more are joined before."""
@@ -68,10 +71,10 @@ class _Cut:
     """Of a tile, a power of two."""
     blocks: int
     """Tiles side by side, which hold all channels."""
+    pieces: int
+    """Tiles below each other, which hold all rows."""
     parts: int
-    """Into which the rows of a sum are cut."""
-    part_rows: int
-    """Rows of a part; the last may have fewer."""
+    """Programs that share the rows of a sum, all with as many tiles, or one fewer."""
 
     @classmethod
     @functools.lru_cache(maxsize=KEPT_CUTS)
@@ -82,8 +85,14 @@ class _Cut:
         blocks = cdiv(num_channels, channels)
         rows = max(launch.tile // channels, 1)
         wanted = max(min(launch.programs // blocks, _MOST_PARTS), 1)
-        part_rows = cdiv(cdiv(num_rows, wanted), rows) * rows
-        return cls(rows, channels, blocks, cdiv(num_rows, part_rows), part_rows)
+        pieces = cdiv(num_rows, rows)
+        return cls(rows, channels, blocks, pieces, cdiv(pieces, cdiv(pieces, wanted)))
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Programs that have a tile each; those of the same rows follow each other."""
+        times = cdiv(self.pieces, _MOST_BELOW)
+        return self.blocks, cdiv(self.pieces, times), times
 
 
 def _step(*pitches: int) -> int:
@@ -99,16 +108,16 @@ def moments_of(y: Tensor, launch: Launch = SUMS) -> Moments:
     moments = Moments.empty(y, cut.parts, num_channels)
     start_kernel(
         _statistics,
-        (cut.parts, cut.blocks),
+        (cut.blocks, cut.parts),
         y,
         moments.table,
         num_rows,
         num_channels,
-        cut.part_rows,
         rows=cut.rows,
         channels=cut.channels,
         step=_step(num_channels),
         stages=launch.stages,
+        backwards=order.AGAINST,
         num_warps=launch.warps,
     )
     return moments
@@ -161,6 +170,7 @@ class _NormedAndActivated(torch.autograd.Function):
         kept = y.new_empty((2, num_channels), dtype=torch.float32)
         images, _, height, width = y.shape
         z = y.new_empty((pieces, images, height, width, num_channels // pieces))
+        is_just_written = moments is not None
         room, warps = (_MOST_PARTS, 4) if moments is None else (_MOST_PARTS_BEFORE, 8)
         moments = moments_of(y, of_sums) if moments is None else _few(moments)
         start_kernel(
@@ -180,7 +190,7 @@ class _NormedAndActivated(torch.autograd.Function):
         added, pitch = (y, num_channels) if carried is None else readable(carried)
         start_kernel(
             _apply,
-            (cdiv(num_rows, tiles.rows), tiles.blocks),
+            tiles.grid,
             y,
             kept,
             weight,
@@ -197,6 +207,7 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=tiles.channels,
             step=_step(num_channels, pitch),
             ptx=has_ptx(y),
+            backwards=is_just_written and order.AGAINST,
             num_warps=of_results.warps,
         )
         ctx.save_for_backward(y, weight, bias, kept)
@@ -222,7 +233,7 @@ class _NormedAndActivated(torch.autograd.Function):
         ways["step"] = _step(num_channels, first_pitch, second_pitch)
         start_kernel(
             _gradient_sums,
-            (cut.parts, cut.blocks),
+            (cut.blocks, cut.parts),
             *of_z,
             y,
             kept,
@@ -231,11 +242,11 @@ class _NormedAndActivated(torch.autograd.Function):
             parts,
             num_rows,
             num_channels,
-            cut.part_rows,
             rows=cut.rows,
             channels=cut.channels,
             **ways,
             stages=of_sums.stages,
+            backwards=order.AGAINST,
             num_warps=of_sums.warps,
         )
         start_kernel(
@@ -251,7 +262,7 @@ class _NormedAndActivated(torch.autograd.Function):
         )
         start_kernel(
             _apply_gradient,
-            (cdiv(num_rows, tiles.rows), tiles.blocks),
+            tiles.grid,
             *of_z,
             y,
             kept,

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _note
+from paceline.models.turn_kernels import _num_turns, _piece
 from paceline.triton_overlap import await_previous
 
 STEP = tl.constexpr(8)
@@ -130,7 +131,7 @@ def _piece_gradients(
     tl.store(place, total.to(pieces[0].dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
-@triton.jit(do_not_specialize=("num_rows", "part_rows"))
+@triton.jit(do_not_specialize=("num_rows",))
 def _weight_parts(
     of_y,
     of_y_pitch,
@@ -139,7 +140,6 @@ def _weight_parts(
     ends,
     parts,
     num_rows,
-    part_rows,
     num_in,
     num_out,
     room: tl.constexpr,
@@ -147,6 +147,7 @@ def _weight_parts(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
+    backwards: tl.constexpr,
     early: tl.constexpr = False,
 ):
     """Sum the gradient of `rows` x `columns` weights over the cells of one part, `depth` of them at once.
@@ -157,15 +158,15 @@ def _weight_parts(
     num_in, num_out, of_y_pitch = num_in // STEP * STEP, num_out // STEP * STEP, of_y_pitch // STEP * STEP
     across = tl.cdiv(num_in, columns)
     blocks = across * tl.cdiv(num_out, rows)
-    part, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    part, block, num_parts = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.num_programs(0) // blocks
     out = block // across * rows + tl.arange(0, rows)
     column = block % across * columns + tl.arange(0, columns)
     is_out, is_column = out < num_out, column < num_in
-    begin, end = part * part_rows, tl.minimum((part + 1) * part_rows, num_rows)
+    num_pieces = tl.cdiv(num_rows, depth)
     total = tl.full((rows, columns), 0.0, tl.float32)
-    for first in tl.range(begin, end, depth, num_stages=stages):
-        row = first + tl.arange(0, depth)
-        is_row = row < end
+    for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
+        row = _piece(turn, part, num_parts, num_pieces, backwards) * depth + tl.arange(0, depth)
+        is_row = row < num_rows
         place = of_y + row.to(tl.int64)[:, None] * of_y_pitch + out[None, :]
         gradient = tl.load(place, mask=is_row[:, None] & is_out[None, :], other=0)
         place = _places(pieces, pitches, ends, row, column, room)

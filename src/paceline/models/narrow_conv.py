@@ -12,6 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from paceline.models import order
 from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
@@ -126,11 +127,11 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
     _, out_channels, out_height, out_width = of_y.shape
     down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
     tiles = images * down * across
-    part_tiles = cdiv(tiles, launch.programs)
-    parts = x.new_empty((cdiv(tiles, part_tiles), out_channels, 3, 3, channels), dtype=torch.float32)
+    num_parts = cdiv(tiles, cdiv(tiles, launch.programs))
+    parts = x.new_empty((num_parts, out_channels, 3, 3, channels), dtype=torch.float32)
     start_kernel(
         _weight_gradient,
-        (len(parts),),
+        (num_parts,),
         x,
         of_y,
         parts,
@@ -141,7 +142,6 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         down,
         across,
         tiles,
-        part_tiles,
         in_channels=channels,
         out_channels=out_channels,
         room=_room(3 * channels),
@@ -150,6 +150,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         lines=launch.lines,
         columns=launch.columns,
         stages=launch.stages,
+        backwards=order.AGAINST,
         num_warps=launch.warps,
     )
     of_weight = torch.empty_like(parts[0])
@@ -159,7 +160,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         parts,
         of_weight,
         of_weight.numel(),
-        len(parts),
+        num_parts,
         at_once=_SETTLED_PARTS,
         weights=_SETTLED_WEIGHTS,
         num_warps=4,
@@ -226,13 +227,13 @@ class _Convolved(torch.autograd.Function):
         if any(theirs):
             sizes = ([ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1)
             of_x, of_weight, _ = torch.ops.aten.convolution_backward(of_y, x, factors, None, *sizes, theirs)
+        if wanted[1] and ctx.ours.weights:  # first, since it goes against the order in which y' was written
+            of_weight = _weighed(x, of_y, ctx.stride, weighing)
         if wanted[0] and ctx.ours.map:
             if ctx.stride == 1:
                 of_x = _convolved(of_y, factors, 1, convolving, turned=True)
             else:
                 of_x = _traced_back(of_y, factors, x.shape[2:], convolving)
-        if wanted[1] and ctx.ours.weights:
-            of_weight = _weighed(x, of_y, ctx.stride, weighing)
         of_x = None if of_x is None else of_x.to(type_of_x)
         of_weight = None if of_weight is None else of_weight.to(type_of_weight)
         return of_x, of_weight, None, None, None, None, None

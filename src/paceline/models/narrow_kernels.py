@@ -22,6 +22,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _note
+from paceline.models.turn_kernels import _num_turns, _piece
 from paceline.triton_overlap import await_previous
 
 _ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
@@ -199,7 +200,7 @@ def _map_gradient(
     tl.store(place + width * in_channels, odd.to(of_x.dtype.element_ty), mask=inside)
 
 
-@triton.jit(do_not_specialize=(*_ANY, "num_tiles", "part_tiles"))
+@triton.jit(do_not_specialize=(*_ANY, "num_tiles"))
 def _weight_gradient(
     x,
     of_y,
@@ -211,7 +212,6 @@ def _weight_gradient(
     tiles_down,
     tiles_across,
     num_tiles,
-    part_tiles,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
@@ -220,17 +220,18 @@ def _weight_gradient(
     lines: tl.constexpr,
     columns: tl.constexpr,
     stages: tl.constexpr,
+    backwards: tl.constexpr,
     early: tl.constexpr = False,
 ):
     """Sum the gradient of the weights over the tiles of one part; parts: part, out, 3, 3, in."""
     await_previous(early)
-    part = tl.program_id(0)
-    first, last = part * part_tiles, tl.minimum((part + 1) * part_tiles, num_tiles)
+    part, num_parts = tl.program_id(0), tl.num_programs(0)
     number, out = tl.arange(0, room), tl.arange(0, out_room)
     upper = tl.full((out_room, room), 0.0, tl.float32)
     middle = tl.full((out_room, room), 0.0, tl.float32)
     lower = tl.full((out_room, room), 0.0, tl.float32)
-    for tile in tl.range(first, last, num_stages=stages):
+    for turn in tl.range(0, _num_turns(part, num_parts, num_tiles), num_stages=stages):
+        tile = _piece(turn, part, num_parts, num_tiles, backwards)
         image, line, column = _cells(tile, tiles_down, tiles_across, lines, columns)
         inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
         first_of_y = of_y + image.to(tl.int64) * (out_height * out_width * out_channels)

@@ -24,10 +24,11 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _joined, _write
+from paceline.models.turn_kernels import _num_rows_of, _num_turns, _piece
 from paceline.triton_overlap import await_previous
 
-_ANY = ("num_rows", "num_channels", "part_rows", "num_parts", "piece_channels")
-_PITCHES = ("first_pitch", "second_pitch", "carried_pitch")
+_ANY = ("num_rows", "num_channels")
+_PITCHES = ("first_pitch", "second_pitch")
 """Numbers for whose values nothing is compiled anew: networks and images come in many sizes."""
 
 
@@ -65,41 +66,49 @@ def _inside(is_row, is_channel, step: tl.constexpr):
     return is_row[:, None] & tl.full(is_channel.shape, 1, tl.int1)[None, :]
 
 
-@triton.jit(do_not_specialize=_ANY[:3])
+@triton.jit
+def _number(backwards: tl.constexpr):
+    """Which of the tiles below each other this program has; beyond the last one there may be a few that are empty."""
+    number = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
+    if backwards:
+        number = tl.num_programs(1) * tl.num_programs(2) - 1 - number
+    return number
+
+
+@triton.jit(do_not_specialize=_ANY)
 def _statistics(
     y,
     moments,
     num_rows,
     num_channels,
-    part_rows,
     rows: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
     stages: tl.constexpr,
+    backwards: tl.constexpr,
     early: tl.constexpr = False,
 ):
     """Mean, and sum of squares around it, of the rows of each part."""
     await_previous(early)
-    part = tl.program_id(0)
-    first, last = part * part_rows, tl.minimum((part + 1) * part_rows, num_rows)
-    column = tl.program_id(1) * channels + tl.arange(0, channels)
+    part, parts, pieces = tl.program_id(1), tl.num_programs(1), tl.cdiv(num_rows, rows)
+    column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
+    first = _piece(0, part, parts, pieces, backwards) * rows
     around = tl.load(y + first.to(tl.int64) * num_channels + column, mask=is_channel, other=0).to(tl.float32)
     total = tl.full((rows, channels), 0.0, tl.float32)
     squares = tl.full((rows, channels), 0.0, tl.float32)
-    for start in tl.range(first, last, rows, num_stages=stages):
-        row = start + tl.arange(0, rows)
-        inside = _inside(row < last, is_channel, step)
+    for turn in tl.range(0, _num_turns(part, parts, pieces), num_stages=stages):
+        row = _piece(turn, part, parts, pieces, backwards) * rows + tl.arange(0, rows)
+        inside = _inside(row < num_rows, is_channel, step)
         place = _places(row, column, num_channels, step)
         value = tl.load(y + place, mask=inside, other=0).to(tl.float32) - around[None, :]
         value = tl.where(inside, value, 0.0)
         total += value
         squares += value * value
     sums = tl.sum(total, axis=0)
-    count = (last - first).to(tl.float32)
+    count = _num_rows_of(part, parts, pieces, num_rows, rows, backwards).to(tl.float32)
     mean = sums / count
     spread = tl.maximum(tl.sum(squares, axis=0) - sums * mean, 0.0)
-    parts = tl.num_programs(0)
     _write(around + mean, spread, part, parts, column, is_channel, num_channels, moments)
     tl.store(moments + 2 * parts.to(tl.int64) * num_channels + part, count)
 
@@ -132,7 +141,7 @@ def _settle_statistics(
     tl.store(latest_variance + column, spread / (total - 1), mask=is_channel)
 
 
-@triton.jit(do_not_specialize=("num_rows", "num_channels", "piece_channels", "carried_pitch"))
+@triton.jit(do_not_specialize=(*_ANY, "piece_channels", "carried_pitch"))
 def _apply(
     y,
     kept,
@@ -150,13 +159,14 @@ def _apply(
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
+    backwards: tl.constexpr,
     early: tl.constexpr = False,
 ):
     """Normalise, activate and add what is carried; pieces of the result lie one after the other."""
     await_previous(early)
     num_channels = num_channels // step * step
-    row = tl.program_id(0) * rows + tl.arange(0, rows)
-    column = tl.program_id(1) * channels + tl.arange(0, channels)
+    row = _number(backwards) * rows + tl.arange(0, rows)
+    column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
     inside = _inside(row < num_rows, is_channel, step)
     mean = tl.load(kept + column, mask=is_channel, other=0)
@@ -170,7 +180,7 @@ def _apply(
         value = value * _sigmoid(value, ptx)
     if adds:
         value += tl.load(carried + _places(row, column, carried_pitch, step), mask=inside, other=0).to(tl.float32)
-    piece = (tl.program_id(1) * channels) // piece_channels
+    piece = (tl.program_id(0) * channels) // piece_channels
     width = piece_channels // step * step
     place = _places(row, column - piece * width, width, step) + piece.to(tl.int64) * num_rows * width
     tl.store(z + place, value.to(z.dtype.element_ty), mask=inside)
@@ -215,7 +225,7 @@ def _centred_and_gradient(
     return centred, gradient
 
 
-@triton.jit(do_not_specialize=(*_ANY[:3], *_PITCHES[:2]))
+@triton.jit(do_not_specialize=(*_ANY, *_PITCHES))
 def _gradient_sums(
     of_first,
     of_second,
@@ -228,7 +238,6 @@ def _gradient_sums(
     parts,
     num_rows,
     num_channels,
-    part_rows,
     silu: tl.constexpr,
     pieces: tl.constexpr,
     rows: tl.constexpr,
@@ -236,14 +245,14 @@ def _gradient_sums(
     step: tl.constexpr,
     ptx: tl.constexpr,
     stages: tl.constexpr,
+    backwards: tl.constexpr,
     early: tl.constexpr = False,
 ):
     """Sum the gradient, and its product with the standardised values, over the rows of each part."""
     await_previous(early)
     num_channels = num_channels // step * step
-    part = tl.program_id(0)
-    first, last = part * part_rows, tl.minimum((part + 1) * part_rows, num_rows)
-    column = tl.program_id(1) * channels + tl.arange(0, channels)
+    part, num_parts, num_pieces = tl.program_id(1), tl.num_programs(1), tl.cdiv(num_rows, rows)
+    column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
     mean = tl.load(kept + column, mask=is_channel, other=0)
     scale = tl.load(kept + num_channels + column, mask=is_channel, other=0)
@@ -251,9 +260,9 @@ def _gradient_sums(
     shift = tl.load(bias + column, mask=is_channel, other=0).to(tl.float32)
     of_bias = tl.full((rows, channels), 0.0, tl.float32)
     of_weight = tl.full((rows, channels), 0.0, tl.float32)
-    for start in tl.range(first, last, rows, num_stages=stages):
-        row = start + tl.arange(0, rows)
-        inside = _inside(row < last, is_channel, step)
+    for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
+        row = _piece(turn, part, num_parts, num_pieces, backwards) * rows + tl.arange(0, rows)
+        inside = _inside(row < num_rows, is_channel, step)
         centred, gradient = _centred_and_gradient(
             of_first,
             of_second,
@@ -276,7 +285,7 @@ def _gradient_sums(
         of_weight += gradient * centred
     place = part * num_channels + column
     tl.store(parts + place, tl.sum(of_bias, axis=0), mask=is_channel)
-    tl.store(parts + tl.num_programs(0) * num_channels + place, tl.sum(of_weight, axis=0) * scale, mask=is_channel)
+    tl.store(parts + num_parts * num_channels + place, tl.sum(of_weight, axis=0) * scale, mask=is_channel)
 
 
 @triton.jit(do_not_specialize=("num_channels", "num_parts"))
@@ -297,7 +306,7 @@ def _settle_sums(
     )
 
 
-@triton.jit(do_not_specialize=(*_ANY[:2], *_PITCHES[:2]))
+@triton.jit(do_not_specialize=(*_ANY, *_PITCHES))
 def _apply_gradient(
     of_first,
     of_second,
@@ -322,8 +331,8 @@ def _apply_gradient(
     """Gradient of what was normalised, the dependence of mean and variance on it included."""
     await_previous(early)
     num_channels = num_channels // step * step
-    row = tl.program_id(0) * rows + tl.arange(0, rows)
-    column = tl.program_id(1) * channels + tl.arange(0, channels)
+    row = _number(False) * rows + tl.arange(0, rows)
+    column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
     inside = _inside(row < num_rows, is_channel, step)
     mean = tl.load(kept + column, mask=is_channel, other=0)

@@ -33,6 +33,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _widened, _write
+from paceline.models.turn_kernels import _num_turns, _piece
 from paceline.triton_overlap import await_previous
 
 OUTPUTS = 4
@@ -259,7 +260,6 @@ def _multiply(
     of_y,
     parts,
     num_groups,
-    part_groups,
     groups_across,
     height,
     line_numbers,
@@ -274,19 +274,20 @@ def _multiply(
     of_y_step: tl.constexpr,
     whole: tl.constexpr,
     stages: tl.constexpr,
+    backwards: tl.constexpr,
     early: tl.constexpr = False,
 ):
     """Multiply the gradient of the outputs of a part by what they see; a sum for each of the outputs of a group."""
     await_previous(early)
     blocks = num_channels // channels
-    part, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    last = tl.minimum((part + 1) * part_groups, num_groups)
+    part, block, num_parts = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.num_programs(0) // blocks
+    num_pieces = tl.cdiv(num_groups, groups)
     upper = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
     middle = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
     lower = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
-    for start in tl.range(part * part_groups, last, groups, num_stages=stages):
-        group = start + tl.arange(0, groups)
-        is_group = group < last
+    for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
+        group = _piece(turn, part, num_parts, num_pieces, backwards) * groups + tl.arange(0, groups)
+        is_group = group < num_groups
         line, across = _divided(group, groups_across)
         image, top = _divided(line, out_height)
         top = top * stride - 1
