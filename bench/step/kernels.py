@@ -1,19 +1,24 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --moments]
+                                 [--only-ours | --compare early|order|moments ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
-between them, are those of a graph. With `--moments` there are two graphs with our kernels, in turn and twice: norms
-that take the moments that convolutions have written (decision 70), and norms that look at every map. The last line is
-JSON.
+between them, are those of a graph in which each kernel comes when the one before has ended: one that comes early would
+count its waiting.
+
+With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `early`,
+kernels that come while the one before them ends (decision 73); `order`, sums against the order in which a map was
+written (decision 75); `moments`, norms that take the moments that convolutions have written (decision 70). The last
+line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections import defaultdict
@@ -24,10 +29,13 @@ from unittest import mock
 
 import torch
 
+from paceline import triton_kernels
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
+from paceline.models import order
 from paceline.models.registry import build_model
 from paceline.parallel.norms import BatchNorm
+from paceline.training.ahead import imagined_step
 from paceline.training.config import OptimConfig
 from paceline.training.graphed import CudaCapture, graphed
 from paceline.training.optim import plan_optimizer
@@ -37,6 +45,9 @@ from paceline.training.trials import TrialSetting, noise
 from paceline.training.understudy import Cast, understudy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
     from paceline.batch import Batch
     from paceline.training.step import Step
 
@@ -87,6 +98,12 @@ def timed(step: Step, setting: TrialSetting, images: int, steps: int) -> dict[st
     }
 
 
+def compile_kernels(setting: TrialSetting) -> None:
+    """Compile what a step will launch, as it is now patched, in threads."""
+    with triton_kernels.compiled_ahead(os.cpu_count() or 1):
+        imagined_step(setting.cast.network, setting.cast.criterion, torch.bfloat16)
+
+
 def kernels_of(
     step: Step, setting: TrialSetting, images: int, steps: int = 3
 ) -> tuple[list[tuple[str, float, float]], float]:
@@ -119,15 +136,27 @@ class Way:
     ours: bool = True
     """Whether our kernels take part."""
     graphs: bool = True
-    moments: bool = True
-    """Whether norms take moments from convolutions."""
+    without: str = ""
+    """What is left out, of `PARTS`."""
+
+
+PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "early": lambda: mock.patch("paceline.triton_kernels._overlaps_on", return_value=False),
+    "order": lambda: mock.patch.object(order, "AGAINST", False),
+    "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
+}
+"""What can be left out of our kernels, and how."""
 
 
 def ways_of(options: argparse.Namespace) -> list[Way]:
     """Return the ways that are timed, in order."""
-    if options.moments:
-        pair = [("moments by convolutions", True), ("moments by passes", False)]
-        return [Way(name=f"{name}, {turn}", moments=moments) for turn in ("first", "again") for name, moments in pair]
+    if options.compare:
+        left_out = ["", *options.compare]
+        return [
+            Way(name=f"{f'without {part}' if part else 'with all'}, {turn}", without=part)
+            for turn in ("first", "again")
+            for part in left_out
+        ]
     if options.only_ours:
         return [Way(name="our kernels, graph")]
     return [
@@ -149,7 +178,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--top", type=int, default=40, help="kernels that are listed")
     parser.add_argument("--only-ours", action="store_true", help="only the graph with our kernels")
-    parser.add_argument("--moments", action="store_true", help="only graphs with our kernels, with and without moments")
+    parser.add_argument("--compare", nargs="+", choices=PARTS, help="graphs with our kernels, with these and without")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("This bench needs a CUDA GPU.", file=sys.stderr)
@@ -162,14 +191,23 @@ def main() -> int:
             if not way.ours:
                 for room in ROOMS:
                     stack.enter_context(mock.patch(f"paceline.{room}.usable", return_value=False))
-            if not way.moments:
-                stack.enter_context(mock.patch.object(BatchNorm, "takes_moments", return_value=False))
+            if way.without:
+                stack.enter_context(PARTS[way.without]())
+            stack.enter_context(mock.patch.object(triton_kernels, "_launchers", {}))  # which know how to launch
+            if way.ours:
+                compile_kernels(setting)
             eager = understudy(setting.cast, Precision.named("bf16"))
             step = graphed(eager, CudaCapture(device)) if way.graphs else eager
             figures[way.name] = timed(step, setting, options.batch, options.steps)
             cells = ", ".join(f"{key} {value:,.2f}" for key, value in figures[way.name].items())
             print(f"{options.model} {way.name}: {cells}", flush=True)
-            if way.graphs:
+            if way.graphs and not options.compare:
+                stack.enter_context(PARTS["early"]())
+                stack.enter_context(mock.patch.object(triton_kernels, "_launchers", {}))
+                setting = setting_of(options.model, options.imgsz, device)
+                if way.ours:
+                    compile_kernels(setting)
+                step = graphed(understudy(setting.cast, Precision.named("bf16")), CudaCapture(device))
                 found, figures[way.name]["idle_ms"] = kernels_of(step, setting, options.batch)
                 busy_ms, idle_ms = sum(ms for _, ms, _ in found), figures[way.name]["idle_ms"]
                 print(f"{busy_ms:9.3f} ms of kernels, {idle_ms:.3f} between them")

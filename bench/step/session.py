@@ -5,12 +5,13 @@
 ```
 tests     tests/gpu, with the names of those that failed, and of the one that did not end
 kernels   a step of yolo11n eagerly and as a graph, with and without our kernels
+compare   the graph with all that there is, and without each of what has not been measured yet
 run       the same by `paceline bench`, beside its limits, and end to end where there are data
 joints    joint convolutions of yolo11n by each way to launch them
 narrow    narrow ones
 ```
 Each part is a process of its own, with a limit of its own, in this order; one that is cut off leaves what it has
-printed. FOLDER then holds `session.json` with the last line of each, `step.json`, and what each has printed: seven
+printed. FOLDER then holds `session.json` with the last line of each, `step.json`, and what each has printed: eight
 files. On a CPU tests skip themselves, `kernels`, `joints` and `narrow` are passed over, and the rest is small. The last
 line is JSON.
 """
@@ -32,6 +33,8 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEP = REPOSITORY / "bench" / "step"
 MODEL = "yolo11n"
+UNMEASURED = ("early", "order", "moments")
+"""What `kernels.py` leaves out in turn."""
 ON_CPU = 3.0
 """How many times as long a part may take there."""
 LEAST_S = 10.0
@@ -62,6 +65,7 @@ def parts_of(arguments: argparse.Namespace, *, on_gpu: bool) -> tuple[Part, ...]
     return (
         Part(name="tests", words=tests, limit_s=110.0, needs_gpu=False),
         Part(name="kernels", words=(python, str(STEP / "kernels.py"), "--model", MODEL), limit_s=60.0),
+        Part(name="compare", words=(python, str(STEP / "kernels.py"), "--compare", *UNMEASURED), limit_s=60.0),
         Part(name="run", words=run, limit_s=60.0, needs_gpu=False),
         Part(name="joints", words=(python, str(STEP / "joints.py"), *models), limit_s=45.0),
         Part(name="narrow", words=(python, str(STEP / "narrow.py"), *models), limit_s=45.0),
