@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from paceline.models.half_weights import half_of
 from paceline.triton_kernels import autocast_type, on_gpu, takes_map, usable
 
 if TYPE_CHECKING:
@@ -28,15 +29,23 @@ class Convolution(nn.Conv2d):
 
         tally: takes the moments of the result, where a kernel sums them up on the way.
         """
-        if torch.compiler.is_compiling() or not self._has_kernels(x, dtype := autocast_type(x) or x.dtype):
+        if torch.compiler.is_compiling():
             return super().forward(x)
+        dtype = autocast_type(x) or x.dtype
+        if not self._has_kernels(x, dtype):
+            return self._by_torch(x, dtype)
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton
 
         if self.groups > 1:
-            return depthwise_conv.convolved(x, self.weight, dtype)
+            return depthwise_conv.convolved(x, half_of(self.weight, dtype), dtype)
         if narrow_conv.is_narrow(self.in_channels, self.out_channels, self.stride[0]):
             return narrow_conv.convolved(x, self.weight, self.stride[0], dtype, tally=tally)
-        return super().forward(x)
+        return self._by_torch(x, dtype)
+
+    def _by_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Convolve as `nn.Conv2d` does, which under autocast computes in this type."""
+        y: Tensor = self._conv_forward(x, half_of(self.weight, dtype), self.bias)
+        return y
 
     def _has_kernels(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether there are kernels for such a convolution of such values."""
@@ -66,15 +75,17 @@ class BiasedConvolution(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve B C H W."""
+        weight = self.weight if torch.compiler.is_compiling() else half_of(self.weight, autocast_type(x))
         if self.bias is None or not (self.training and torch.is_grad_enabled() and takes_map(x)):
-            return super().forward(x)
+            y: Tensor = self._conv_forward(x, weight, self.bias)
+            return y
         from paceline.models.fused_bias import biased_convolution  # which needs Triton
 
         assert self.padding_mode == "zeros"
         assert not isinstance(self.padding, str)
         return biased_convolution(
             x,
-            self.weight,
+            weight,
             self.bias,
             stride=self.stride,
             padding=self.padding,

@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from paceline.models import order
+from paceline.models.half_weights import numbers_of
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
 from paceline.models.moments import Moments
 from paceline.models.part_kernels import _settle_weight
@@ -243,7 +244,7 @@ class _Convolved(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, tiles: Tiles, tally: Tally | None, *maps: Tensor) -> Tensor:
         """Return y BCHW, channels-last and of the maps' type."""
         maps = tuple(map(_readable, maps))
-        factors = weight.to(maps[0].dtype).flatten(1)
+        factors = numbers_of(weight, maps[0].dtype).flatten(1)
         ctx.save_for_backward(factors, *maps)
         ctx.layout, ctx.tiles = Layout.of(weight), tiles
         return product(factors, maps, tiles.of_result, tally=tally)

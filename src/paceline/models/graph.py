@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from paceline.models.blocks import Concat, SplitChain
+from paceline.models.half_weights import halved
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +147,11 @@ def run_nodes(
         taken = [values[value] for value in wiring.inputs[node]]
         if isinstance(taken[0], tuple):  # a join that was left to this node
             (taken,) = taken
-        values[node] = tuple(taken) if leaves_join(modules, wiring, node, stop) else modules[str(node)](*taken)
+        if leaves_join(modules, wiring, node, stop):
+            values[node] = tuple(taken)
+        else:
+            with halved(modules[str(node)]):
+                values[node] = modules[str(node)](*taken)
         for value in wiring.freed[node]:
             del values[value]
     if stop == len(wiring):

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models import order
+from paceline.models.half_weights import half_of, numbers_of
 from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
@@ -205,7 +206,7 @@ class _Convolved(torch.autograd.Function):
         """Return y BNHW, channels-last and of type `dtype`."""
         ctx.types = (x.dtype, weight.dtype)
         x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        factors = weight.to(dtype, memory_format=torch.channels_last)
+        factors = numbers_of(weight, dtype).contiguous(memory_format=torch.channels_last)
         ours = _Ours.of(x.shape[1], len(weight), stride)
         ctx.save_for_backward(x, factors)
         ctx.stride, ctx.ours, ctx.launches = stride, ours, (convolving, weighing)
@@ -263,5 +264,7 @@ def convolved(
     """
     assert stride in (1, 2), "no other gradient of the map is known here"
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
+        if not _Ours.of(x.shape[1], len(weight), stride).weights:
+            weight = half_of(weight, dtype)
         y: Tensor = _Convolved.apply(x, weight, stride, dtype, tally, convolving, weighing)
     return y
