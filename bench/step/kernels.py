@@ -1,7 +1,7 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare early|order|moments ...]
+                                 [--only-ours | --compare early|halves|moments|order ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
@@ -9,9 +9,9 @@ between them, are those of a graph in which each kernel comes when the one befor
 count its waiting.
 
 With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `early`,
-kernels that come while the one before them ends (decision 73); `order`, sums against the order in which a map was
-written (decision 75); `moments`, norms that take the moments that convolutions have written (decision 70). The last
-line is JSON.
+kernels that come while the one before them ends (decision 73); `halves`, weights rounded by nodes (decision 76);
+`moments`, norms that take the moments that convolutions have written (decision 70); `order`, sums against the order in
+which a map was written (decision 75). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -142,10 +142,11 @@ class Way:
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "early": lambda: mock.patch("paceline.triton_kernels._overlaps_on", return_value=False),
-    "order": lambda: mock.patch.object(order, "AGAINST", False),
+    "halves": lambda: mock.patch("paceline.models.graph.halved", lambda node: nullcontext()),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
+    "order": lambda: mock.patch.object(order, "AGAINST", False),
 }
-"""What can be left out of our kernels, and how."""
+"""What can be left out, and how."""
 
 
 def ways_of(options: argparse.Namespace) -> list[Way]:

@@ -29,6 +29,8 @@ FIXED_SHAPES = {"SGD": (1671, 1744), "AdamW": (1671, 1728)}
 """Operations of a step that accumulates, and of one that completes an update: the way of GPUs, compilers and graphs."""
 ON_THE_HOST = {"SGD": (1712, 1785), "AdamW": (1712, 1769)}
 """The same where host and device are one, and shapes may follow from the data."""
+IN_BFLOAT16 = (1906, 1979)
+"""The same as `FIXED_SHAPES` of SGD under autocast."""
 WAITING_BYTES = {None: 2_279_697, torch.bfloat16: 2_917_468}
 """Bytes per picture, of three of 64 x 64 px, that wait for the backward pass, by type of autocast: activations, and
 under autocast a third of the weights in that type."""
@@ -77,6 +79,10 @@ def test_operations_of_a_step_with_fixed_shapes(optimizer: str) -> None:
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_operations_of_a_step_where_host_and_device_are_one(optimizer: str) -> None:
     assert_within(counted(yolo(optimizer, fixed_shapes=False), optimizer), ON_THE_HOST[optimizer])
+
+
+def test_operations_of_a_step_under_autocast() -> None:
+    assert_within(counted(yolo("SGD", amp_dtype=torch.bfloat16), "SGD"), IN_BFLOAT16)
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
