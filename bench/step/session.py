@@ -7,13 +7,15 @@ tests     tests/gpu, with the names of those that failed, and of the one that di
 kernels   a step of yolo11n eagerly and as a graph, with and without our kernels
 compare   the graph with all that there is, and without each of what has not been measured yet
 run       the same by `paceline bench`, beside its limits, and end to end where there are data
+sizes     that for s, m, l and x
+render    drawing and decoding on the device, and who decodes faster
 joints    joint convolutions of yolo11n by each way to launch them
 narrow    narrow ones
 ```
 Each part is a process of its own, with a limit of its own, in this order; one that is cut off leaves what it has
-printed. FOLDER then holds `session.json` with the last line of each, `step.json`, and what each has printed: eight
-files. On a CPU tests skip themselves, `kernels`, `joints` and `narrow` are passed over, and the rest is small. The last
-line is JSON.
+printed. FOLDER then holds `session.json` with the last line of each, `step.json`, and `session.txt`, all that was
+printed. In four minutes the first four parts fit, in nine all. On a CPU tests skip themselves, parts that need a GPU
+are passed over, and the rest is small. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-STEP = REPOSITORY / "bench" / "step"
+STEP, RENDER = REPOSITORY / "bench" / "step", REPOSITORY / "bench" / "render" / "gpu.py"
 MODEL = "yolo11n"
 UNMEASURED = ("early", "halves", "moments", "order")
 """What `kernels.py` leaves out in turn."""
@@ -59,14 +61,16 @@ def parts_of(arguments: argparse.Namespace, *, on_gpu: bool) -> tuple[Part, ...]
     tests = (python, "-m", "pytest", "tests/gpu", "-m", "gpu", "-vv", "--tb=short", "-p", "no:cacheprovider")
     sizes = ("--seconds", "4") if on_gpu else ("--seconds", "0.3", "--imgsz", "64", "--batch", "2")
     data = ("--data", str(arguments.data), *(() if on_gpu else ("--entries", "33"))) if arguments.data else ()
-    run = (python, str(STEP / "run.py"), "--models", "n", "--device", arguments.device, *sizes, *data)
-    run += ("--out", str(out / "step.json"), "--work", str(out.parent / "entries"), "tune_step=quick")
+    places = ("--out", str(out / "step.json"), "--work", str(out.parent / "entries"), "tune_step=quick")
+    run = (python, str(STEP / "run.py"), "--device", arguments.device, *sizes, *data)
     models = ("--models", MODEL)
     return (
         Part(name="tests", words=tests, limit_s=110.0, needs_gpu=False),
         Part(name="kernels", words=(python, str(STEP / "kernels.py"), "--model", MODEL), limit_s=60.0),
         Part(name="compare", words=(python, str(STEP / "kernels.py"), "--compare", *UNMEASURED), limit_s=90.0),
-        Part(name="run", words=run, limit_s=60.0, needs_gpu=False),
+        Part(name="run", words=(*run, "--models", "n", *places), limit_s=60.0, needs_gpu=False),
+        Part(name="sizes", words=(*run, "--models", "s", "m", "l", "x", *places), limit_s=200.0),
+        Part(name="render", words=(python, str(RENDER), "--seconds", "2"), limit_s=60.0),
         Part(name="joints", words=(python, str(STEP / "joints.py"), *models), limit_s=45.0),
         Part(name="narrow", words=(python, str(STEP / "narrow.py"), *models), limit_s=45.0),
     )
@@ -75,7 +79,10 @@ def parts_of(arguments: argparse.Namespace, *, on_gpu: bool) -> tuple[Part, ...]
 def carry_out(part: Part, log: Path, limit_s: float) -> dict[str, Any]:
     """Run a part and all that it starts; returns its status, seconds, and last line where that is JSON."""
     begun = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
+    with log.open("ab") as file:
+        file.write(f"== {part.name}\n".encode())
+        file.flush()
+        before = file.tell()
         process = subprocess.Popen(
             part.words, cwd=REPOSITORY, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
         )
@@ -87,7 +94,7 @@ def carry_out(part: Part, log: Path, limit_s: float) -> dict[str, Any]:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)  # what compiles beside it, too
                 process.wait()
-    printed = log.read_text(encoding="utf-8", errors="replace")
+    printed = log.read_bytes()[before:].decode(errors="replace")
     found: dict[str, Any] = {"status": status, "seconds": round(time.monotonic() - begun, 1)}
     if part.name == "tests":
         return found | outcomes(printed)
@@ -125,6 +132,7 @@ def main() -> int:
     start, on_gpu = time.monotonic(), has_gpu(arguments.device)
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "session.txt").unlink(missing_ok=True)
     session: dict[str, Any] = {}
     for part in parts_of(arguments, on_gpu=on_gpu):
         rest_s = arguments.limit - (time.monotonic() - start)
@@ -137,7 +145,7 @@ def main() -> int:
         else:
             limit_s = min(part.limit_s * (1.0 if on_gpu else ON_CPU), rest_s)
             print(f"{part.name}: for {limit_s:.0f} s at most", flush=True)
-            session[part.name] = carry_out(part, arguments.out / f"{part.name}.txt", limit_s)
+            session[part.name] = carry_out(part, arguments.out / "session.txt", limit_s)
         found = session[part.name]
         print(f"{part.name}: {found['status']}, {found.get('seconds', 0)} s, {found.get('counts', '')}", flush=True)
         for kind in ("failed", "unfinished"):
