@@ -23,6 +23,7 @@ from paceline.data import shapes  # noqa: E402
 from paceline.data.decode import decode_compact  # noqa: E402
 from paceline.native.jitter import jitter_by_kernel, jitter_by_opencv  # noqa: E402
 from paceline.native.library import best_level, library  # noqa: E402
+from paceline.native.resample import resample, resample_by_opencv  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,12 +88,9 @@ def drawers(images: list[Pixels], imgsz: int) -> dict[str, Callable[[int], objec
     resized = {2: np.empty((imgsz, imgsz), np.uint8), 3: np.empty((imgsz, imgsz, 3), np.uint8)}
     out = np.empty((imgsz, imgsz, 3), np.uint8)
 
-    def resize(i: int) -> None:
-        image = images[i]
-        cv2.resize(image, (imgsz, imgsz), dst=resized[image.ndim], interpolation=cv2.INTER_LINEAR)
-
     ways: dict[str, Callable[[int], object]] = {
-        "resize by OpenCV": resize,
+        "resize by OpenCV": lambda i: resample_by_opencv(images[i], resized[images[i].ndim]),
+        "resize (ours)": lambda i: resample(images[i], resized[images[i].ndim]),
         "jitter by OpenCV": lambda i: jitter_by_opencv(squares[i], HSV, out),
         "jitter by OpenCV, mirrored": lambda i: jitter_by_opencv(squares[i], HSV, out, mirror_x=True),
     }
@@ -183,6 +181,7 @@ def main() -> None:
         for pair, mean in apart.items():
             print(f"  mean difference, {pair}: {mean:.3f} of 255")
         record[name] = {"images": len(encoded), "imgsz": options.imgsz, "ms": times, "mean_difference": apart}
+        result[f"{name}_resize_ratio"] = round(times["resize by OpenCV"] / times["resize (ours)"], 2)
         result[f"{name}_decode_ratio"] = round(times["decode by OpenCV"] / times["decode (ours)"], 2)
         if "decode by simplejpeg" in times:
             result[f"{name}_simplejpeg_ratio"] = round(times["decode by simplejpeg"] / times["decode (ours)"], 2)

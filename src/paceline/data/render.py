@@ -1,6 +1,6 @@
 """Render: pixels from transforms, every source pixel read once and every output pixel written once.
 
-Two paths. Aligned: each tile is one `resize` of whole source pixels into whole output pixels. Turned: each tile is one
+Two paths. Aligned: each tile is one resampling of whole source pixels into whole output pixels. Turned: each is one
 `warpAffine`, or in perspective `warpPerspective`, into its bounds, kept where its own outline is. Sources that shrink a
 lot are halved by averaging first. A second picture is painted into the rectangle that is cut for it, or as a layer of
 its own that is then blended. Colour jitter and flips are the last pass,
@@ -16,9 +16,10 @@ import numpy as np
 
 from paceline.data.tiles import map_points
 from paceline.native.jitter import jitter
+from paceline.native.resample import resample, resample_by_area, resample_by_opencv
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -94,9 +95,8 @@ def letterbox(image: Pixels, box: Letterbox, out: Pixels) -> None:
     rows, columns = slice(box.top, box.top + box.scaled_height), slice(box.left, box.left + box.scaled_width)
     if (box.scaled_height, box.scaled_width) != out.shape[:2]:
         out.fill(FILL)
-    shrink = image.shape[1] / box.scaled_width
-    how = cv2.INTER_AREA if shrink > _SHRINK_FOR_AREA else cv2.INTER_LINEAR
-    _resize_into(image, out[rows, columns], how)
+    by_area = image.shape[1] / box.scaled_width > _SHRINK_FOR_AREA
+    _resize_into(image, out[rows, columns], resample_by_area if by_area else resample_by_opencv)
 
 
 def _image(images: Sequence[Pixels | None], tile: int) -> Pixels:
@@ -165,12 +165,12 @@ def _draw_aligned(
     left, top, right, bottom = place = _before_flips(transforms, row, transforms.places[row, tile].tolist())
     clip = _before_flips(transforms, row, transforms.clips[row, tile].tolist())
     if mask is None and clip[0] <= left and clip[1] <= top and clip[2] >= right and clip[3] >= bottom:
-        _resize_into(part, picture[top:bottom, left:right], cv2.INTER_LINEAR)
+        _resize_into(part, picture[top:bottom, left:right], resample)
         return
-    shape = (right - left, bottom - top)
-    drawn = cv2.resize(part, shape, interpolation=cv2.INTER_LINEAR)
+    shape = (bottom - top, right - left)
+    drawn = _resized(part, shape, resample)
     if mask is not None:
-        mask = cv2.resize(mask, shape, interpolation=cv2.INTER_LINEAR)
+        mask = _resized(mask, shape, resample)
     _copy(drawn, mask, place, clip, picture, blend=mask is not None)
 
 
@@ -251,16 +251,21 @@ def _blend(drawn: Pixels, mask: Pixels, below: Pixels) -> None:
         below[part] = cv2.blendLinear(drawn[part], below[part], opacity, 1 - opacity)
 
 
-def _resize_into(part: Pixels, place: Pixels, how: int) -> None:
+def _resize_into(part: Pixels, place: Pixels, way: Callable[[Pixels, Pixels], None]) -> None:
     """Resize into a view of the picture; colourless parts of a coloured picture get their planes here."""
-    shape = (place.shape[1], place.shape[0])
     if part.shape[:2] == place.shape[:2]:
         np.copyto(place, _like(part, place))
     elif part.ndim == place.ndim:
-        drawn = cv2.resize(part, shape, dst=place, interpolation=how)
-        assert drawn is place or np.shares_memory(drawn, place)
+        way(part, place)
     else:
-        cv2.cvtColor(cv2.resize(part, shape, interpolation=how), cv2.COLOR_GRAY2RGB, dst=place)
+        cv2.cvtColor(_resized(part, place.shape[:2], way), cv2.COLOR_GRAY2RGB, dst=place)
+
+
+def _resized(part: Pixels, shape: tuple[int, ...], way: Callable[[Pixels, Pixels], None]) -> Pixels:
+    """Resize to a height and width."""
+    drawn = np.empty((*shape, *part.shape[2:]), np.uint8)
+    way(part, drawn)
+    return drawn
 
 
 def _like(part: Pixels, picture: Pixels) -> Pixels:
