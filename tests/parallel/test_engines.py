@@ -23,6 +23,12 @@ if TYPE_CHECKING:
     from paceline.evaluation.table import DetectionTable
 
 PIPELINE = Run(engine="data", stages=2, parts=8, images=8, dtype=torch.float32)
+_IN_HALF = Run(dtype=torch.float32, amp_dtype=torch.bfloat16, updates=2)
+HALF = {
+    "half, data": replace(_IN_HALF, engine="data", parts=2),
+    "half, shards": replace(_IN_HALF, engine="fsdp", parts=2),
+    "half, pipeline": replace(_IN_HALF, engine="data", stages=2),
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,9 @@ def two(tmp_path_factory: pytest.TempPathFactory, images: Path) -> dict[str, Any
         "stopped, first": Case("engine_cases", "evaluate", {"data": images, "world": 2, "stopping": 0}),
         "bf16": Case("training_runs", "train", {"run": Run(engine="data", gradients="bf16", dtype=torch.float32)}),
     }
+    for kind, run in HALF.items():
+        for halved in (True, False):
+            cases[f"{kind}, halved {halved}"] = Case("training_runs", "train", {"run": replace(run, halved=halved)})
     return run_world(tmp_path_factory.mktemp("two"), 2, cases)
 
 
@@ -97,6 +106,17 @@ def test_a_stage_in_the_middle_is_sent_the_shapes_alone(tmp_path: Path) -> None:
         assert nothing.shape == target.shape
         assert nothing.abs().sum() == 0
         assert torch.equal(target, other_target)
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_weights_that_are_rounded_by_nodes_change_no_bit_of_any_engine(two: dict[str, Any], kind: str) -> None:
+    found, expected = two[f"{kind}, halved True"], two[f"{kind}, halved False"]
+    assert found.keys() == expected.keys() == {1, 2}
+    for number, parts in expected.items():
+        assert found[number]["norm"] == parts["norm"] > 0
+        for part in ("network", "ema", "optimizer", "losses"):
+            for key, value in parts[part].items():
+                assert torch.equal(found[number][part][key], value), (number, part, key)
 
 
 def test_gradients_may_travel_in_bfloat16(two: dict[str, Any]) -> None:

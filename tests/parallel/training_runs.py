@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 from unittest import mock
@@ -69,6 +70,9 @@ class Run:
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
     drawn: bool = False
     """Images come in [0, 1], as a device draws them, and not as bytes."""
+    amp_dtype: torch.dtype | None = None
+    halved: bool = True
+    """Under autocast: the weights of a node are rounded together."""
 
 
 class Trainer:
@@ -141,7 +145,8 @@ def train(run: Run) -> dict[int, dict[str, Any]]:
     trainer = Trainer(run)
     losses, states = [], {}
     for number in range(1, run.updates + 1):
-        losses.append(trainer.accumulate(number))
+        with nullcontext() if run.halved else mock.patch("paceline.models.graph.halved", return_value=nullcontext()):
+            losses.append(trainer.accumulate(number))
         not_finite = trainer.update()
         if number in {1, run.updates}:
             figures = copied({"losses": torch.stack(losses), "not_finite": not_finite})
@@ -203,7 +208,7 @@ def small_boxes(network: DetectionModel) -> DetectionModel:
 def build(run: Run, network: DetectionModel) -> Engine:
     """Put the engine of a run together."""
     criterion = DetectionLoss(LossConfig(), NUM_CLASSES)
-    common: dict[str, Any] = {"amp_dtype": None, "clip": run.clip, "ledger": Ledger()}
+    common: dict[str, Any] = {"amp_dtype": run.amp_dtype, "clip": run.clip, "ledger": Ledger()}
     if run.engine == "single":
         return SingleEngine(network, criterion, **common)
     layout = layout_of(run)
