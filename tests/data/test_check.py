@@ -45,6 +45,22 @@ def test_summary_counts(make_yolo: Callable[..., Path]) -> None:
     assert any(line.split() == ["1", "dog", "1", "1"] for line in text.splitlines())
 
 
+@pytest.mark.parametrize("names", ["[cat, dog, cat]", "{0: cat, 1: dog, 2: cat}"])
+def test_classes_of_one_name_are_warned_of(
+    make_yolo: Callable[..., Path], caplog: pytest.LogCaptureFixture, names: str
+) -> None:
+    """The set is used, since each is a class of its own."""
+    root = make_yolo({"train": [GOOD + DOG, "2 0.5 0.5 0.25 0.5\n"], "val": [GOOD]}, yaml=f"names: {names}\n")
+    report = check_data(_config(root))
+    assert report.usable
+    assert report.report.counts == {"name": 1}
+    assert "classes 0 and 2 have one name, cat; give each its own name" in report.format_text()
+    opened = open_data_set(_config(root), seed=0)
+    assert opened.names == ("cat", "dog", "cat")
+    (warning,) = [entry.message for entry in caplog.records if entry.levelname == "WARNING"]
+    assert "classes 0 and 2 have one name" in warning
+
+
 def test_faults_are_listed_file_by_file(make_yolo: Callable[..., Path]) -> None:
     root = make_yolo({"train": [GOOD] * 20 + [GOOD + "0 0.5 nan 0.1 0.1\n"], "val": [GOOD]})
     (root / "images/train/03.jpg").write_bytes(b"<html></html>")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -150,3 +151,22 @@ def test_bccd(shared: Path, open_set: Callable[..., DataSet]) -> None:
     assert (len(opened.train), len(opened.val), len(opened.test)) == (205, 87, 72)
     assert len(opened.train.boxes) + len(opened.val.boxes) + len(opened.test.boxes) == 4886
     assert opened.report.counts == {"degenerate": 2}
+
+
+def test_annotation_of_two_images_and_a_link_to_nothing_are_named(
+    make_voc: Callable[..., Path], voc_object: Callable[..., str], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_voc({f"{number:02d}": voc_object("cat") for number in range(20)})
+    shutil.copy(root / "JPEGImages/03.jpg", root / "JPEGImages/03.png")
+    link = root / "JPEGImages/07.jpg"
+    link.unlink()
+    link.symlink_to("nowhere.jpg")
+    for _ in range(2):
+        report = open_set(root).report
+        assert report.counts == {"absent": 1, "shared": 1}
+        assert [str(finding).partition(";")[0] for finding in report.findings] == [
+            "JPEGImages/07.jpg: is a link to nothing",
+            "Annotations/03.xml: belongs to 03.jpg and 03.png alike",
+        ]
+    link.unlink()
+    assert open_set(root).report.counts == {"unpaired": 1, "shared": 1}

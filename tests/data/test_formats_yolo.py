@@ -226,7 +226,6 @@ def _make_link(path: Path) -> None:
     [
         ("x.HEIC", Path.touch, "its image x.HEIC is of a type that is not read; convert it to JPEG or PNG"),
         ("x.gif", Path.touch, "its image x.gif is of a type that is not read"),
-        ("x.jpg", _make_link, "its image x.jpg is a link to nothing"),
         ("x.gif", _make_link, "its image x.gif is a link to nothing"),
         ("x.png", Path.mkdir, "its image x.png is no file"),
         ("X.jpg", lambda path: shutil.copy(path.parent / "00.jpg", path), "the image is called X.jpg"),
@@ -255,6 +254,57 @@ def test_label_without_an_image_is_noted_with_its_reason(
         assert opened.report.num_images == (6 if name == "X.jpg" else 5)
     (root / "labels/train/x.txt").unlink()
     assert open_set(root).report.counts == hints
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_image_that_is_a_link_to_nothing_is_missing(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], *, labelled: bool
+) -> None:
+    """With a label or without one, from the files and from a stored index, until it is mended or removed."""
+    root = make_yolo({"train": [GOOD] * 20, "val": [GOOD]})
+    link = root / "images/train/x.jpg"
+    _make_link(link)
+    if labelled:
+        (root / "labels/train/x.txt").write_text(GOOD)
+    for _ in range(2):
+        report = open_set(root).report
+        assert report.counts == {"absent": 1}
+        assert (report.num_bad_files, report.num_images) == (1, 22)
+        assert str(report.findings[0]).startswith("images/train/x.jpg: is a link to nothing; restore")
+    shutil.copy(root / "images/train/00.jpg", root / "images/train/nowhere.jpg")
+    assert "absent" not in open_set(root).report.counts
+    (root / "images/train/nowhere.jpg").unlink()
+    assert open_set(root).report.counts == {"absent": 1}
+    link.unlink()
+    assert "absent" not in open_set(root).report.counts
+
+
+def test_set_of_links_to_nothing_names_them(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    root = make_yolo({"train": [GOOD] * 2, "val": [GOOD]})
+    for image in (root / "images/train").iterdir():
+        image.unlink()
+        image.symlink_to("/nowhere" / image.relative_to(root))
+    with pytest.raises(UserError, match=r"2 of 2 images cannot be used.*\n  images/train/00.jpg: is a link to nothing"):
+        open_set(root)
+
+
+def test_label_file_of_two_images_is_named_once(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    """Both images are trained on with its boxes, as in other trainers; images of one name without a label share none."""
+    root = make_yolo({"train": [GOOD, GOOD, None], "val": [GOOD]})
+    for source, copy in (("00.jpg", "00.png"), ("00.jpg", "00.webp"), ("02.jpg", "02.png")):
+        shutil.copy(root / "images/train" / source, root / "images/train" / copy)
+    for _ in range(2):
+        opened = open_set(root)
+        assert opened.train is not None
+        assert np.diff(opened.train.offsets).tolist() == [1, 1, 1, 1, 0, 0]
+        assert opened.report.counts == {"shared": 1, "unlabelled": 2}
+        (note,) = opened.report.of("note")
+        assert str(note).startswith("labels/train/00.txt: belongs to 00.jpg, 00.png and 00.webp alike; ")
+    (root / "images/train/00.png").unlink()
+    (root / "images/train/00.webp").unlink()
+    assert open_set(root).report.counts == {"unlabelled": 2}
 
 
 def test_folder_of_other_images_alone_is_noted_too(

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from paceline.data.dataset import VAL_SHARE, needed_splits, require_divisible, require_usable
+from paceline.data.dataset import VAL_SHARE, equal_names, needed_splits, require_divisible, require_usable
 from paceline.data.findings import KINDS, ScanReport, printable
 from paceline.data.headers import BadImage
 from paceline.data.index_cache import scan_or_load
 from paceline.data.pack.source import PackSource
 from paceline.data.pack.store import store_of
+from paceline.data.scan import remarks
 from paceline.data.source import recognise
 from paceline.errors import UserError
 
@@ -182,6 +183,7 @@ def check_data(config: DataConfig, *, cache_folder: Path | None = None) -> Check
         needed_splits(source, ("train", "val"))
     except UserError as error:
         errors.append(str(error))
+    reports.append(remarks(equal_names(source, summaries[0].index.names)))
     return CheckReport(
         source=source.path,
         root=source.root,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.data.findings import ScanReport
+from paceline.data.findings import Finding, ScanReport
 from paceline.data.index_cache import scan_or_load
 from paceline.data.pack.source import PackSource
 from paceline.data.source import recognise
@@ -96,9 +96,28 @@ def open_data_set(
     if not divided and "train" in indexes and "val" in indexes:
         _warn_of_shared(indexes["train"], indexes["val"])
     names = next(iter(indexes.values())).names
+    for finding in equal_names(source, names):
+        _log.warning("%s", finding)
     assert all(index.names == names for index in indexes.values())
     chosen = {name: indexes.get(name) if name in splits else None for name in ("train", "val", "test")}
     return DataSet(names=names, report=report, source=source.path, format=source.format, divided=divided, **chosen)
+
+
+def equal_names(source: Source, names: Sequence[str]) -> list[Finding]:
+    """Name the classes of a set that are called the same: each is a class of its own, but no table tells them apart."""
+    labels_of: dict[str, list[str]] = {}
+    for label, name in enumerate(names):
+        labels_of.setdefault(name, []).append(str(label))
+    return [
+        Finding(
+            kind="name",
+            file=str(source.path),
+            line=0,
+            message=f"classes {', '.join(labels[:-1])} and {labels[-1]} have one name, {name}; give each its own name",
+        )
+        for name, labels in labels_of.items()
+        if len(labels) > 1
+    ]
 
 
 def _warn_of_shared(train: Index, val: Index) -> None:

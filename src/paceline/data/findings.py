@@ -14,7 +14,7 @@ Severity = Literal["file", "box", "note", "hint"]
 
 KINDS: dict[str, tuple[Severity, str]] = {
     "image": ("file", "images that cannot be read"),
-    "absent": ("file", "images that are listed but not there"),
+    "absent": ("file", "images that are listed or linked but not there"),
     "label": ("file", "label files that cannot be read"),
     "line": ("box", "entries that are no box"),
     "class": ("box", "boxes of a class that is not in the list"),
@@ -23,6 +23,8 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "range": ("box", "boxes outside their image"),
     "duplicate": ("note", "boxes given twice (counted once)"),
     "clipped": ("note", "boxes that reach outside their image (clipped)"),
+    "shared": ("note", "label files that several images share"),
+    "name": ("note", "class names given twice"),
     "size": ("note", "images whose size differs from the annotation"),
     "unpaired": ("note", "label files without an image"),
     "unlabelled": ("hint", "images without labels (used as background)"),

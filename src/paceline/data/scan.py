@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,7 +44,7 @@ class Listing:
     labels: list[str] = field(default_factory=list)
     """Absolute path of each image's label file, `""` where it has none."""
     absent: tuple[Finding, ...] = ()
-    """Images that are listed but not there."""
+    """Images that are listed, or links, but not there."""
     notes: ScanReport = field(default_factory=ScanReport)
     """What the folders show and no index depends on; it is looked for anew each time, never stored."""
 
@@ -219,8 +220,32 @@ def make_index(
 
 
 def absence(findings: Sequence[Finding]) -> ScanReport:
-    """Report images that are listed but not there."""
+    """Report images that are listed, or links, but not there."""
     return dataclasses.replace(remarks(findings), num_images=len(findings))
+
+
+def dangling_links(links: Sequence[str], root: str) -> list[Finding]:
+    """Name images that are links to nothing."""
+    message = "is a link to nothing; restore what it points at, or remove it"
+    return [Finding(kind="absent", file=shown(link, root), line=0, message=message) for link in links]
+
+
+def shared_labels(images: Sequence[str], labels: Sequence[str], root: str) -> list[Finding]:
+    """Name label files that belong to several images, such as a.jpg and a.png; `labels` has that of each, or `""`."""
+    images_of: dict[str, list[str]] = {}
+    several = {label for label, number in Counter(labels).items() if label and number > 1}
+    for image, label in zip(images, labels, strict=True) if several else ():
+        if label in several:
+            images_of.setdefault(label, []).append(os.path.basename(image))
+    return [
+        Finding(
+            kind="shared",
+            file=shown(label, root),
+            line=0,
+            message=f"belongs to {', '.join(names[:-1])} and {names[-1]} alike; remove all but one, or rename them",
+        )
+        for label, names in images_of.items()
+    ]
 
 
 def remarks(findings: Sequence[Finding], unlisted: Sequence[str] = (), lists: str = "") -> ScanReport:

@@ -36,12 +36,20 @@ def stamp_file(path: str) -> tuple[int, int]:
     return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else (0, 0)
 
 
-def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True, visited: list[str] | None = None) -> Stamps:
+def walk(
+    folder: str,
+    suffixes: frozenset[str],
+    *,
+    deep: bool = True,
+    visited: list[str] | None = None,
+    dangling: list[str] | None = None,
+) -> Stamps:
     """Stamp all files under a folder whose ending (in lower case) is among `suffixes`, in the order of their paths.
 
     Without `deep` only those in the folder itself. Links are followed, each folder once, by its own name if it lies
     here; hidden files and folders are passed over, and so are links to nothing or in a circle. All folders that were
-    looked into are added to `visited`. Raises UserError where a folder cannot be read.
+    looked into are added to `visited`, links of these endings that lead to nothing to `dangling`. Raises UserError where
+    a folder cannot be read.
     """
     found: list[tuple[str, tuple[int, int]]] = []
     seen: set[tuple[int, int]] = set()
@@ -64,6 +72,9 @@ def walk(folder: str, suffixes: frozenset[str], *, deep: bool = True, visited: l
                         mark = _stamp_of(entry)
                         if mark:
                             found.append((entry.path, mark))
+                            continue
+                        if dangling is not None and entry.is_symlink() and _leads_nowhere(entry.path):
+                            dangling.append(entry.path)
                             continue
                     if deep and _is_folder(entry):
                         (links if entry.is_symlink() else waiting).append(entry.path)
@@ -92,6 +103,17 @@ def _stamp_of(entry: os.DirEntry[str]) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_size, found.st_mtime_ns
+
+
+def _leads_nowhere(path: str) -> bool:
+    """Say whether what a link points at is not there; a circle, or what must not be looked at, is something else."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -13,7 +13,16 @@ from paceline.data.chunks import map_chunks
 from paceline.data.findings import Finding, ScanReport
 from paceline.data.formats.unpaired import unpaired_labels
 from paceline.data.headers import IMAGE_SUFFIXES
-from paceline.data.scan import BadLabels, Labels, Listing, remarks, scan_pairs, shown
+from paceline.data.scan import (
+    BadLabels,
+    Labels,
+    Listing,
+    dangling_links,
+    remarks,
+    scan_pairs,
+    shared_labels,
+    shown,
+)
 from paceline.data.skim import PlainLabels
 from paceline.data.stamps import Stamps, stamp, walk
 from paceline.errors import UserError
@@ -76,17 +85,23 @@ class VocSource:
 
     def list_files(self, split: str) -> Listing:
         """Match the split's list with the images and annotations that are there."""
-        images = walk(str(self.images), IMAGE_SUFFIXES)
+        links: list[str] = []  # to nothing
+        images = walk(str(self.images), IMAGE_SUFFIXES, dangling=links)
         annotations = walk(str(self.annotations), _XML)
-        absent: list[Finding] = []
+        absent = [] if split in self.lists else dangling_links(sorted(links), str(self.root))  # a list names its own
         chosen = self._listed(self.lists[split], images, absent) if split in self.lists else list(images)
         texts = {_stem(text, str(self.annotations)): text for text in annotations}
         stamps: Stamps = {image: images[image] for image in chosen} | annotations
+        if split not in self.lists:
+            stamps |= dict.fromkeys(sorted(links), (0, 0))  # so that it is noticed when one is mended or removed
         for file in (self.class_file, self.lists.get(split)):
             if file:
                 stamps[str(file)] = stamp(str(file)) or (0, 0)
         labels = [texts.get(_stem(image, str(self.images)), "") for image in chosen]
-        notes = self._unused(images, texts) if split == self.splits[0] else ScanReport()
+        notes = remarks(shared_labels(chosen, labels, str(self.root)))
+        if split == self.splits[0]:
+            there = images if self.lists else images | dict.fromkeys(links, (0, 0))  # those are named already
+            notes = ScanReport.join([self._unused(there, texts), notes])
         return Listing(stamps=stamps, images=chosen, labels=labels, absent=tuple(absent), notes=notes)
 
     def _unused(self, images: Stamps, texts: Mapping[str, str]) -> ScanReport:

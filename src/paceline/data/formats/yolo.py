@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paceline.data.findings import Finding, ScanReport
+from paceline.data.findings import Finding
 from paceline.data.formats.unpaired import unpaired_labels
 from paceline.data.formats.yaml_file import SPLITS, entry_of, keypoints_of, names_of, read_yaml, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.rows import TOLERANCE
-from paceline.data.scan import BadLabels, Labels, Listing, remarks, scan_pairs
+from paceline.data.scan import BadLabels, Labels, Listing, dangling_links, remarks, scan_pairs, shared_labels
 from paceline.data.skim import skim_labels
 from paceline.data.stamps import Stamps, stamp, walk
 from paceline.errors import UserError
@@ -77,12 +77,13 @@ class YoloSource:
         labels: Stamps = {}
         images: dict[str, None] = {}
         absent: list[Finding] = []
+        links: list[str] = []  # to nothing
         walked: dict[str, list[str]] = {}  # folder of labels -> folders of images
         for entry in self.entries[split]:
             place = self._locate(entry)
             if os.path.isdir(place):
                 visited: list[str] = []
-                found = walk(place, IMAGE_SUFFIXES, visited=visited)
+                found = walk(place, IMAGE_SUFFIXES, visited=visited, dangling=links)
                 stamps |= found
                 images |= dict.fromkeys(found)
                 folders = {image.rpartition(os.sep)[0] for image in found}
@@ -107,18 +108,24 @@ class YoloSource:
                 for folder in without:
                     capitals |= _stamp_capitals(folder)
                 labels = capitals | labels  # where there is a.txt too, that counts
+        links = sorted(set(links))
+        stamps |= dict.fromkeys(links, (0, 0))  # so that it is noticed when one is mended or removed
+        absent += dangling_links(links, str(self.root))
         by_stem = {label[: label.rfind(".")]: label for label in labels}  # each ends in .txt
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}
-        notes = self._unpaired(labels.keys() - used.keys(), walked)
-        return Listing(stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent), notes=notes)
+        unused = labels.keys() - used.keys() - {by_stem.get(stem, "") for stem in _label_stems(links)}
+        found = self._unpaired(unused, walked) + shared_labels(list(images), paired, str(self.root))
+        return Listing(
+            stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent), notes=remarks(found)
+        )
 
-    def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> ScanReport:
-        """Report label files in folders that were walked whole and have no image; lists of images are no labels."""
+    def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> list[Finding]:
+        """Name label files in folders that were walked whole and have no image; lists of images are no labels."""
         lists = {os.path.basename(entry) for entries in self.entries.values() for entry in entries}
         places = [(label, *os.path.split(label)) for label in labels]
         left = [label for label, folder, name in places if folder in walked and name not in lists]
-        return remarks(unpaired_labels(left, walked, str(self.root)))
+        return unpaired_labels(left, walked, str(self.root))
 
     def scan(self, split: str, listing: Listing) -> Scan:
         """Read images and label files."""
