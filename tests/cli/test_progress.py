@@ -145,13 +145,38 @@ def test_the_time_left_counts_evaluations_once_one_was_seen() -> None:
 
 def test_an_epoch_without_evaluation_says_none_and_a_tie_is_not_a_new_best() -> None:
     progress, stream, _ = plain()
-    progress.on_epoch(epoch_end(1, 0.0, 0.0))
-    progress.on_epoch(epoch_end(2, None, 0.0))
-    progress.on_epoch(epoch_end(3, 0.0, 0.0))
+    progress.on_epoch(epoch_end(1, 0.125, 0.125))
+    progress.on_epoch(epoch_end(2, None, 0.125))
+    progress.on_epoch(epoch_end(3, 0.125, 0.125))
     first, second, third = stream.getvalue().splitlines()
-    assert "AP 0.000 (best)" in first
+    assert "AP 0.125 (best)" in first
     assert "AP" not in second
-    assert "AP 0.000;" in third
+    assert "AP 0.125;" in third
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("nothing", [0.0, 0.0004, -1.0])
+def test_no_epoch_is_the_best_while_nothing_was_found(terminal: bool, nothing: float) -> None:
+    """-1 is an AP that COCO leaves undefined: no boxes to find."""
+    progress, stream, _ = live() if terminal else plain()
+    progress.on_start(start_record())
+    progress.on_epoch(epoch_end(1, nothing, nothing))
+    progress.on_epoch(epoch_end(2, None, nothing))
+    progress.on_evaluation(2, evaluation(nothing))
+    progress.on_epoch(epoch_end(3, None, nothing))
+    progress.on_end(end(best=evaluation(nothing)))
+    progress.close()
+    assert "best" not in stream.getvalue().replace("best.safetensors", "")
+    assert "★" not in stream.getvalue()
+    assert "finished: 3 epochs in 6:01, no epoch has an AP above 0.000 yet" in stream.getvalue()
+
+
+def test_the_first_epoch_that_finds_anything_is_the_best() -> None:
+    progress, stream, _ = plain()
+    progress.on_epoch(epoch_end(1, 0.0, 0.0))
+    progress.on_epoch(epoch_end(2, 0.001, 0.001))
+    progress.on_epoch(epoch_end(3, 0.0, 0.001))
+    assert ["(best)" in line for line in stream.getvalue().splitlines()] == [False, True, False]
 
 
 def test_the_end_says_where_to_look_and_how_to_go_on(tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_set_of_links_to_nothing_names_them(make_yolo: Callable[..., Path], open
 def test_label_file_of_two_images_is_named_once(
     make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
 ) -> None:
-    """Both images are trained on with its boxes, as in other trainers; images of one name without a label share none."""
+    """Each is trained on with its boxes, as in other trainers; images of one name without a label share none."""
     root = make_yolo({"train": [GOOD, GOOD, None], "val": [GOOD]})
     for source, copy in (("00.jpg", "00.png"), ("00.jpg", "00.webp"), ("02.jpg", "02.png")):
         shutil.copy(root / "images/train" / source, root / "images/train" / copy)

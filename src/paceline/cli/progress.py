@@ -165,7 +165,7 @@ class ProgressCallback(Callback):
         self._show_late(-1.0 if record.evaluation is not None else record.best_ap)
         evaluation = record.evaluation
         is_best = evaluation is not None and evaluation.ap >= record.best_ap
-        is_best = is_best and (self._best_ap is None or record.best_ap > self._best_ap)
+        is_best = is_best and (self._best_ap is None or record.best_ap > self._best_ap) and _is_shown(record.best_ap)
         if evaluation is not None:
             self._best_ap = record.best_ap
         if self._is_live:
@@ -183,6 +183,8 @@ class ProgressCallback(Callback):
         self._show_late(-1.0)
         self.close()
         best = f", the best was epoch {record.best_epoch}" if record.best_epoch else ""
+        if record.best is not None and not _is_shown(record.best.ap):
+            best = f", no epoch has an AP above {figure(0.0)} yet"
         ended = f"{record.reason}: {plural(record.epochs, 'epoch')} in {duration(record.wall_s)}{best}"
         self._print(Text(f"\n{ended}", style="bold"))
         if record.best is not None:
@@ -204,6 +206,7 @@ class ProgressCallback(Callback):
             is_best = evaluation.ap >= best_ap and (self._best_ap is None or evaluation.ap > self._best_ap)
             if is_best:
                 self._best_ap = evaluation.ap
+            is_best = is_best and _is_shown(evaluation.ap)
             if self._is_live:
                 self._print_figures(epoch, evaluation, is_best=is_best)
             else:
@@ -316,6 +319,11 @@ class ProgressLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Print the record's message."""
         self._progress.message(self.format(record))
+
+
+def _is_shown(ap: float) -> bool:
+    """Say whether a figure is more than nothing as it is written; else no epoch is the best."""
+    return figure(ap) not in {figure(0.0), figure(-1.0)}
 
 
 def _losses(loss: LossRecord | None) -> str:

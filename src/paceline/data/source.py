@@ -42,10 +42,10 @@ def recognise(data: str, cache_folder: Path | None = None) -> Source:
     path = Path(os.path.abspath(os.path.expanduser(data)))
     if not path.exists():
         raise no_such_path(data, extra=(SHAPES,))
-    return _of_folder(path) if path.is_dir() else _of_file(path)
+    return _of_folder(path) if path.is_dir() else _of_file(path, cache_folder)
 
 
-def _of_file(path: Path) -> Source:
+def _of_file(path: Path, cache_folder: Path | None = None) -> Source:
     """Recognise a file."""
     suffix = path.suffix.lower()
     if suffix in (".yaml", ".yml"):
@@ -56,7 +56,7 @@ def _of_file(path: Path) -> Source:
     if suffix in _ARCHIVES:
         raise UserError(f"{path} is an archive; unpack it and name the folder.")
     if is_pack(path):
-        return PackSource(pack=Pack.open(path))
+        return PackSource(pack=Pack.open(path, cache_folder))
     raise UserError(f"{path} is no data set; name a data.yaml, a COCO JSON file, a pack, or the folder of the set.")
 
 

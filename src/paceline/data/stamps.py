@@ -48,8 +48,8 @@ def walk(
 
     Without `deep` only those in the folder itself. Links are followed, each folder once, by its own name if it lies
     here; hidden files and folders are passed over, and so are links to nothing or in a circle. All folders that were
-    looked into are added to `visited`, links of these endings that lead to nothing to `dangling`. Raises UserError where
-    a folder cannot be read.
+    looked into are added to `visited`, links of these endings that lead to nothing to `dangling`. Raises UserError
+    where a folder cannot be read.
     """
     found: list[tuple[str, tuple[int, int]]] = []
     seen: set[tuple[int, int]] = set()

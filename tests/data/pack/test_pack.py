@@ -28,6 +28,7 @@ from paceline.data.headers import BadImage
 from paceline.data.index import Index, Strings
 from paceline.data.pack import writer
 from paceline.data.pack.layout import COLUMNS, HEADER, MAGIC, Directory, Header, TornPackError
+from paceline.data.pack.medium import LocalFile
 from paceline.data.pack.reader import Pack
 from paceline.data.pack.store import store_of
 from paceline.data.pack.writer import PackConfig, write_pack
@@ -398,16 +399,65 @@ def test_a_file_that_is_written_over_is_compared_again(data: dict[str, Index], t
     assert store.read(0) == before[0]
 
 
-def test_large_tables_are_mapped(data: dict[str, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_tables_are_mapped_from_a_copy(
+    data: dict[str, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of a million images need not lie in the memory of each rank; both ways give the same index."""
     path = tmp_path / "set.pack"
     held = _pack(data, path).index("train")
-    monkeypatch.setattr("paceline.data.pack.reader._MOST_COPIED_BYTES", 0)
-    mapped = Pack.open(path).index("train")
+    monkeypatch.setattr("paceline.data.pack.medium.MOST_HELD_BYTES", 0)
+    mapped = Pack.open(path, tmp_path / "cache").index("train")
     areas = Path("/proc/self/maps")
     if areas.exists():
-        assert str(path) in areas.read_text()
+        assert str(path) not in areas.read_text()
+        assert f"{tmp_path / 'cache'}/" in areas.read_text()
+    assert list((tmp_path / "cache").iterdir()) == []  # a file without a name, which nothing has to remove
     assert mapped.digest() == held.digest()
+
+
+@pytest.mark.parametrize("most_held_bytes", [0, 64 << 20])
+def test_a_pack_that_is_cut_off_keeps_its_labels_until_an_image_is_read(
+    data: dict[str, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_held_bytes: int
+) -> None:
+    """Had its tables been mapped, the first look at them would end this process by SIGBUS."""
+    path = tmp_path / "set.pack"
+    expected = _pack(data, path).index("train").digest()
+    monkeypatch.setattr("paceline.data.pack.medium.MOST_HELD_BYTES", most_held_bytes)
+    index = Pack.open(path, tmp_path / "cache").index("train")
+    os.truncate(path, 64)
+    assert index.digest() == expected
+    with pytest.raises(UserError, match="was cut off or written over while it was in use"):
+        store_of(index).read(0)
+
+
+def test_large_tables_are_held_where_no_copy_can_be_made(
+    data: dict[str, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "set.pack"
+    expected = _pack(data, path).index("train").digest()
+    (tmp_path / "cache").touch()  # no folder
+    monkeypatch.setattr("paceline.data.pack.medium.MOST_HELD_BYTES", 0)
+    assert Pack.open(path, tmp_path / "cache").index("train").digest() == expected
+    assert "cannot be copied into the cache folder" in caplog.text
+
+
+@pytest.mark.parametrize("most_held_bytes", [0, 64 << 20])
+def test_a_pack_that_is_cut_off_while_it_is_opened_is_named(
+    data: dict[str, Index], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_held_bytes: int
+) -> None:
+    path = tmp_path / "set.pack"
+    _pack(data, path)
+    monkeypatch.setattr("paceline.data.pack.medium.MOST_HELD_BYTES", most_held_bytes)
+    head = LocalFile.head
+
+    def cut(medium: LocalFile, length: int) -> bytes:
+        content = head(medium, length)
+        os.truncate(path, path.stat().st_size - 10)
+        return content
+
+    monkeypatch.setattr(LocalFile, "head", cut)
+    with pytest.raises(UserError, match=r"set\.pack ends too early; make it anew"):
+        Pack.open(path, tmp_path / "cache")
 
 
 def test_a_newer_version_says_so(data: dict[str, Index], tmp_path: Path) -> None:

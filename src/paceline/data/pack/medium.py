@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import mmap
 import os
+import tempfile
 from typing import TYPE_CHECKING, Protocol
 
+from paceline.data import cache_folder as package_cache
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+MOST_HELD_BYTES = 64 << 20
+"""Tables up to this size, those of some 100,000 images, are held in memory; larger ones are mapped."""
+_BLOCK_BYTES = 8 << 20
+
+_log = logging.getLogger("paceline")
 
 
 class ShortReadError(OSError):
@@ -32,7 +41,7 @@ class Medium(Protocol):
         """Return the first bytes; fewer where the file is shorter. Called once, before all else."""
 
     def map(self, start: int, end: int) -> memoryview:
-        """Return a part as memory that is filled when it is looked at. Raises ShortReadError."""
+        """Return a part as memory, which is no part of a file that others may cut off. Raises ShortReadError."""
 
     def read(self, start: int, length: int) -> bytes:
         """Return a part. Raises OSError, and UserError where there is no reading on from this pack."""
@@ -56,8 +65,9 @@ class LocalFile:
 
     _descriptor = -1  # until it is open: what cannot be opened is let go of like anything else
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, cache_folder: Path | None = None) -> None:
         self.address = str(path)
+        self._cache_folder = cache_folder
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         found = os.fstat(self._descriptor)
         self.num_bytes, self.version = found.st_size, found.st_mtime_ns
@@ -67,10 +77,36 @@ class LocalFile:
         return os.pread(self._descriptor, length, 0)
 
     def map(self, start: int, end: int) -> memoryview:
-        """Map a part; it stays mapped for as long as anything looks at it."""
+        """Copy a part: into memory if it is small, else into a file without a name, which is mapped.
+
+        A mapped file that another program cuts off is a signal (SIGBUS), and no error, at the next look at it.
+        """
         if end > self.num_bytes:
             raise ShortReadError(f"{self.address} has {self.num_bytes:,} bytes")
-        return map_file(self._descriptor, start, end)
+        if end - start > MOST_HELD_BYTES:
+            try:
+                return self._map_copy(start, end)
+            except ShortReadError:
+                raise
+            except OSError as error:
+                _log.warning(
+                    "%s: its tables (%.0f MB) cannot be copied into the cache folder (%s), so they are held in memory.",
+                    self.address,
+                    (end - start) / 1e6,
+                    error.strerror or error,
+                )
+        return memoryview(read_exactly(self._descriptor, start, end - start))
+
+    def _map_copy(self, start: int, end: int) -> memoryview:
+        """Map a copy of a part, in a file that is gone as soon as nothing looks at it any more."""
+        folder = self._cache_folder or package_cache.cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as copy:
+            for first in range(start, end, _BLOCK_BYTES):
+                content = read_exactly(self._descriptor, first, min(_BLOCK_BYTES, end - first))
+                if copy.write(content) != len(content):
+                    raise OSError("the disk is full")
+            return map_file(copy.fileno(), 0, end - start)
 
     def read(self, start: int, length: int) -> bytes:
         """Read a part; raises UserError where the file has another size than when it was opened."""
@@ -121,7 +157,7 @@ def read_exactly(descriptor: int, start: int, length: int) -> bytes:
     while length > 0:
         part = os.pread(descriptor, length, start)
         if not part:
-            raise ShortReadError("the file ends before")
+            raise ShortReadError("ends too early")
         parts.append(part)
         start, length = start + len(part), length - len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

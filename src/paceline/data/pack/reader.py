@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from paceline.data.pack.medium import Medium
 
 _MEND = "make it anew with `paceline data pack`, or copy it again"
-_MOST_COPIED_BYTES = 64 << 20
-"""Tables up to this size are held in memory; larger ones stay mapped, and are a signal (SIGBUS) where they are cut."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,8 +53,7 @@ class Pack:
             if header.file_bytes != medium.num_bytes:
                 raise TornPackError(f"has {medium.num_bytes:,} bytes where {header.file_bytes:,} are said to be")
             self._start = header.tables_start
-            tables = medium.map(header.tables_start, header.file_bytes)
-            self._tables = tables if len(tables) > _MOST_COPIED_BYTES else memoryview(bytes(tables))
+            self._tables = medium.map(header.tables_start, header.file_bytes)
             self._directory = self._read_directory(header)
             mapped = self._columns(self._directory.entries, ENTRIES)
             require_entries(mapped, HEADER.itemsize, header.tables_start)
@@ -67,10 +64,13 @@ class Pack:
         self._version = medium.version
 
     @classmethod
-    def open(cls, path: Path) -> Pack:
-        """Open a pack that is a file; raises UserError."""
+    def open(cls, path: Path, cache_folder: Path | None = None) -> Pack:
+        """Open a pack that is a file; large tables are copied into `cache_folder`, the package's own if None.
+
+        Raises UserError.
+        """
         try:
-            return cls(LocalFile(path))
+            return cls(LocalFile(path, cache_folder))
         except OSError as error:
             raise UserError(f"Cannot open {path}: {error.strerror or error}; check the file.") from error
 

@@ -13,6 +13,7 @@ from paceline.addresses import HIDDEN, is_hidden, shown
 from paceline.data import cache_folder as package_cache
 from paceline.data.pack.block_cache import BlockCache, stored_bytes
 from paceline.data.pack.connection import Connection, Patience, RemoteError
+from paceline.data.pack.medium import MOST_HELD_BYTES
 from paceline.data.pack.reader import Pack
 from paceline.errors import UserError
 
@@ -74,8 +75,9 @@ class RemoteFile:
         return content
 
     def map(self, start: int, end: int) -> memoryview:
-        """Return the tables: fetched once per machine, then mapped."""
-        return self._blocks.map(start, min(end, self.num_bytes), self._connection.read)
+        """Return the tables: fetched once per machine, then mapped, or held in memory if they are small."""
+        tables = self._blocks.map(start, min(end, self.num_bytes), self._connection.read)
+        return tables if len(tables) > MOST_HELD_BYTES else memoryview(bytes(tables))
 
     def read(self, start: int, length: int) -> bytes:
         """Return a part, by whole blocks."""
