@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from paceline.cli.console import complain
+from paceline.cli.interrupts import STATUS, Interrupts
 from paceline.errors import UserError
 from paceline.parallel.fault import RankError
 
@@ -58,8 +59,13 @@ _OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 where a rank failed, 2 after a mistake, 130 after Ctrl-C."""
+    """Run the command line; returns the exit status: 0, 1 where a rank failed, 2 after a mistake, 130 after Ctrl-C.
+
+    Without `words` they are those of this process, which then belongs to the command, and so does Ctrl-C.
+    """
     try:
+        if words is None:
+            Interrupts().install()
         return run(list(sys.argv[1:] if words is None else words))
     except UserError as error:
         complain(str(error))
@@ -72,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> int:
         is_search = "tune" in (sys.argv[1:] if words is None else words)[:2]
         what = "the search" if is_search else "a run that has finished an epoch"
         complain(f"interrupted; {what} goes on by `paceline {'tune' if is_search else 'train'} --resume`.")
-        return 130
+        return STATUS
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
