@@ -45,6 +45,25 @@ def _only(names: str, neutral: tuple[object, ...], sentence: str, *commands: Com
     return tuple(Argument(name=name, commands=commands, neutral=neutral, sentence=sentence) for name in names.split())
 
 
+MEANT = {
+    "lr": "lr0",
+    "learning_rate": "lr0",
+    "weights": "model",
+    "dataset": "data",
+    "img": "imgsz",
+    "img_size": "imgsz",
+    "image_size": "imgsz",
+    "size": "imgsz",
+    "conf_thres": "conf",
+    "confidence": "conf",
+    "iou_thres": "iou",
+    "gpu": "device",
+    "gpus": "devices",
+    "output": "project",
+    "save_dir": "project",
+}
+"""Names that other trainers have for options; no spelling leads from one to the other."""
+
 _DETECTION_ONLY = "only detection is offered; leave it out"
 _NO_VIDEO = "videos and streams are not read; save the frames as pictures and give their folder"
 

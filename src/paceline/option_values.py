@@ -281,16 +281,27 @@ def memory_of_batch(value: object) -> float | None:
     return simple if isinstance(simple, float) and 0 < simple < 1 else None
 
 
+_OTHER_DEVICES = {
+    "mps": "Apple's GPUs",
+    "xpu": "Intel's GPUs",
+    "npu": "Huawei's Ascend processors",
+}
+
+
 def _spell_device(value: object) -> str:
     if isinstance(value, list | tuple):
         value = ",".join(str(entry) for entry in value)
     word = str(value).strip().strip("[]()").replace(" ", "").lower()
+    word = "cuda" if word in {"gpu", "nvidia"} else "cpu" if word == "cpu:0" else word
     words = [part.removeprefix("cuda:") for part in word.split(",") if part]
     if len(words) > 1 and all(part.isdigit() for part in words):
         return ",".join(words)
     word = words[0] if len(words) == 1 else word
     if word in {"", "auto", "cpu", "cuda"} or word.isdigit():
         return word or "auto"
+    kind = word.partition(":")[0]
+    if kind in _OTHER_DEVICES:
+        raise UserError(f"device={value} means {_OTHER_DEVICES[kind]}, which are not supported yet; write device=cpu.")
     raise UserError(
         f"device={value} is not known; choose auto, cpu, cuda, the number of a GPU such as 0, or several such as 0,1."
     )

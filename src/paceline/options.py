@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
 from paceline.addresses import recall, remember, shown
-from paceline.arguments import is_neutral
+from paceline.arguments import MEANT, is_neutral
 from paceline.commands.config import BenchConfig, PredictConfig, ValConfig
 from paceline.data.cache_folder import cache_folder
 from paceline.data.config import AugmentConfig, DataConfig
@@ -325,7 +325,8 @@ def _settle_batch(options: type[Options], mapping: Mapping[str, object]) -> dict
 def unknown_option(options: type[Options], name: str) -> UserError:
     """Name what to do about an option that is not there: the closest one, or the help."""
     known = option_fields(options)
-    close = difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1, cutoff=0.6)
+    meant = [MEANT[name.lower()]] if MEANT.get(name.lower()) in known else []
+    close = meant or difflib.get_close_matches(name.replace("-", "_").lower(), known, n=1, cutoff=0.6)
     if close:
         return UserError(f"{options.COMMAND} has no option {name}; did you mean {close[0]}?")
     return UserError(f"{options.COMMAND} has no option {name}; `paceline {options.COMMAND} --help` lists them all.")

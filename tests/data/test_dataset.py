@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,6 @@ from paceline.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from paceline.data.dataset import DataSet
 
@@ -279,6 +279,25 @@ def test_missing_path_suggests_near_ones(make_yolo: Callable[..., Path], open_se
         open_set(root / "dat.yml")
     with pytest.raises(UserError, match="did you mean shapes"):
         open_set("shape")
+
+
+@pytest.mark.parametrize("name", ["coco8.yaml", "coco.yaml", "VOC.yaml", "datasets/coco128.yaml", "Objects365"])
+def test_sets_that_others_download_are_answered(
+    name: str, open_set: Callable[..., DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless there is one of nearly that name, which is meant."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"not downloaded, so name .* of a copy that you have, or try data=shapes"):
+        open_set(name)
+    Path("coco8-mine.yaml").touch()
+    with pytest.raises(UserError, match=r"did you mean coco8-mine\.yaml\?"):
+        open_set("coco8.yaml")
+
+
+def test_home_is_where_it_is(open_set: Callable[..., DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError, match=rf"{tmp_path}/sets/data\.yaml does not exist \({tmp_path}/sets is missing"):
+        open_set("~/sets/data.yaml")
 
 
 def test_what_is_no_data_set_is_refused(tmp_path: Path, open_set: Callable[..., DataSet]) -> None:

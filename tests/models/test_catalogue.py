@@ -33,7 +33,14 @@ def test_names_are_a_family_and_a_size() -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("yolo11q", "yolo11"), ("yolov11n", "yolo11n"), ("yolo8n", "yolov8n"), ("YOLO11m", "yolo11m")]
+    ("typed", "meant"),
+    [
+        ("yolo11q", "yolo11"),
+        ("yolov11n", "yolo11n"),
+        ("yolo8n", "yolov8n"),
+        ("YOLO11m", "yolo11m"),
+        ("yolo11", "yolo11n"),
+    ],
 )
 def test_an_unknown_name_gets_the_nearest_one(typed: str, meant: str) -> None:
     with pytest.raises(UserError, match=f'no model "{typed}": did you mean "{meant}') as caught:

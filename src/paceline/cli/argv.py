@@ -67,7 +67,14 @@ def _take_bare(command: type[Options], result: Words, word: str) -> None:
         if value is None or isinstance(value, list):
             result.options[name] = word if not _is_list(command, name) else [*(value or ()), word]
             return None
-    raise UserError(f"{command.COMMAND} does not know what to do with {word}; write options as name=value.")
+    mend = "write options as name=value"
+    if word == "=" or "" in result.options.values() or word.replace("-", "_") in option_fields(command):
+        mend += ", without blanks around ="
+    elif word.endswith((".yaml", ".yml", ".pack")) and "data" in option_fields(command):
+        mend += f", here data={word}"
+    elif word.endswith((".safetensors", ".pt")) and "model" in option_fields(command):
+        mend += f", here model={word}"
+    raise UserError(f"{command.COMMAND} does not know what to do with {word}; {mend}.")
 
 
 def _take_flag(command: type[Options], result: Words, name: str, rest: list[str]) -> None:

@@ -54,6 +54,14 @@ _OTHER_COMMANDS = {
     "export": "export is not there yet; the weights of a run are plain safetensors files",
     "track": "tracking is not offered; predict finds the objects of single images",
     "benchmark": "benchmarks of export formats are not offered; `paceline bench` measures how fast a network trains",
+    "checks": "there is nothing to check before; `paceline data check` looks at a data set, `paceline bench` at this machine",
+    "settings": "there are no settings but the options of each command; `--config FILE` reads them from YAML",
+    "cfg": "`paceline train --help` lists all options with their defaults, and `--config FILE` reads them from YAML",
+    "copy-cfg": "`--config FILE` reads options from YAML, such as the config.yaml that each run has in its folder",
+    "solutions": "solutions are not offered; predict finds the objects of single images",
+    "login": "there is nothing to log in to: runs stay on this machine",
+    "logout": "there is nothing to log in to: runs stay on this machine",
+    "hub": "there is nothing to log in to: runs stay on this machine",
 }
 _OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
 
@@ -123,6 +131,8 @@ def run(words: list[str]) -> int:
 def _unknown_command(word: str) -> UserError:
     if word in _OTHER_COMMANDS:
         return UserError(f"{_OTHER_COMMANDS[word]}.")
+    if word.startswith(("mode=", "task=")):
+        return UserError(f"The command comes first, without {word}: write `paceline train data=... model=yolo11n`.")
     if word in _OTHER_TASKS:
         return UserError(f"There is no task {word}: only detection is offered; write `paceline train ...`.")
     if word.startswith("-") or "=" in word:

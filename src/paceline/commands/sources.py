@@ -116,6 +116,8 @@ def _find_files(text: str) -> list[str]:
 
 def _files_in(folder: Path) -> list[str]:
     found = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not found and (folder / "weights" / "best.safetensors").is_file():
+        raise UserError(f"{folder} is a run and holds no images; write model={folder}, and what to look at besides.")
     if not found:
         raise UserError(f"The folder {folder} holds no images; for those in folders below it use '{folder}/**/*.jpg'.")
     return found

@@ -42,11 +42,10 @@ def find_weights(model: str) -> Path | None:
     A run folder stands for its best weights. Raises UserError for anything that is neither.
     """
     path = Path(model)
+    if not model.strip():
+        raise UserError("No model is named; write model=yolo11n, or name the folder of a run.")
     if path.suffix == ".pt":
-        raise UserError(
-            f"{model} is a PyTorch pickle, which Paceline cannot read yet; name the architecture "
-            f"(model={path.stem.lower()}) to train from scratch, or a .safetensors file of a Paceline run."
-        )
+        raise _no_pickle(path)
     if path.suffix in {".yaml", ".yml"} and not path.exists() and path.stem in model_names():
         return None
     if path.is_dir():
@@ -62,6 +61,19 @@ def find_weights(model: str) -> Path | None:
             raise UserError(f"{path} is not a .safetensors file; name the weights of a Paceline run.")
         return path
     return None
+
+
+def _no_pickle(path: Path) -> UserError:
+    """Say what to name instead of the weights of other trainers: those of a run where it is one, else a network."""
+    own = path.with_suffix(".safetensors")
+    if own.is_file():
+        return UserError(f"The weights of a run are no .pt file here; write model={own}.")
+    stem = path.stem.lower()
+    name = stem if stem in model_names() else "yolo11n"
+    return UserError(
+        f"{path} is a PyTorch pickle, which Paceline cannot read yet; name the architecture (model={name}) to train "
+        "from scratch, or a .safetensors file of a Paceline run."
+    )
 
 
 def require_model(model: str) -> None:

@@ -18,8 +18,11 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
 
 
-def no_such_path(path: str, where: str = "", extra: Iterable[str] = ()) -> UserError:
-    """Return the error for a path that does not exist, with near names that do; `where` says who named the path."""
+def no_such_path(path: str, where: str = "", extra: Iterable[str] = (), mend: str = "correct it") -> UserError:
+    """Return the error for a path that does not exist, with near names that do, else with the words `mend`.
+
+    `where` says who named the path.
+    """
     missing, folder = path.rstrip(os.sep), os.path.dirname(path.rstrip(os.sep))
     while folder and not os.path.isdir(folder):
         missing, folder = folder, os.path.dirname(folder)
@@ -33,5 +36,5 @@ def no_such_path(path: str, where: str = "", extra: Iterable[str] = ()) -> UserE
     if near:
         return UserError(f"{subject}; did you mean {' or '.join(near[:3])}?")
     if missing != path.rstrip(os.sep):
-        return UserError(f"{subject} ({missing} is missing already); correct it.")
-    return UserError(f"{subject}; correct it.")
+        return UserError(f"{subject} ({missing} is missing already); {mend}.")
+    return UserError(f"{subject}; {mend}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
 
 SHAPES = "shapes"
 """Name of the set that comes with the package; a folder of this name is `./shapes`."""
+
+_SETS_ELSEWHERE = re.compile(
+    "african-wildlife|argoverse|brain-tumor|coco(8|128)?(-grayscale|-multispectral|-pose|-seg)?|construction-ppe|"
+    "crack-seg|dota8|dotav1|globalwheat2020|homeobjects-3k|kitti|lvis|medical-pills|objects365|open-images-v7|"
+    "package-seg|signature|sku-110k|tt100k|visdrone|voc|xview"
+)
+"""Names, in lower case, of data sets that other YOLO trainers fetch by themselves."""
+_NO_DOWNLOAD = (
+    "data sets are not downloaded, so name the yaml, COCO JSON or folder of a copy that you have, or try "
+    f"data={SHAPES}, which is made here"
+)
 
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"})
 
@@ -41,7 +53,8 @@ def recognise(data: str, cache_folder: Path | None = None) -> Source:
         return PackSource(pack=open_remote(data, cache_folder))
     path = Path(os.path.abspath(os.path.expanduser(data)))
     if not path.exists():
-        raise no_such_path(data, extra=(SHAPES,))
+        is_known = _SETS_ELSEWHERE.fullmatch(path.stem.lower())
+        raise no_such_path(os.path.expanduser(data), extra=(SHAPES,), mend=_NO_DOWNLOAD if is_known else "correct it")
     return _of_folder(path) if path.is_dir() else _of_file(path, cache_folder)
 
 

@@ -83,6 +83,7 @@ def find_model(name: str) -> ModelInfo:
         raise UserError(f'The model "{name}" is for another task, and only detection is offered; leave its ending out.')
     if name.lower().startswith("yolo26"):
         raise UserError(f'The model "{name}" is not there yet; choose one of {", ".join(model_names())}.')
-    close = difflib.get_close_matches(name.lower(), model_names(), n=1, cutoff=0.5)
+    sizes = [entry for entry in model_names() if entry[:-1] == name.lower()]  # a family: its smallest network
+    close = sizes[:1] or difflib.get_close_matches(name.lower(), model_names(), n=1, cutoff=0.5)
     mend = f'did you mean "{close[0]}"?' if close else f"choose one of {', '.join(model_names())}."
     raise UserError(f'There is no model "{name}": {mend}')
