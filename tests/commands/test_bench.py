@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from paceline.ledger import Ledger
+    from paceline.models.graph import DetectionModel
 
 SMALL = {
     "model": "yolo11n",
@@ -129,6 +131,27 @@ def test_impossible_options_are_one_sentence(
     answer = capsys.readouterr().err.strip().splitlines()[-1]
     assert answer.startswith("paceline: ")
     assert sentence in answer
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_kernels_are_compiled_ahead_as_in_training(monkeypatch: pytest.MonkeyPatch, kernels: bool) -> None:
+    """Before the first step, for the network that it is taken with."""
+    done: list[str] = []
+
+    def compile_ahead(network: DetectionModel, criterion: object, amp_dtype: object) -> None:
+        assert callable(criterion)
+        done.append(f"{network.name} {amp_dtype}")
+
+    def default(plan: StepPlan, why: str) -> StepChoice:
+        return StepChoice(plan=replace(plan, kernels=kernels), source="default", text=why)
+
+    take = bench_step.StepBench.take
+    monkeypatch.setattr("paceline.commands.step_choice.compile_ahead", compile_ahead)
+    monkeypatch.setattr("paceline.training.choice._default", default)
+    monkeypatch.setattr(bench_step.StepBench, "take", lambda *args: (done.append("step"), take(*args)))
+    bench(BenchOptions.from_flat(SMALL | {"tune_step": "off", "amp": "bf16"}))
+    assert done[: 1 + kernels] == (["yolo11n torch.bfloat16"] if kernels else []) + ["step"]
+    assert "yolo11n torch.bfloat16" not in done[1:]
 
 
 def test_a_batch_larger_than_the_set_is_refused(squares: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from paceline.commands.device import make_current, resolve_device
+from paceline.commands.device import compute_deterministically, make_current, resolve_device
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -47,6 +48,22 @@ def test_a_gpu_that_is_not_there_is_the_users_mistake(current: list[torch.device
     with pytest.raises(UserError, match="asks for GPU 2, but this machine has 2 GPUs"):
         resolve_device("2")
     assert current == []
+
+
+def test_equal_bits_ask_libraries_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user has set for cuBLAS stays."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    try:
+        compute_deterministically()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+        compute_deterministically()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
 
 
 def test_a_training_makes_its_device_the_current_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

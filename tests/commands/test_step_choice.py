@@ -87,7 +87,7 @@ def test_kernels_are_compiled_ahead_in_runs_that_try_nothing(
         ahead.append((str(amp_dtype), len(list(network.parameters()))))
         assert callable(criterion)
 
-    monkeypatch.setattr("paceline.commands.train.compile_ahead", compile_ahead)
+    monkeypatch.setattr("paceline.commands.step_choice.compile_ahead", compile_ahead)
     run(squares, tmp_path / "runs", tune_step="off", amp="bf16")
     run(squares, tmp_path / "runs", deterministic=True, amp="off")
     assert [kind for kind, _ in ahead] == ["torch.bfloat16", "None"]

@@ -11,6 +11,7 @@ from device_cases import NeverWaits, steps_under
 from training_runs import Run
 from worlds import Case, run_world
 
+from paceline.parallel.build import exchanges_by_device
 from paceline.parallel.gather import wire_of
 from paceline.parallel.stage import enter, leave, staged
 
@@ -128,3 +129,22 @@ def test_gloo_sends_from_the_host_alone(
     monkeypatch.setattr(dist, "get_backend_config", lambda group: backends)
     found = wire_of(torch.device(device, 0), None)  # type: ignore[arg-type]
     assert found == (None if wire is None else torch.device(wire))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "backends", "expected"),
+    [
+        (1, "", True),
+        (2, "cpu:gloo,cuda:gloo", False),
+        (2, "cpu:gloo,cuda:nccl", True),
+        (2, "cuda:nccl", True),
+        (2, "cpu:gloo", False),
+    ],
+)
+def test_who_exchanges_gradients_is_known_before_an_engine_is_built(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, backends: str, expected: bool
+) -> None:
+    """As `DataEngine` decides, whose plan would else promise graphs that are none."""
+    monkeypatch.setattr("paceline.parallel.build.num_ranks", lambda: ranks)
+    monkeypatch.setattr("torch.distributed.get_backend_config", lambda: backends)
+    assert exchanges_by_device() == expected

@@ -313,8 +313,24 @@ ON_GPU = replace(TASK, device=torch.device("cuda"), uncompilable="of a reason")
 def test_graphs_are_timed_on_gpus_alone(tmp_path: Path, tune: str) -> None:
     assert choose(tmp_path, FakeMachine(), tune, task=ON_GPU, on=GPU).plan == StepPlan(precision=BF16, graphs=True)
     assert not choose(tmp_path, FakeMachine(), tune, task=replace(TASK, uncompilable="of a reason")).plan.graphs
-    shared = choose(tmp_path, FakeMachine(), tune, task=replace(ON_GPU, is_copied=False), on=GPU)
-    assert not shared.plan.graphs
+    for hosts_part in ({"is_copied": False}, {"is_recordable": False}):
+        shared = choose(tmp_path, FakeMachine(), tune, task=replace(ON_GPU, **hosts_part), on=GPU)
+        assert not shared.plan.graphs
+        assert "graphs" not in shared.text, "the log says what happens"
+
+
+@pytest.mark.parametrize("tune", ["off", "quick", "full"])
+def test_deterministic_steps_are_graphs_where_they_can_be(tmp_path: Path, tune: str) -> None:
+    """Nothing is measured, since a measurement may end either way; `off` is how someone does without graphs."""
+    machine, task = FakeMachine(), replace(ON_GPU, deterministic=True)
+    choice = choose(tmp_path, machine, tune, task=task, on=GPU)
+    assert choice.plan == StepPlan(precision=BF16, graphs=tune != "off")
+    assert machine.trials == []
+    assert ("graphs" in choice.text) == (tune != "off")
+    for hosts_part in ({"is_copied": False}, {"is_recordable": False}):
+        other = choose(tmp_path, machine, tune, task=replace(task, **hosts_part), on=GPU)
+        assert other.plan == StepPlan(precision=BF16)
+    assert machine.trials == []
 
 
 WITH_KERNELS = replace(ON_GPU, has_kernels=True)

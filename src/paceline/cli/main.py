@@ -54,7 +54,7 @@ _OTHER_COMMANDS = {
     "export": "export is not there yet; the weights of a run are plain safetensors files",
     "track": "tracking is not offered; predict finds the objects of single images",
     "benchmark": "benchmarks of export formats are not offered; `paceline bench` measures how fast a network trains",
-    "checks": "there is nothing to check before; `paceline data check` looks at a data set, `paceline bench` at this machine",
+    "checks": "`paceline data check` looks at a data set, `paceline bench` measures this machine",
     "settings": "there are no settings but the options of each command; `--config FILE` reads them from YAML",
     "cfg": "`paceline train --help` lists all options with their defaults, and `--config FILE` reads them from YAML",
     "copy-cfg": "`--config FILE` reads options from YAML, such as the config.yaml that each run has in its folder",

@@ -83,6 +83,7 @@ class BenchSubject:
         )
         self.plan = StepChoice.from_json(group.share("step", lambda: self._step.choose().to_json())).plan
         self.precision = self.plan.precision
+        self._step.compile_ahead(self.plan, group)
 
     def network(self) -> LoadedNetwork:
         """Load the network onto the device, for the classes of the data set, of the weights, or those asked for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import torch
@@ -94,3 +95,11 @@ def describe_device(device: torch.device) -> str:
         return f"{torch.cuda.get_device_name(device)} ({device})"
     threads = torch.get_num_threads()
     return f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
+
+
+def compute_deterministically() -> None:
+    """Let this process use algorithms alone that give the same bits every time, even where they are slower."""
+    torch.use_deterministic_algorithms(mode=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    # By cuBLAS's manual it takes a workspace of a settled size for that; graphs are recorded on a stream of their own.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

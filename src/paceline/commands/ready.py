@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.commands.device import make_current, place, resolve_device
+from paceline.commands.device import compute_deterministically, make_current, place, resolve_device
 from paceline.commands.run_batch import batch_of, require_statistics
 from paceline.commands.run_data import RunData, splits
 from paceline.commands.step_choice import RunStep
@@ -54,8 +54,7 @@ class Ready:
         group.agree("start", {"code": digest_of_package(), "options": digest_of(compared)})
         self.limit_s = parse_duration(options.loop.time) if options.loop.time else None
         if options.loop.deterministic:
-            torch.use_deterministic_algorithms(mode=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+            compute_deterministically()
         torch.manual_seed(options.loop.seed)
         group.report(0, "index")
         with group.first_on_node("index"):

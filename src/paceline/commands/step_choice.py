@@ -11,6 +11,8 @@ import numpy as np
 
 from paceline.data.cache_folder import cache_folder
 from paceline.data.targets import bucket
+from paceline.parallel.build import exchanges_by_device
+from paceline.training.ahead import compile_ahead
 from paceline.training.candidates import StepTask
 from paceline.training.choice import choose_step
 from paceline.training.compile_cache import CompileCache, compiler_key
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from paceline.options import TrainOptions
     from paceline.parallel.engine import Criterion
     from paceline.parallel.layout import Layout
+    from paceline.parallel.process_group import ProcessGroup
     from paceline.training.choice import StepChoice
     from paceline.training.plan import StepPlan
 
@@ -86,9 +89,16 @@ class RunStep:
             freeze=options.loop.freeze,
             ranks=self.local_world,
             is_copied=layout.shard == 1 and layout.pipeline == 1,
+            is_recordable=exchanges_by_device(),
             has_kernels=usable(self.device),
             uncompilable=self._uncompilable,
         )
+
+    def compile_ahead(self, plan: StepPlan, group: ProcessGroup) -> None:
+        """Compile the kernels of a plan before its first step; where there were trials, these have done it."""
+        if plan.kernels and plan.channels_last and not plan.compile:
+            with group.first_on_node("kernels"):
+                compile_ahead(self.loaded.network, self.criterion, plan.precision.amp_dtype)
 
     def compiler(self, plan: StepPlan, *, keeps: bool) -> Compiler:
         """Make what compiles for a plan, to be opened; `keeps` what it has compiled for later runs, or only uses it."""

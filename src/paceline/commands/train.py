@@ -24,7 +24,6 @@ from paceline.parallel.build import num_ranks
 from paceline.parallel.gather import group_apart, largest
 from paceline.parallel.process_group import joined
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
-from paceline.training.ahead import compile_ahead
 from paceline.training.apart import Apart
 from paceline.training.budget import Budget
 from paceline.training.compiling import compiles_loss
@@ -130,10 +129,7 @@ class _Training:
             epochs=options.loop.epochs,
         )
         plan = ready.choice.plan
-        if plan.kernels and plan.channels_last and not plan.compile:
-            # Trials have done it already, on the first machine, where there were any.
-            with ready.group.first_on_node("kernels"):
-                compile_ahead(network, ready.step.criterion, plan.precision.amp_dtype)
+        ready.step.compile_ahead(plan, ready.group)
         laid_out(network, channels_last=plan.channels_last)
         frozen = freeze_nodes(network, options.loop.freeze)
         compiler = ready.step.compiler(plan, keeps=ready.group.rank.is_main) if plan.compile else None

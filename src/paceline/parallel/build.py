@@ -35,6 +35,11 @@ def num_ranks() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def exchanges_by_device() -> bool:
+    """Say whether devices exchange gradients by themselves, as with NCCL; true where there is nothing to exchange."""
+    return num_ranks() == 1 or "nccl" in dist.get_backend_config()
+
+
 class Ranks:
     """A layout on the ranks of this run, and what is built of it. With one rank it talks to nobody."""
 

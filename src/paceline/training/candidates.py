@@ -38,6 +38,8 @@ class StepTask:
     """Ranks on this machine."""
     is_copied: bool = True
     """Whether every rank has the whole network, in memory as it likes; shards and stages lie as they have to."""
+    is_recordable: bool = True
+    """Whether gradients, where they travel, do so by the device alone (NCCL); by gloo the host takes part."""
     has_kernels: bool = False
     """Whether our own kernels take part of a step on this device."""
     uncompilable: str = ""

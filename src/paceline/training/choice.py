@@ -124,7 +124,8 @@ class _Chooser:
         if self.tune == "off":
             return _default(default, "tune_step=off takes the default")
         if self.task.deterministic:
-            return _default(default, "deterministic leaves no choice")
+            plan = replace(default, graphs=self._has_graphs)  # a graph starts what the eager step does, in its order
+            return _default(plan, "deterministic leaves no choice")
         is_settled = len(options) == 1 and len(with_threads(default, self.task, self.machine)) == 1
         is_settled = is_settled and not self._has_graphs and not self._may_leave_kernels_out
         if is_settled and self.tune == "quick":
@@ -161,8 +162,8 @@ class _Chooser:
 
     @property
     def _has_graphs(self) -> bool:
-        """Whether a step may be captured; where ranks share a network, the host takes part in every step."""
-        return self._on_gpu and self.task.is_copied
+        """Whether a step may be captured; where ranks share a network, or exchange by gloo, the host takes part."""
+        return self._on_gpu and self.task.is_copied and self.task.is_recordable
 
     @property
     def _may_leave_kernels_out(self) -> bool:
@@ -201,6 +202,7 @@ class _Chooser:
             "candidates": [str(plan) for plan in default]
             + [str(plan) for plan in with_threads(default[0], task, machine)],
             "compilable": not task.uncompilable,
+            "recordable": task.is_recordable,
         }
 
     def _measure(self, options: Sequence[StepPlan]) -> Measurement | StepChoice:

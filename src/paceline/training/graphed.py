@@ -265,7 +265,7 @@ def graphed(
     if capture is None:
         return step
     if not step.engine.is_capturable:
-        log.info("No graphs: in this layout the host takes part in every step.")
+        log.info("No graphs: with this layout and this exchange of gradients the host takes part in every step.")
         return step
     return GraphedStep(step, capture, largest=largest)
 
