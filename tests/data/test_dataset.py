@@ -294,6 +294,64 @@ def test_sets_that_others_download_are_answered(
         open_set("coco8.yaml")
 
 
+@pytest.mark.parametrize(
+    ("images", "labels", "named"),
+    [
+        ("train/images", "train/labels", "train/images"),
+        ("images/train", "labels/train", "images/train"),
+        ("images", "labels", "images"),
+        ("train", "train", "train"),
+        ("", "", "."),
+    ],
+)
+def test_yolo_labels_without_a_yaml_are_told_what_it_has_to_say(
+    images: str,
+    labels: str,
+    named: str,
+    tmp_path: Path,
+    write_image: Callable[..., Path],
+    open_set: Callable[..., DataSet],
+) -> None:
+    root = tmp_path / "set"
+    write_image(root / images / "a.jpg")
+    write_image(root / images / "b.jpg")
+    (root / "README.txt").touch()  # or else a folder alone would be the set
+    with pytest.raises(UserError, match="is no data set that is known"):
+        open_set(root)
+    (root / labels).mkdir(parents=True, exist_ok=True)
+    for name in ("a", "b"):
+        (root / labels / f"{name}.txt").write_text(GOOD)
+    with pytest.raises(UserError, match=r"holds YOLO labels, but no data\.yaml") as caught:
+        open_set(root)
+    assert f"`train: {named}`" in str(caught.value)
+    (root / "data.yaml").write_text(f"train: {named}\nnames: [cat, dog]\n")
+    opened = open_set(root)
+    assert opened.divided
+
+
+def test_no_box_of_the_chosen_classes_names_them(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_yolo({"train": [GOOD], "val": [GOOD]})
+    with pytest.raises(UserError, match=r"no box of the chosen classes \(dog\)"):
+        open_set(root, classes=(1,))
+    with pytest.raises(UserError, match=r"no box of the chosen classes \(1\)"):
+        open_set(root, classes=(1,), single_cls=True)
+
+
+def test_entry_of_an_export_is_looked_for_beside_the_yaml(
+    make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    """`../val/images` of Roboflow means the folder beside the yaml, which the message names."""
+    root = make_yolo({"train": [GOOD]})
+    (root / "data.yaml").write_text("train: ../images/train\nval: ../valid/images\nnames: [cat, dog]\n")
+    with pytest.raises(UserError, match=rf"The path {root}/valid/images, .* \({root}/valid is missing already\)"):
+        open_set(root)
+    (root / "validx").mkdir()
+    with pytest.raises(UserError, match=rf"did you mean {root}/validx\?"):
+        open_set(root)
+
+
 def test_home_is_where_it_is(open_set: Callable[..., DataSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(UserError, match=rf"{tmp_path}/sets/data\.yaml does not exist \({tmp_path}/sets is missing"):

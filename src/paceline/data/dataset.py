@@ -240,7 +240,7 @@ def _choose_classes(index: Index, config: DataConfig) -> Index:
 def _require_boxes(index: Index, source: Source, split: str, config: DataConfig) -> None:
     """Raise UserError where `classes` leaves no box."""
     if config.classes and not index.targets.any():
-        chosen = ", ".join(index.names[label] for label in config.classes) if not config.single_cls else config.classes
+        chosen = ", ".join(str(label) if config.single_cls else index.names[label] for label in config.classes)
         raise UserError(f"{source.path} ({split}) has no box of the chosen classes ({chosen}); choose others.")
 
 

@@ -18,14 +18,21 @@ def near_names(name: str, known: Iterable[str]) -> list[str]:
     return [by_lower[match] for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.6)]
 
 
+def nearest_folder(path: str) -> str:
+    """Return the longest part of a path that is a folder; empty where that is the current one, and not named."""
+    folder = os.path.dirname(path.rstrip(os.sep))
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return folder
+
+
 def no_such_path(path: str, where: str = "", extra: Iterable[str] = (), mend: str = "correct it") -> UserError:
     """Return the error for a path that does not exist, with near names that do, else with the words `mend`.
 
     `where` says who named the path.
     """
-    missing, folder = path.rstrip(os.sep), os.path.dirname(path.rstrip(os.sep))
-    while folder and not os.path.isdir(folder):
-        missing, folder = folder, os.path.dirname(folder)
+    folder = nearest_folder(path)
+    missing = os.path.join(folder, os.path.relpath(path, folder or ".").split(os.sep)[0])
     try:
         present = sorted(entry for entry in os.listdir(folder or ".") if not entry.startswith("."))
     except OSError:

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from paceline.data.formats.coco import CocoSource
 from paceline.data.formats.voc import VocSource
 from paceline.data.formats.yaml_file import read_yaml
-from paceline.data.formats.yolo import YoloSource
+from paceline.data.formats.yolo import YoloSource, label_path
+from paceline.data.headers import IMAGE_SUFFIXES
 from paceline.data.near_names import no_such_path
 from paceline.data.pack.reader import Pack, is_pack
 from paceline.data.pack.source import PackSource
+from paceline.data.stamps import walk
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -91,7 +93,22 @@ def _of_folder(folder: Path) -> Source:
     inner = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and not entry.name.startswith(".")]
     if len(inner) == 1 and not any(entry.is_file() for entry in folder.iterdir()):
         return _of_folder(inner[0])
+    images = _labelled_images(folder)
+    if images is not None:
+        raise UserError(
+            f"{folder} holds YOLO labels, but no data.yaml that says what they mean; write one there, with the lines "
+            f"`train: {images}`, `val: ...` (or none: a tenth is held back) and `names: [cat, dog]`."
+        )
     raise UserError(
         f"{folder} is no data set that is known: it has no data.yaml (YOLO), no annotations/instances_train*.json "
         "(COCO), and no JPEGImages and Annotations (Pascal VOC); add one of these, or name another folder."
     )
+
+
+def _labelled_images(folder: Path) -> str | None:
+    """Return the folder of images, from `folder`, of which any has a label file where YOLO has it."""
+    for name in ("train/images", "images/train", "train", "images", "."):
+        images = walk(str(folder / name), IMAGE_SUFFIXES, deep=False) if (folder / name).is_dir() else {}
+        if any(os.path.isfile(label_path(image)) for image in images):
+            return name
+    return None

@@ -13,7 +13,7 @@ from paceline.data.findings import Finding
 from paceline.data.formats.unpaired import unpaired_labels
 from paceline.data.formats.yaml_file import SPLITS, entry_of, keypoints_of, names_of, read_yaml, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
-from paceline.data.near_names import no_such_path
+from paceline.data.near_names import nearest_folder, no_such_path
 from paceline.data.rows import TOLERANCE
 from paceline.data.scan import BadLabels, Labels, Listing, dangling_links, remarks, scan_pairs, shared_labels
 from paceline.data.skim import skim_labels
@@ -115,9 +115,9 @@ class YoloSource:
         paired = [by_stem.get(stem, "") for stem in _label_stems(images)]
         used = {label: labels[label] for label in paired if label}
         unused = labels.keys() - used.keys() - {by_stem.get(stem, "") for stem in _label_stems(links)}
-        found = self._unpaired(unused, walked) + shared_labels(list(images), paired, str(self.root))
+        notes = self._unpaired(unused, walked) + shared_labels(list(images), paired, str(self.root))
         return Listing(
-            stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent), notes=remarks(found)
+            stamps=stamps | used, images=list(images), labels=paired, absent=tuple(absent), notes=remarks(notes)
         )
 
     def _unpaired(self, labels: Iterable[str], walked: Mapping[str, Sequence[str]]) -> list[Finding]:
@@ -158,7 +158,8 @@ class YoloSource:
             for candidate in candidates:
                 if os.path.exists(candidate):
                     return os.path.normpath(candidate)
-        raise no_such_path(os.path.normpath(candidates[0]), f"which {self.path} names")
+        likely = max(map(os.path.normpath, candidates), key=lambda path: len(nearest_folder(path)))
+        raise no_such_path(likely, f"which {self.path} names")
 
     def _read_list(self, place: str, absent: list[Finding]) -> Stamps:
         """Read a text file of image paths, relative to `root` or to the list's own folder."""
