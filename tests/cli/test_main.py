@@ -68,6 +68,22 @@ def test_help_of_a_command_names_every_option(capsys: pytest.CaptureFixture[str]
     assert missing == []
 
 
+@pytest.mark.parametrize("command", ["train", "val", "predict", "tune", "bench"])
+def test_brief_help_is_a_part_of_the_whole(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The most used options, with the same words and defaults, on little more than a screen."""
+    assert main([command, "-h"]) == 0
+    brief = capsys.readouterr()
+    assert main([command, "--help"]) == 0
+    whole = capsys.readouterr().out
+    assert brief.err == ""
+    assert "--help lists all of them" in brief.out
+    assert "--help lists all of them" not in whole
+    options = {word for word in brief.out.split() if re.fullmatch("--[a-z][a-z0-9-]*", word)}
+    assert {"--model", "--device", "--data" if command != "predict" else "--source"} <= options
+    assert {word for word in options if word not in whole.split()} == set()
+    assert brief.out.count("\n") < min(70, whole.count("\n"))
+
+
 @pytest.mark.parametrize(
     "words", [["val", "-h"], ["tune", "-h"], ["predict", "-h"], ["data", "check", "-h"], ["data", "plot", "-h"]]
 )

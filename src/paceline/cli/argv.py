@@ -35,6 +35,8 @@ class Words:
     config: str = ""
     """File of `--config`."""
     help: bool = False
+    brief: bool = False
+    """Whether it was asked for by `-h`."""
 
 
 def sort_words(command: type[Options], words: Sequence[str]) -> Words:
@@ -48,7 +50,7 @@ def sort_words(command: type[Options], words: Sequence[str]) -> Words:
         word = rest.pop(0)
         assignment = _ASSIGNMENT.fullmatch(word)
         if word in {"-h", "--help"}:
-            result.help = True
+            result.help, result.brief = True, word == "-h"
         elif assignment is not None:
             _set(command, result, assignment[1], assignment[2])
         elif _FLAG.fullmatch(word):

@@ -24,7 +24,7 @@ def run_bench(arguments: Sequence[str]) -> int:
     """Measure, write and print."""
     words = sort_words(BenchOptions, arguments)
     if words.help:
-        print_help(BenchOptions)
+        print_help(BenchOptions, brief=words.brief)
         return 0
     with logging_to(ConsoleHandler()):
         options = read_options(BenchOptions, words)

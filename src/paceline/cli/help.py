@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from contextlib import suppress
-from typing import TYPE_CHECKING, get_origin
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from paceline.options import option_fields
 
@@ -33,19 +34,53 @@ Write options as {option}, --{option_dashed} {value} or --{option_dashed}={value
 """
 
 
-def print_help(options: type[Options]) -> None:
-    """Print every option of a command with its meaning and default."""
+_MOST_USED = frozenset({"model", "data", "source", "epochs", "imgsz", "batch", "cache", "device", "devices", "name"})
+_MOST_USED |= {
+    "resume",
+    "time",
+    "split",
+    "conf",
+    "save",
+    "save_txt",
+    "trials",
+    "space",
+    "objective",
+    "seconds",
+    "compare",
+}
+_BRIEFLY = "\n\nThese are the most used options; --help lists all of them."
+
+
+def print_help(options: type[Options], *, brief: bool = False) -> None:
+    """Print the options of a command with their meanings and defaults, all or, if `brief`, the most used."""
     import tyro
 
     with suppress(SystemExit):  # by which tyro ends after its help
         tyro.cli(
-            options,
+            _shortened(options()) if brief else options,
             prog=f"paceline {options.COMMAND}",
-            description=_ABOUT[options.COMMAND] + _spelling(options),
+            description=_ABOUT[options.COMMAND] + (_BRIEFLY if brief else "") + _spelling(options),
             args=["--help"],
             registry=_values(),
             config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff),
         )
+
+
+def _shortened(options: Any) -> type[Any]:
+    """Return a class like that of `options`, with its defaults, of which tyro shows the most used fields alone."""
+    import tyro
+
+    kind = type(options)
+    fields: list[tuple[str, Any, Any]] = []
+    for name, hint in get_type_hints(kind).items():
+        value = getattr(options, name)
+        if dataclasses.is_dataclass(value):
+            room = _shortened(value)
+            fields.append((name, room, dataclasses.field(default_factory=room)))
+        elif name in {entry.name for entry in dataclasses.fields(kind)}:
+            shown = hint if name in _MOST_USED else tyro.conf.Suppress[hint]
+            fields.append((name, shown, dataclasses.field(default=value)))
+    return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
 
 
 def _spelling(options: type[Options]) -> str:

@@ -43,7 +43,7 @@ examples:
 
 Options are written imgsz=640, --imgsz 640 or --imgsz=640, as you like;
 --config FILE reads them from YAML, such as the config.yaml of an earlier run.
-`paceline COMMAND --help` lists the options of a command.
+`paceline COMMAND --help` lists the options of a command, -h the most used ones.
 
   -h, --help    show this help
   --version     show the version

@@ -34,7 +34,7 @@ def run_train(arguments: Sequence[str]) -> int:
     """Train."""
     words = sort_words(TrainOptions, arguments)
     if words.help:
-        print_help(TrainOptions)
+        print_help(TrainOptions, brief=words.brief)
         return 0
     words.options = settle_resume(words.options)
     with logging_to(ConsoleHandler()):
@@ -94,7 +94,7 @@ def run_val(arguments: Sequence[str]) -> int:
     """Score weights, and print the figures."""
     words = sort_words(ValOptions, arguments)
     if words.help:
-        print_help(ValOptions)
+        print_help(ValOptions, brief=words.brief)
         return 0
     with logging_to(ConsoleHandler()):
         options = read_options(ValOptions, words)
@@ -110,7 +110,7 @@ def run_predict(arguments: Sequence[str]) -> int:
     """Predict, with one line per image."""
     words = sort_words(PredictOptions, arguments)
     if words.help:
-        print_help(PredictOptions)
+        print_help(PredictOptions, brief=words.brief)
         return 0
     with logging_to(ConsoleHandler()):
         options = read_options(PredictOptions, words)

@@ -21,7 +21,7 @@ def run_tune(arguments: Sequence[str]) -> int:
     """Search."""
     words = sort_words(TuneOptions, arguments)
     if words.help:
-        print_help(TuneOptions)
+        print_help(TuneOptions, brief=words.brief)
         return 0
     from paceline.commands.tune import settle_tune, tune
 
