@@ -78,7 +78,7 @@ def _shortened(options: Any) -> type[Any]:
             room = _shortened(value)
             fields.append((name, room, dataclasses.field(default_factory=room)))
         elif name in {entry.name for entry in dataclasses.fields(kind)}:
-            shown: Any = hint if name in _MOST_USED else tyro.conf.Suppress[hint]  # type: ignore[valid-type]
+            shown: Any = hint if name in _MOST_USED else tyro.conf.Suppress[hint]  # type: ignore[misc, valid-type]
             fields.append((name, shown, dataclasses.field(default=value)))
     return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), frozen=True, kw_only=True)
 
