@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
-from pathlib import Path
-
-import psutil
 import torch
 
 from paceline.planning.record import MemoryRecord
-
-_RESET_PEAK = b"5"
-"""What the kernel takes, in /proc/self/clear_refs, for forgetting the peak of resident memory (proc(5))."""
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from paceline.resident import forget_peak, give_back, peak_bytes, resident_bytes
 
 
 class PeakMemory:
@@ -21,7 +13,9 @@ class PeakMemory:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._start_bytes = psutil.Process().memory_info().rss
+        if device.type != "cuda":
+            give_back()  # else what comes may live on what others have left
+        self._start_bytes = resident_bytes()
         self.forget()
 
     def forget(self) -> None:
@@ -30,7 +24,7 @@ class PeakMemory:
             torch.cuda.synchronize(self._device)
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
-            _forget_peak()
+            forget_peak()
 
     def record(self) -> MemoryRecord:
         """Read the peak; on a GPU all that was allocated counts, elsewhere what the process grew by."""
@@ -41,24 +35,5 @@ class PeakMemory:
                 peak_bytes=torch.cuda.max_memory_allocated(self._device),
                 reserved_bytes=torch.cuda.max_memory_reserved(self._device),
             )
-        peak = _peak_bytes()
+        peak = peak_bytes()
         return MemoryRecord(kind="resident", peak_bytes=max(peak - self._start_bytes, 0), reserved_bytes=peak)
-
-
-def _forget_peak() -> None:
-    """Let the kernel start the peak anew, where it can; elsewhere it is that of the whole process."""
-    try:
-        _CLEAR.write_bytes(_RESET_PEAK)
-    except OSError:
-        return
-
-
-def _peak_bytes() -> int:
-    try:
-        for line in _STATUS.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

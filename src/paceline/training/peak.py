@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-import psutil
 import torch
 
 from paceline.data.room import free_memory_bytes
+from paceline.resident import forget_peak, give_back, peak_bytes, resident_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_CLEAR_PEAK = "5"
 _SAMPLE_S = 0.002
 
 
@@ -68,14 +64,13 @@ class HostPeak:
     """
 
     def __init__(self) -> None:
-        self._process = psutil.Process()
-        self._exact = _start_anew()
+        self._exact = forget_peak()
 
     def held_bytes(self) -> int:
         """Return what is resident now, when what nobody uses has been given back."""
         gc.collect()
-        _give_back()
-        return int(self._process.memory_info().rss)
+        give_back()
+        return resident_bytes()
 
     def free_bytes(self) -> int:
         """Return what the machine, and the container, have left."""
@@ -84,9 +79,9 @@ class HostPeak:
     def of(self, work: Callable[[], None]) -> int:
         """Do the work to its end; returns the most that was resident meanwhile."""
         self.held_bytes()
-        if self._exact and _start_anew():
+        if self._exact and forget_peak():
             work()
-            return _peak_bytes()
+            return peak_bytes()
         return self._sampled(work)
 
     def _sampled(self, work: Callable[[], None]) -> int:
@@ -94,7 +89,7 @@ class HostPeak:
 
         def look() -> None:
             while True:
-                most[0] = max(most[0], int(self._process.memory_info().rss))
+                most[0] = max(most[0], resident_bytes())
                 if ended.wait(_SAMPLE_S):
                     return
 
@@ -111,27 +106,3 @@ class HostPeak:
 def peak_of(device: torch.device) -> Peak:
     """Return what watches the memory that a network on this device takes."""
     return DevicePeak(device) if device.type == "cuda" else HostPeak()
-
-
-def _start_anew() -> bool:
-    """Let Linux forget the peak so far; False where it does not."""
-    try:
-        _CLEAR.write_text(_CLEAR_PEAK)
-        _peak_bytes()
-    except (OSError, ValueError, StopIteration):
-        return False
-    return True
-
-
-def _peak_bytes() -> int:
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:"))
-    return int(line.split()[1]) << 10
-
-
-def _give_back() -> None:
-    """Let the C library return memory that was freed; nothing where it knows no such call."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError):
-        return
-    trim(0)
