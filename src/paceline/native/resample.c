@@ -32,10 +32,9 @@
 #define EXPORT __attribute__((visibility("default")))
 
 enum { PORTABLE = 0, AVX2 = 1 };
-enum { MOST_CHANNELS = 3, GROUP = 4, LANE = 16 };  /* pixels that go across together; bytes of half a vector */
-enum { GREY_GROUP = 16 };
-enum { WHOLE = 255 };                  /* of the weights across */
-enum { FRACTION = 6 };                 /* bits of a result before it is rounded */
+enum { LANE = 16, LANES = 2, NOTHING = 0x80 }; /* bytes; of a vector; what a shuffle takes for zero */
+enum { WHOLE = 255 };                          /* of the weights across */
+enum { FRACTION = 6 };                         /* bits of a result before it is rounded */
 #define DOWN 8224.0                    /* of the weights down: 64 / 255 in 15 bits, so that results have FRACTION bits */
 #define MIDDLE (128 * 64 + 32)         /* values are around 128; and a half to round */
 
@@ -49,12 +48,18 @@ typedef struct {
     int32_t channels; /* 1 or 3 */
 } Job;
 
+/* Pixels of the result go across by lanes, two of three channels or eight grey ones: one load of a source row has them
+ * all with their neighbours, a shuffle puts these in pairs. */
 typedef struct {
-    int32_t *first;    /* of each pixel of the result: byte in a source row of the left one of its two */
-    uint8_t *weights;  /* of the two, pairs in the order of the products */
-    int32_t vectors;   /* pixels that whole vectors of loads reach without leaving the row */
-    int16_t *rows[2];  /* what the two source rows are across */
+    int32_t *first;   /* of each pixel of the result: byte in a source row of the left one of its two */
+    uint8_t *weights; /* of lanes: those of each pair of bytes */
+    uint8_t *pairs;   /* of lanes: where in the load each byte of the pairs is */
+    int32_t *load;    /* of each lane: where in the row its load begins */
+    int32_t in_lanes; /* pixels that have such lanes; the others go across one by one */
+    int16_t *rows[2]; /* what the two source rows are across */
 } Plan;
+
+static int32_t pixels_of_lane(int32_t channels) { return channels == 1 ? 8 : 2; }
 
 /* Where a pixel of the result lies among `count` of the source: the first of its two, and the share of the other. */
 static int32_t between(int32_t place, double step, int32_t count, double *share) {
@@ -66,9 +71,10 @@ static int32_t between(int32_t place, double step, int32_t count, double *share)
     return first;
 }
 
-/* Weights of pixel x, as the vectors want them: for three channels, six bytes of each pixel in lanes of two. */
-static uint8_t *weights_of(const Plan *plan, int32_t x, int32_t channels) {
-    return channels == 1 ? plan->weights + 2 * (size_t)x : plan->weights + LANE * (size_t)(x / 2) + 6 * (size_t)(x % 2);
+/* Where the first pair of pixel x is in tables of lanes. */
+static size_t pair_of(int32_t x, int32_t channels) {
+    const int32_t pixels = pixels_of_lane(channels);
+    return LANE * (size_t)(x / pixels) + 2 * (size_t)channels * (size_t)(x % pixels);
 }
 
 static void lay_out(const Job *job, Plan *plan) {
@@ -77,24 +83,38 @@ static void lay_out(const Job *job, Plan *plan) {
         double share;
         plan->first[x] = job->channels * between(x, step, job->source_width, &share);
         const uint8_t right = (uint8_t)(share * WHOLE + 0.5);
-        uint8_t *const weights = weights_of(plan, x, job->channels);
+        uint8_t *const weights = plan->weights + pair_of(x, job->channels);
         for (int32_t channel = 0; channel < job->channels; channel++) {
             weights[2 * channel] = WHOLE - right;
             weights[2 * channel + 1] = right;
         }
     }
-    /* A load takes eight bytes for three channels, two for one; those of the last pixels would leave the row. */
-    const int32_t taken = job->channels == 1 ? 2 : 8, group = job->channels == 1 ? GREY_GROUP : GROUP;
-    int32_t x = 0;
-    while (x + group <= job->width && plan->first[x + group - 1] + taken <= job->channels * job->source_width)
-        x += group;
-    plan->vectors = x;
+    plan->in_lanes = 0;
+    const int32_t pixels = pixels_of_lane(job->channels), row_bytes = job->channels * job->source_width;
+    if (row_bytes < LANE)
+        return;
+    memset(plan->pairs, NOTHING, LANE * (size_t)(job->width / pixels));
+    for (int32_t lane = 0; (lane + 1) * pixels <= job->width; lane++) {
+        const int32_t *const first = plan->first + lane * pixels;
+        const int32_t load = *first < row_bytes - LANE ? *first : row_bytes - LANE; /* within the row */
+        if (first[pixels - 1] + 2 * job->channels > load + LANE)
+            break; /* neighbours in the result are far from each other in the source */
+        plan->load[lane] = load;
+        for (int32_t pixel = 0; pixel < pixels; pixel++)
+            for (int32_t channel = 0; channel < job->channels; channel++) {
+                uint8_t *const pair = plan->pairs + pair_of(lane * pixels + pixel, job->channels) + 2 * channel;
+                pair[0] = (uint8_t)(first[pixel] - load + channel);
+                pair[1] = (uint8_t)(pair[0] + job->channels);
+            }
+        if (lane % LANES == LANES - 1)
+            plan->in_lanes = (lane + 1) * pixels;
+    }
 }
 
 static void across(const Job *job, const Plan *plan, const uint8_t *row, int16_t *to, int32_t from) {
     const int32_t channels = job->channels;
     for (int32_t x = from; x < job->width; x++) {
-        const uint8_t *const left = row + plan->first[x], *const weights = weights_of(plan, x, channels);
+        const uint8_t *const left = row + plan->first[x], *const weights = plan->weights + pair_of(x, channels);
         for (int32_t channel = 0; channel < channels; channel++)
             to[channels * x + channel] = (int16_t)((left[channel] - 128) * weights[0] +
                                                    (left[channel + channels] - 128) * weights[1]);
@@ -112,39 +132,21 @@ static void down(const int16_t *above, const int16_t *below, int16_t first, int1
 }
 
 #if ON_X86
-WITH_AVX2 static inline __m128i two_loads(const uint8_t *row, const int32_t *first) {
-    const __m128i left = _mm_loadl_epi64((const __m128i *)(row + first[0]));
-    return _mm_castpd_si128(_mm_loadh_pd(_mm_castsi128_pd(left), (const double *)(row + first[1])));
-}
-
 WITH_AVX2 static void across_by_avx2(const Job *job, const Plan *plan, const uint8_t *row, int16_t *to) {
-    const __m256i pairs = _mm256_broadcastsi128_si256(
-        _mm_setr_epi8(0, 3, 1, 4, 2, 5, 8, 11, 9, 12, 10, 13, -1, -1, -1, -1));
     const __m256i around = _mm256_set1_epi8(-128);
-    const int32_t *first = plan->first, *const end = first + plan->vectors;
-    const __m256i *weights = (const __m256i *)plan->weights;
-    for (int16_t *sums = to; first < end; first += GROUP, weights++, sums += 3 * GROUP) {
-        const __m256i pixels =
-            _mm256_inserti128_si256(_mm256_castsi128_si256(two_loads(row, first)), two_loads(row, first + 2), 1);
-        const __m256i values = _mm256_xor_si256(_mm256_shuffle_epi8(pixels, pairs), around);
-        const __m256i sum = _mm256_maddubs_epi16(_mm256_loadu_si256(weights), values); /* twelve numbers of sixteen */
+    const ptrdiff_t numbers = job->channels == 1 ? 8 : 6; /* of a lane; where it has six, the next one covers the rest */
+    const int32_t *load = plan->load, *const end = load + plan->in_lanes / pixels_of_lane(job->channels);
+    const __m256i *weights = (const __m256i *)plan->weights, *pairs = (const __m256i *)plan->pairs;
+    for (int16_t *sums = to; load < end; load += LANES, weights++, pairs++, sums += LANES * numbers) {
+        const __m128i left = _mm_loadu_si128((const __m128i *)(row + load[0]));
+        const __m128i right = _mm_loadu_si128((const __m128i *)(row + load[1]));
+        const __m256i pixels = _mm256_inserti128_si256(_mm256_castsi128_si256(left), right, 1);
+        const __m256i values = _mm256_xor_si256(_mm256_shuffle_epi8(pixels, _mm256_loadu_si256(pairs)), around);
+        const __m256i sum = _mm256_maddubs_epi16(_mm256_loadu_si256(weights), values);
         _mm_storeu_si128((__m128i *)sums, _mm256_castsi256_si128(sum));
-        _mm_storeu_si128((__m128i *)(sums + 6), _mm256_extracti128_si256(sum, 1));
+        _mm_storeu_si128((__m128i *)(sums + numbers), _mm256_extracti128_si256(sum, 1));
     }
-    across(job, plan, row, to, plan->vectors);
-}
-
-WITH_AVX2 static void grey_across_by_avx2(const Job *job, const Plan *plan, const uint8_t *row, int16_t *to) {
-    const __m256i around = _mm256_set1_epi8(-128);
-    for (int32_t x = 0; x < plan->vectors; x += GREY_GROUP) {
-        uint16_t pairs[GREY_GROUP];
-        for (int32_t i = 0; i < GREY_GROUP; i++)
-            memcpy(pairs + i, row + plan->first[x + i], 2);
-        const __m256i values = _mm256_xor_si256(_mm256_loadu_si256((const __m256i *)pairs), around);
-        const __m256i weights = _mm256_loadu_si256((const __m256i *)(plan->weights + 2 * (size_t)x));
-        _mm256_storeu_si256((__m256i *)(to + x), _mm256_maddubs_epi16(weights, values));
-    }
-    across(job, plan, row, to, plan->vectors);
+    across(job, plan, row, to, plan->in_lanes);
 }
 
 WITH_AVX2 static void down_by_avx2(const int16_t *above, const int16_t *below, int16_t first, int16_t second,
@@ -173,10 +175,7 @@ static void go_across(const Job *job, const Plan *plan, int32_t row, int16_t *to
     (void)level; /* of which some machines have but one */
 #if ON_X86
     if (level >= AVX2) {
-        if (job->channels == 1)
-            grey_across_by_avx2(job, plan, from, to);
-        else
-            across_by_avx2(job, plan, from, to);
+        across_by_avx2(job, plan, from, to);
         return;
     }
 #endif
@@ -229,15 +228,17 @@ EXPORT int32_t paceline_resample(const uint8_t *source, int64_t source_stride, i
                                  int32_t source_width, uint8_t *out, int64_t out_stride, int32_t height, int32_t width,
                                  int32_t channels, int32_t level) {
     const Job job = {source, source_stride, source_height, source_width, out, out_stride, height, width, channels};
-    const size_t padded = ((size_t)width + GREY_GROUP) / GREY_GROUP * GREY_GROUP;
-    const size_t row_bytes = 2 * (MOST_CHANNELS * padded + LANE), weight_bytes = LANE / 2 * padded + 2 * LANE;
-    uint8_t *const room = calloc(1, 4 * padded + weight_bytes + 2 * row_bytes);
+    const size_t lanes = (size_t)width / (size_t)pixels_of_lane(channels) + LANES;
+    const size_t row_bytes = 2 * ((size_t)channels * (size_t)width + LANE), tables = LANE * lanes;
+    uint8_t *const room = calloc(1, 2 * tables + 2 * row_bytes + 4 * lanes + 4 * (size_t)width);
     if (room == NULL)
         return 0;
     Plan plan = {
-        .first = (int32_t *)room,
-        .weights = room + 4 * padded,
-        .rows = {(int16_t *)(room + 4 * padded + weight_bytes), (int16_t *)(room + 4 * padded + weight_bytes + row_bytes)},
+        .weights = room,
+        .pairs = room + tables,
+        .rows = {(int16_t *)(room + 2 * tables), (int16_t *)(room + 2 * tables + row_bytes)},
+        .load = (int32_t *)(room + 2 * tables + 2 * row_bytes),
+        .first = (int32_t *)(room + 2 * tables + 2 * row_bytes + 4 * lanes),
     };
     lay_out(&job, &plan);
     draw(&job, &plan, level);
