@@ -47,7 +47,15 @@ setup(
             "_jpeg",
             "src/paceline/native/jpeg.c",
             JPEG,
-            ("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h", "jpeg_vectors.h"),
+            (
+                "jpeg_avx2.c",
+                "jpeg.h",
+                "jpeg_decode.h",
+                "jpeg_entropy.h",
+                "jpeg_reduced.h",
+                "jpeg_transform.h",
+                "jpeg_vectors.h",
+            ),
         ),
     ]
 )

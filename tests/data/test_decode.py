@@ -152,17 +152,18 @@ def test_only_colour_spaces_that_both_know_go_to_the_fast_decoder() -> None:
         assert (decoders._decode_jpeg(encoded, 1, None) is not None) == known
 
 
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}])
 def test_our_own_decoder_changes_no_pixel(
-    options: dict[str, Any], mode: str, orientation: int, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], mode: str, orientation: int, reduction: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoded = encode(Image.fromarray(picture(51, 67)).convert(mode), "JPEG", **options)
-    found = decode_compact(encoded, orientation)
-    placed = decode_into(encoded, np.empty(found.size, np.uint8), orientation)
+    found = decode_compact(encoded, orientation, reduction)
+    placed = decode_into(encoded, np.empty(found.size, np.uint8), orientation, reduction)
     monkeypatch.setattr(decoders, "decode_jpeg", lambda *_: None)
-    expected = decode_compact(encoded, orientation)
+    expected = decode_compact(encoded, orientation, reduction)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(placed, expected)
 

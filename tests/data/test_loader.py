@@ -123,8 +123,8 @@ def test_who_decodes_changes_no_pixel(tmp_path: Path, monkeypatch: pytest.Monkey
     index = write_set(tmp_path, suffix=".jpg")
     taken = []
 
-    def count(encoded: bytes, out: Any = None) -> Any:
-        pixels = decode_jpeg(encoded, out)
+    def count(encoded: bytes, out: Any = None, reduction: int = 1) -> Any:
+        pixels = decode_jpeg(encoded, out, reduction)
         taken.append(pixels is not None)
         return pixels
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 SAMPLINGS = {"444": 0x111111, "422": 0x211111, "420": 0x221111, "440": 0x121111}
+REDUCTIONS = (2, 4, 8)
 
 
 @pytest.fixture(scope="module")
@@ -56,30 +57,39 @@ def by_pillow(pixels: Pixels, mode: str = "RGB", **options: Any) -> bytes:
     return stream.getvalue()
 
 
-def by_simplejpeg(encoded: bytes) -> Pixels | None:
+def by_simplejpeg(encoded: bytes, reduction: int = 1) -> Pixels | None:
     """Pixels as the reference gives them; None where it refuses or warns."""
     try:
-        if simplejpeg.decode_jpeg_header(encoded)[2] == "Gray":
-            return simplejpeg.decode_jpeg(encoded, "GRAY")[..., 0]  # type: ignore[no-any-return]
-        return simplejpeg.decode_jpeg(encoded, "RGB")  # type: ignore[no-any-return]
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        least = (-(-height // reduction), -(-width // reduction)) if reduction > 1 else (0, 0)
+        pixels: Pixels = simplejpeg.decode_jpeg(
+            encoded, "GRAY" if colours == "Gray" else "RGB", min_height=least[0], min_width=least[1]
+        )
     except ValueError:
         return None
+    return pixels[..., 0] if colours == "Gray" else pixels
 
 
-def decode_by_all(library: ctypes.CDLL, encoded: bytes) -> Pixels | None:
+def decode_by_all(library: ctypes.CDLL, encoded: bytes, reduction: int = 1) -> Pixels | None:
     """Pixels, which are those of all levels of this machine; None where the file is refused."""
-    found = [decode_at_level(library, encoded, None, level) for level in range(library.paceline_level() + 1)]
+    levels = range(library.paceline_level() + 1)
+    found = [decode_at_level(library, encoded, None, level, reduction) for level in levels]
     for other in found[1:]:
         assert (other is None) == (found[0] is None)
         np.testing.assert_array_equal(other, found[0])
     return found[-1]
 
 
-def check(library: ctypes.CDLL, encoded: bytes) -> None:
+def check(library: ctypes.CDLL, encoded: bytes, reduction: int = 1) -> None:
     """The file is taken, and its pixels are those of the reference."""
-    found = decode_by_all(library, encoded)
+    found = decode_by_all(library, encoded, reduction)
     assert found is not None
-    np.testing.assert_array_equal(found, by_simplejpeg(encoded))
+    np.testing.assert_array_equal(found, by_simplejpeg(encoded, reduction))
+
+
+def check_reduced(library: ctypes.CDLL, encoded: bytes) -> None:
+    for reduction in REDUCTIONS:
+        check(library, encoded, reduction)
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -142,6 +152,45 @@ def test_any_picture(
     check(library, encode(pixels, sampling, quality, rst_interval=interval, optimize=optimize))
 
 
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_all_small_sizes_reduced(library: ctypes.CDLL, sampling: str) -> None:
+    """Those up to 8 x 8 are left to others: simplejpeg has several reductions of one size there."""
+    pixels = picture(70, 70)
+    for height, width in itertools.product((*range(1, 20), 31, 32, 33, 34, 63, 64, 65, 70), repeat=2):
+        encoded = encode(np.ascontiguousarray(pixels[:height, :width]), sampling)
+        if max(height, width) > 8:
+            check_reduced(library, encoded)
+        else:
+            assert all(decode_by_all(library, encoded, reduction) is None for reduction in REDUCTIONS)
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("shape", [(1, 1500), (1500, 1), (331, 517), (512, 640), (1080, 1920)])
+def test_large_sizes_reduced(library: ctypes.CDLL, sampling: str, shape: tuple[int, int]) -> None:
+    check_reduced(library, encode(picture(*shape), sampling))
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+@pytest.mark.parametrize("noise", [0, 30, 200])
+def test_all_qualities_reduced(library: ctypes.CDLL, sampling: str, noise: int) -> None:
+    pixels = picture(40, 56, noise)
+    for quality in range(1, 101):
+        check_reduced(library, encode(pixels, sampling, quality, optimize=quality % 2, rst_interval=quality % 5))
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (9, 1), (64, 64), (121, 203)])
+def test_grey_reduced(library: ctypes.CDLL, shape: tuple[int, int]) -> None:
+    for quality in (1, 50, 95, 100):
+        for interval in (0, 2):
+            pixels = np.ascontiguousarray(picture(*shape)[..., 0])
+            check_reduced(library, encode(pixels, quality=quality, rst_interval=interval))
+
+
+@pytest.mark.parametrize("reduction", [-1, 0, 3, 16])
+def test_other_reductions_are_refused(library: ctypes.CDLL, reduction: int) -> None:
+    assert decode_by_all(library, encode(picture(64, 64)), reduction) is None
+
+
 def segments(encoded: bytes) -> list[tuple[int, int, int]]:
     """Marker, begin and end of the content of each segment up to the scan's header."""
     found, at = [], 2
@@ -161,8 +210,9 @@ def with_steps(encoded: bytes, steps: list[int]) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.parametrize("reduction", [1, *REDUCTIONS])
 @pytest.mark.parametrize("sampling", ["444", "420"])
-def test_extreme_coefficients_are_equal_or_refused(library: ctypes.CDLL, sampling: str) -> None:
+def test_extreme_coefficients_are_equal_or_refused(library: ctypes.CDLL, sampling: str, reduction: int) -> None:
     """16-bit sums of the reference's vector code may wrap round there."""
     rng = np.random.default_rng(0)
     num_taken = num_refused = 0
@@ -172,16 +222,17 @@ def test_extreme_coefficients_are_equal_or_refused(library: ctypes.CDLL, samplin
         encoded = encode(pixels, sampling, int(rng.integers(80, 101)))
         most = 2 ** int(rng.integers(0, 8))
         changed = with_steps(encoded, rng.integers(1, most + 1, 64).tolist())
-        found = decode_by_all(library, changed)
+        found = decode_by_all(library, changed, reduction)
         num_refused += found is None
         num_taken += found is not None
         if found is not None:
-            np.testing.assert_array_equal(found, by_simplejpeg(changed))
+            np.testing.assert_array_equal(found, by_simplejpeg(changed, reduction))
     assert num_taken > 50
-    assert num_refused > 50
+    assert num_refused > (5 if reduction == 8 and sampling == "444" else 50)  # DC alone seldom leaves its range
 
 
-def test_one_coefficient_of_any_size(library: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("reduction", [1, *REDUCTIONS])
+def test_one_coefficient_of_any_size(library: ctypes.CDLL, reduction: int) -> None:
     """Each alone at a step of 255, so that results leave the range on both sides by far."""
     rng = np.random.default_rng(1)
     num_taken = 0
@@ -192,10 +243,10 @@ def test_one_coefficient_of_any_size(library: ctypes.CDLL) -> None:
         encoded = encode(np.tile(block, (2, 3)), quality=100)
         for step in (1, 3, 5, 8, 30, 255):
             changed = with_steps(encoded, [step] * 64)
-            found = decode_by_all(library, changed)
+            found = decode_by_all(library, changed, reduction)
             if found is not None:
                 num_taken += 1
-                np.testing.assert_array_equal(found, by_simplejpeg(changed))
+                np.testing.assert_array_equal(found, by_simplejpeg(changed, reduction))
     assert num_taken > 100
 
 
@@ -258,7 +309,8 @@ def unusual_files() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", unusual_files())
 def test_unusual_files_are_refused(library: ctypes.CDLL, name: str) -> None:
     assert decode_by_all(library, by_pillow(picture(48, 64), quality=90)) is not None
-    assert decode_by_all(library, unusual_files()[name]) is None
+    for reduction in (1, *REDUCTIONS):
+        assert decode_by_all(library, unusual_files()[name], reduction) is None
 
 
 def test_more_after_the_end_is_no_matter(library: ctypes.CDLL) -> None:
@@ -268,21 +320,22 @@ def test_more_after_the_end_is_no_matter(library: ctypes.CDLL) -> None:
     check(library, encoded + encoded)
 
 
+@pytest.mark.parametrize("reduction", [1, *REDUCTIONS])
 @pytest.mark.parametrize("is_grey", [False, True])
-def test_nothing_is_written_behind_the_room(library: ctypes.CDLL, is_grey: bool) -> None:
+def test_nothing_is_written_behind_the_room(library: ctypes.CDLL, is_grey: bool, reduction: int) -> None:
     pixels = picture(37, 53)
     encoded = encode(np.ascontiguousarray(pixels[..., 0]) if is_grey else pixels, "420")
-    expected = by_simplejpeg(encoded)
+    expected = by_simplejpeg(encoded, reduction)
     assert expected is not None
     for level in range(library.paceline_level() + 1):
         out = np.full(expected.size + 100, 7, np.uint8)
-        found = decode_at_level(library, encoded, out[: expected.size], level)
+        found = decode_at_level(library, encoded, out[: expected.size], level, reduction)
         assert found is not None
         assert found.ctypes.data == out.ctypes.data
         np.testing.assert_array_equal(found, expected)
         assert (out[expected.size :] == 7).all()
         out[:] = 7
-        assert decode_at_level(library, encoded, out[: expected.size - 1], level) is None
+        assert decode_at_level(library, encoded, out[: expected.size - 1], level, reduction) is None
         assert (out == 7).all()
 
 
@@ -332,6 +385,25 @@ def test_damaged_files_are_refused_or_have_the_same_pixels(library: ctypes.CDLL)
         if found is not None:
             num_taken += 1
             np.testing.assert_array_equal(found, by_simplejpeg(changed))
+    assert 400 < num_taken < 2000
+
+
+def test_damaged_files_reduced_are_refused_or_have_the_same_pixels(library: ctypes.CDLL) -> None:
+    rng = random.Random(1)
+    files = [
+        encode(picture(height, width, 60), sampling, quality, rst_interval=interval, optimize=interval % 2)
+        for height, width in ((9, 8), (17, 23), (33, 40))
+        for sampling in SAMPLINGS
+        for quality, interval in ((10, 0), (90, 1), (100, 3))
+    ]
+    files += [encode(picture(20, 30)[..., 0].copy(), rst_interval=interval) for interval in (0, 2)]
+    num_taken = 0
+    for _ in range(4000):
+        changed, reduction = damaged(rng, files), rng.choice(REDUCTIONS)
+        found = decode_by_all(library, changed, reduction)
+        if found is not None:
+            num_taken += 1
+            np.testing.assert_array_equal(found, by_simplejpeg(changed, reduction))
     assert 400 < num_taken < 2000
 
 

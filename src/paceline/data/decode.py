@@ -4,9 +4,8 @@ Reduction by d in {1, 2, 4, 8} keeps one law: pixel i of the reduced image cover
 source, so a place x of the source is x / d of the reduced image, also where d does not divide the size (the last pixel
 then covers less than d). JPEG does this while decoding, at a fraction of the cost; others are averaged afterwards.
 
-Ordinary JPEG at full size goes through a decoder of our own; what that refuses, and reduced JPEG, through simplejpeg;
-what that refuses, and every other format, through OpenCV, which has the last word on what is broken. Who decodes a file
-changes no pixel.
+Ordinary JPEG goes through a decoder of our own; what that refuses, through simplejpeg; what that refuses, and every
+other format, through OpenCV, which has the last word on what is broken. Who decodes a file changes no pixel.
 """
 
 from __future__ import annotations
@@ -112,7 +111,7 @@ def _further_reduced(content: bytes, reduction: int) -> NDArray[np.uint8]:
 
 def _decode_jpeg(encoded: bytes, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
     """Pixels HW or HW3 in file orientation; None where OpenCV has to look: CMYK, and whatever is not quite right."""
-    if reduction == 1 and (ours := decode_jpeg(encoded, out)) is not None:
+    if (ours := decode_jpeg(encoded, out, reduction)) is not None:
         return ours
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)

@@ -149,6 +149,27 @@ static int read_markers(Image *image, const uint8_t *at, const uint8_t *end) {
     return 0;
 }
 
+/* Choose the size of the pixels; false where it is none, or where simplejpeg could not be asked for it: several of its
+ * reductions give small images the same size. Chroma of half the resolution along both axes has its own reduction.
+ */
+static int choose(Image *image, int32_t reduction) {
+    if (reduction != 1 && reduction != 2 && reduction != 4 && reduction != 8)
+        return 0;
+    if (reduction > 1 && image->height <= SIDE && image->width <= SIDE)
+        return 0;
+    image->mcus_down = quotient_up(image->height, SIDE * (size_t)image->down);
+    image->mcus_across = quotient_up(image->width, SIDE * (size_t)image->across);
+    image->height = quotient_up(image->height, (size_t)reduction);
+    image->width = quotient_up(image->width, (size_t)reduction);
+    image->reduction = reduction;
+    const int own = reduction > 1 && image->across == 2 && image->down == 2;
+    for (int i = 0; i < image->num_components; i++)
+        image->components[i].size = (uint8_t)(SIDE / reduction * (own && i ? 2 : 1));
+    image->wider = own ? 1 : image->across;
+    image->taller = own ? 1 : image->down;
+    return 1;
+}
+
 enum { PORTABLE = 0, AVX2 = 1 };
 
 /* CRC-32 of the sources that this was built from: a library of others is not used. */
@@ -163,10 +184,12 @@ EXPORT int32_t paceline_level(void) {
     return PORTABLE;
 }
 
-/* Height, width and number of channels (1 or 3) of a file that may be decoded here; 0 where it is refused at once. */
-EXPORT int32_t paceline_jpeg_shape(const uint8_t *encoded, int64_t size, int32_t *shape) {
+/* Height, width and number of channels (1 or 3) of a file that may be decoded here, reduced by 1, 2, 4 or 8; 0 where it
+ * is refused at once.
+ */
+EXPORT int32_t paceline_jpeg_shape(const uint8_t *encoded, int64_t size, int32_t reduction, int32_t *shape) {
     Image image;
-    if (!read_markers(&image, encoded, encoded + size))
+    if (!read_markers(&image, encoded, encoded + size) || !choose(&image, reduction))
         return 0;
     shape[0] = (int32_t)image.height;
     shape[1] = (int32_t)image.width;
@@ -177,10 +200,10 @@ EXPORT int32_t paceline_jpeg_shape(const uint8_t *encoded, int64_t size, int32_t
 /* Decode to `out` of `room` bytes, and say the shape; 0 where the file is refused, which may be seen after pixels are
  * written.
  */
-EXPORT int32_t paceline_jpeg_decode(const uint8_t *encoded, int64_t size, uint8_t *out, int64_t room, int32_t *shape,
-                                    int32_t level) {
+EXPORT int32_t paceline_jpeg_decode(const uint8_t *encoded, int64_t size, uint8_t *out, int64_t room, int32_t reduction,
+                                    int32_t *shape, int32_t level) {
     Image image;
-    if (!read_markers(&image, encoded, encoded + size) ||
+    if (!read_markers(&image, encoded, encoded + size) || !choose(&image, reduction) ||
         (int64_t)(image.height * image.width) > room / image.num_components)
         return 0;
     shape[0] = (int32_t)image.height;

@@ -21,9 +21,9 @@ def _declare(decoder: ctypes.CDLL) -> None:
     decoder.paceline_level.restype = number
     decoder.paceline_level.argtypes = []
     decoder.paceline_jpeg_shape.restype = number
-    decoder.paceline_jpeg_shape.argtypes = [ctypes.c_char_p, integer, pointer]
+    decoder.paceline_jpeg_shape.argtypes = [ctypes.c_char_p, integer, number, pointer]
     decoder.paceline_jpeg_decode.restype = number
-    decoder.paceline_jpeg_decode.argtypes = [ctypes.c_char_p, integer, pointer, integer, pointer, number]
+    decoder.paceline_jpeg_decode.argtypes = [ctypes.c_char_p, integer, pointer, integer, number, pointer, number]
 
 
 JPEG = Compiled(
@@ -31,7 +31,15 @@ JPEG = Compiled(
     what="The compiled decoder of JPEG",
     otherwise="simplejpeg takes its place, with the same pixels, and needs about 1.4 times as long.",
     declare=_declare,
-    parts=("jpeg_avx2.c", "jpeg.h", "jpeg_decode.h", "jpeg_entropy.h", "jpeg_transform.h", "jpeg_vectors.h"),
+    parts=(
+        "jpeg_avx2.c",
+        "jpeg.h",
+        "jpeg_decode.h",
+        "jpeg_entropy.h",
+        "jpeg_reduced.h",
+        "jpeg_transform.h",
+        "jpeg_vectors.h",
+    ),
     level=logging.INFO,
 )
 
@@ -41,28 +49,31 @@ def decoder() -> ctypes.CDLL | None:
     return JPEG.get()
 
 
-def decode_jpeg(encoded: bytes, out: Pixels | None = None) -> Pixels | None:
+def decode_jpeg(encoded: bytes, out: Pixels | None = None, reduction: int = 1) -> Pixels | None:
     """Decode a file to pixels HW or HW3 (RGB), in file orientation; in the front of the flat buffer `out` if given.
 
-    None where the file is refused, where `out` has not the room (it may be written to in both cases), and where the
-    library is missing or other decoders are as quick: on machines without AVX2.
+    Reduced by 1, 2, 4 or 8 to sides that are rounded up. None where the file is refused, where `out` has not the room
+    (it may be written to in both cases), and where the library is missing or other decoders are as quick: on machines
+    without AVX2.
     """
     library = decoder()
     if library is None or (level := library.paceline_level()) == 0:
         return None
-    return decode_at_level(library, encoded, out, level)
+    return decode_at_level(library, encoded, out, level, reduction)
 
 
-def decode_at_level(library: ctypes.CDLL, encoded: bytes, out: Pixels | None, level: int) -> Pixels | None:
+def decode_at_level(
+    library: ctypes.CDLL, encoded: bytes, out: Pixels | None, level: int, reduction: int = 1
+) -> Pixels | None:
     """Do it at a level of vector units that the machine has, 0 for that of all machines."""
     shape = (ctypes.c_int32 * 3)()
     if out is None:
-        if not library.paceline_jpeg_shape(encoded, len(encoded), shape):
+        if not library.paceline_jpeg_shape(encoded, len(encoded), reduction, shape):
             return None
         out = np.empty(shape[0] * shape[1] * shape[2], np.uint8)
     assert out.ndim == 1
     assert out.flags.c_contiguous
-    if not library.paceline_jpeg_decode(encoded, len(encoded), out.ctypes.data, out.size, shape, level):
+    if not library.paceline_jpeg_decode(encoded, len(encoded), out.ctypes.data, out.size, reduction, shape, level):
         return None
     height, width, channels = shape
     pixels = out[: height * width * channels]

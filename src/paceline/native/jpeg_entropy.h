@@ -186,11 +186,8 @@ static Found look_long(const Lookup *lookup, uint64_t all_bits) {
     return (Found){.symbol = lookup->symbols[place], .length = length};
 }
 
-/* Coefficients of the next block, which must be zero before. Returns the number of those up to the last in the zigzag's
- * order, DC included; 0 where the bits are those of no block of an 8-bit image.
- */
-INLINE int decode_block(Stream *stream, Bits *bits, const Lookup *dc, const Lookup *ac, int32_t *predicted,
-                        int16_t *block) {
+/* The next block's DC coefficient, with the window filled for all of the block; false where the bits are those of none. */
+INLINE int decode_dc(Stream *stream, Bits *bits, const Lookup *dc, int32_t *predicted) {
     Bits b = *bits;
     const uint64_t difference = dc->entries[b.bits >> (64 - LOOKUP_BITS)]; /* of 16 or more bits left */
     if (stream->filled - b.at < SLACK) {
@@ -211,7 +208,17 @@ INLINE int decode_block(Stream *stream, Bits *bits, const Lookup *dc, const Look
         *predicted += value_of(b.bits, (uint32_t)found.symbol);
         b = without(b, (uint32_t)found.symbol);
     }
-    if (*predicted < -MOST_DC || *predicted > MOST_DC)
+    *bits = b;
+    return *predicted >= -MOST_DC && *predicted <= MOST_DC;
+}
+
+/* Coefficients of the next block, which must be zero before. Returns the number of those up to the last in the zigzag's
+ * order, DC included; 0 where the bits are those of no block of an 8-bit image.
+ */
+INLINE int decode_block(Stream *stream, Bits *bits, const Lookup *dc, const Lookup *ac, int32_t *predicted,
+                        int16_t *block) {
+    Bits b = *bits;
+    if (!decode_dc(stream, &b, dc, predicted))
         return 0;
     block[0] = (int16_t)*predicted;
 
@@ -270,4 +277,67 @@ INLINE int decode_block(Stream *stream, Bits *bits, const Lookup *dc, const Look
     }
     *bits = b;
     return result;
+}
+
+/* What a look-up passes over where no coefficient is kept but DC: all codes within LOOKUP_BITS bits, with their values,
+ * of which bits may lie behind.
+ */
+typedef struct {
+    uint32_t entries[1 << LOOKUP_BITS];
+} Skips;
+
+/* Fields of an entry: bits taken, coefficients passed over, whether the block ends; all 0 if the first code is longer. */
+enum { PASSED = 8, ENDED = 16 };
+
+static void build_skips(Skips *skips, const Lookup *ac) {
+    for (uint32_t index = 0; index < 1 << LOOKUP_BITS; index++) {
+        uint32_t taken = 0, passed = 0, ended = 0;
+        while (taken < LOOKUP_BITS && !ended) {
+            const uint32_t left = LOOKUP_BITS - taken;
+            const uint64_t entry = ac->entries[index << taken & ((1 << LOOKUP_BITS) - 1)];
+            if (FIELD(entry, RUN) < BLOCK && first_taken(entry) <= left) { /* the quick way to the same */
+                taken += first_taken(entry);
+                passed += FIELD(entry, RUN) + 1;
+                continue;
+            }
+            const Found found = look_long(ac, (uint64_t)index << (64 - left));
+            if (found.symbol < 0 || found.length > left || !is_valid((uint32_t)found.symbol, 0))
+                break;
+            taken += found.length + ((uint32_t)found.symbol & 15);
+            ended = found.symbol == 0;
+            passed += ended ? 0 : ((uint32_t)found.symbol >> 4) + 1;
+        }
+        skips->entries[index] = taken | passed << PASSED | ended << ENDED;
+    }
+}
+
+/* The next block's DC coefficient, the others passed over; returns 1, or 0 where `decode_block` does. */
+INLINE int decode_level(Stream *stream, Bits *bits, const Lookup *dc, const Lookup *ac, const Skips *skips,
+                        int32_t *predicted) {
+    Bits b = *bits;
+    if (!decode_dc(stream, &b, dc, predicted))
+        return 0;
+    for (uint32_t k = 1; k < BLOCK;) {
+        const uint32_t entry = skips->entries[b.bits >> (64 - LOOKUP_BITS)];
+        b = refilled(b);
+        const uint32_t next = k + (entry >> PASSED & 255);
+        if (entry && next < BLOCK) { /* else codes behind the last coefficient are the next block's */
+            b = without(b, entry & 255);
+            k = next;
+            if (entry >> ENDED)
+                break;
+            continue;
+        }
+        const Found found = look_long(ac, b.bits);
+        if (found.symbol < 0 || !is_valid((uint32_t)found.symbol, 0))
+            return 0;
+        b = without(b, found.length + ((uint32_t)found.symbol & 15));
+        if (found.symbol == 0)
+            break;
+        k += ((uint32_t)found.symbol >> 4) + 1;
+        if (k > BLOCK)
+            return 0;
+    }
+    *bits = b;
+    return 1;
 }

@@ -85,18 +85,21 @@ typedef struct {
     const int16_t *steps;
 } Place;
 
-/* The block's samples if it has no other coefficient than DC. */
-INLINE int level_to_samples(const int16_t *block, Place place) {
+/* The block's `size` x `size` samples if it has no other coefficient than DC, or if they are one. libjpeg limits one in
+ * its plain C, of 10 bits (see decision 69).
+ */
+INLINE int level_to_samples(const int16_t *block, Place place, size_t size) {
     const int32_t level = (block[0] * place.steps[0] + 4) >> 3;
     const int32_t sample = level < -128 ? 0 : level > 127 ? 255 : level + 128;
-    for (size_t row = 0; row < 8; row++)
-        memset(place.to + row * place.stride, sample, 8);
+    for (size_t row = 0; row < size; row++)
+        memset(place.to + row * place.stride, sample, size);
+    if (size == 1)
+        return level >= -512 && level < 512;
     return level >= -MOST_COLUMNS / 8 && level <= MOST_COLUMNS / 8;
 }
 
-/* PARTS blocks of coefficients to 8 x 8 samples each; false where one is not tame. */
-INLINE int blocks_to_samples(const int16_t *blocks, const Place *places) {
-    Shorts rows[8];
+/* Rows of PARTS blocks, by their steps of quantisation; false where one is not tame. */
+INLINE int dequantised(const int16_t *blocks, const Place *places, Shorts rows[8]) {
     Words columns = {0}; /* magnitudes in pairs of columns */
     for (int i = 0; i < 8; i++) {
         const Shorts row = loaded(blocks + 8 * i, blocks + BLOCK + 8 * i);
@@ -107,6 +110,14 @@ INLINE int blocks_to_samples(const int16_t *blocks, const Place *places) {
     for (int part = 0; part < PARTS && any(columns > MOST_COLUMNS / 2); part++)
         if (!is_tame(blocks + BLOCK * part, places[part].steps))
             return 0;
+    return 1;
+}
+
+/* PARTS blocks of coefficients to 8 x 8 samples each; false where one is not tame. */
+INLINE int blocks_to_samples(const int16_t *blocks, const Place *places) {
+    Shorts rows[8];
+    if (!dequantised(blocks, places, rows))
+        return 0;
     enum { FIRST = FRACTION - BETWEEN, SECOND = FRACTION + BETWEEN + 3 }; /* 3 for the scale of 8 of two dimensions */
     pass(rows, FIRST, 1 << (FIRST - 1));
     pass(rows, SECOND, (1 << (SECOND - 1)) + (128 << SECOND)); /* samples are shifted by 128 (A.3.1) */

@@ -15,6 +15,7 @@ typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 typedef int16_t Shorts __attribute__((vector_size(LANES)));
 typedef uint16_t Unsigned __attribute__((vector_size(LANES)));
 typedef int32_t Words __attribute__((vector_size(LANES)));
+typedef uint64_t Longs __attribute__((vector_size(LANES)));
 typedef uint8_t Sixteen __attribute__((vector_size(16)));
 
 #if defined(__clang__) || __GNUC__ >= 12
