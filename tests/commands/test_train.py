@@ -152,6 +152,7 @@ def last_weights(result_folder: Path) -> dict[str, torch.Tensor]:
 def test_a_resumed_run_equals_an_undisturbed_one(squares: Path, tmp_path: Path, optimizer: str) -> None:
     more = {"epochs": 3, "optimizer": optimizer, "lr0": 0.002, "nbs": 16}
     whole = train(options(squares, tmp_path, name="whole", **more))
+    assert whole.end.epochs == 3
     with pytest.raises(KeyboardInterrupt):
         train(options(squares, tmp_path, name="cut", **more), [Witness(stop_after=1)])
     resumed = train(TrainOptions.from_flat({"resume": str(tmp_path / "cut")}))
