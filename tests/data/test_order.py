@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,10 +69,21 @@ def test_recent_samples_lie_in_the_window_of_their_stripe() -> None:
 def test_a_window_is_used_evenly() -> None:
     order = Order(10_000, 8, 0)
     positions = np.full(20_000, 40 * NUM_STRIPES)
-    draws = np.random.default_rng(0).random((20_000, 1))
-    counts = np.unique(order.recent(positions, draws, 16), return_counts=True)[1]
-    assert len(counts) == 16
-    assert np.abs(counts - 1250).max() < 5 * np.sqrt(1250)
+    draws = np.random.default_rng(0).random((20_000, 7))
+    for column in order.recent(positions, draws, 16).T:
+        counts = np.unique(column, return_counts=True)[1]
+        assert len(counts) == 16
+        assert np.abs(counts - 1250).max() < 5 * np.sqrt(1250)
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7, 16])
+def test_nobody_is_picked_twice_while_there_are_others(window: int) -> None:
+    order = Order(10_000, 8, 0)
+    positions = np.full(500, 40 * NUM_STRIPES)
+    picked = order.recent(positions, np.random.default_rng(0).random((500, 7)), window)
+    for first in range(0, 7, window):
+        deal = np.sort(picked[:, first : first + window], axis=1)
+        assert (np.diff(deal, axis=1) > 0).all()
 
 
 @settings(max_examples=60, deadline=None)

@@ -42,6 +42,18 @@ def rows_of_rank(batch: int, rank: int, world: int) -> NDArray[np.int64]:
     return np.arange(rank, batch, world, dtype=np.int64)
 
 
+def _dealt(draws: NDArray[np.float64], count: int) -> NDArray[np.int64]:
+    """Choose numbers BP below `count` by `draws` BP in [0, 1); in a row none twice before each was chosen once."""
+    chosen = np.empty(draws.shape, np.int64)
+    for column in range(draws.shape[1]):
+        dealt = column % count
+        picked = (draws[:, column] * (count - dealt)).astype(np.int64)  # among those that are left
+        for taken in np.sort(chosen[:, column - dealt : column], axis=1).T:
+            picked += picked >= taken
+        chosen[:, column] = picked
+    return chosen
+
+
 class Order:
     """The stream of samples for (number of samples, batch, seed); any step is found without walking there."""
 
@@ -82,10 +94,11 @@ class Order:
     def recent(self, positions: NDArray[np.int64], draws: NDArray[np.float64], window: int) -> NDArray[np.int64]:
         """Pick samples BP by `draws` BP in [0, 1) from the `window` samples before each of `positions` B in its stripe.
 
-        At the very start of the stream the window is the stripe's first `window` samples.
+        None is picked twice for a position, if the window has enough: of 16, two of three would be the same for a fifth
+        of all positions. At the very start of the stream the window is the stripe's first `window` samples.
         """
         places, stripes = np.divmod(positions, NUM_STRIPES)
-        chosen = np.maximum(places - window, 0)[:, None] + (draws * window).astype(np.int64)
+        chosen = np.maximum(places - window, 0)[:, None] + _dealt(draws, window)
         return self.at(chosen * NUM_STRIPES + stripes[:, None])[0]
 
     def _permutation(self, number: int) -> NDArray[np.int64]:
