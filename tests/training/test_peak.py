@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from paceline import resident
 from paceline.training import peak as module
 from paceline.training.peak import HostPeak
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="re
 @pytest.fixture(params=["kept by Linux", "sampled"])
 def peak(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> HostPeak:
     if request.param == "sampled":
-        monkeypatch.setattr(module, "_CLEAR", module._STATUS.parent / "no_such_file")
+        monkeypatch.setattr(resident, "_CLEAR", resident._STATUS.parent / "no_such_file")
     found = HostPeak()
     if request.param != "sampled" and not found._exact:
         pytest.skip("this Linux does not let a process start its peak anew")
