@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from typing import TYPE_CHECKING
 
 import pytest
+from compiling import run_apart
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _PROGRAM = """
 from triton.backends.compiler import GPUTarget
@@ -26,9 +29,6 @@ print("compiled")
 """
 
 
-def test_the_kernel_compiles_for_hopper(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+def test_the_kernel_compiles_for_hopper(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    run = subprocess.run([sys.executable, "-c", _PROGRAM], capture_output=True, text=True, check=False)
-    assert run.stdout.strip() == "compiled", run.stderr
+    assert run_apart(_PROGRAM, tmp_path) == "compiled"
