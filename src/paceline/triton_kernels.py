@@ -37,6 +37,8 @@ _is_ahead: ContextVar[bool] = ContextVar("_is_ahead", default=False)
 """Whether kernels are compiled in place of being launched."""
 _are_left_out: ContextVar[bool] = ContextVar("_are_left_out", default=False)
 """Whether torch does all of a step, though kernels could."""
+_distrusted: set[int] = set()
+"""Numbers of devices on which kernels were found to compute something else than torch."""
 _launchers: dict[int, Callable[[tuple[int, ...], Sequence[Any], Mapping[str, Any]], None]] = {}
 """What starts each kernel, by the `id` of one that it holds on to; to hash a kernel takes as long as to launch it."""
 
@@ -134,7 +136,13 @@ def usable(device: torch.device) -> bool:
         return _is_ahead.get()
     if device.type != "cuda" or _are_left_out.get():
         return False
-    return _works_on(torch.cuda.current_device() if device.index is None else device.index)
+    number = _number_of(device)
+    return number not in _distrusted and _works_on(number)
+
+
+def distrust(device: torch.device) -> None:
+    """Leave all on a CUDA device to torch from now on, in this process."""
+    _distrusted.add(_number_of(device))
 
 
 def takes_map(values: torch.Tensor) -> bool:
@@ -147,6 +155,10 @@ def takes_map(values: torch.Tensor) -> bool:
         and values.is_contiguous(memory_format=torch.channels_last)
         and usable(values.device)
     )
+
+
+def _number_of(device: torch.device) -> int:
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @functools.cache

@@ -39,11 +39,12 @@ def meet(change: Callable[[int], int], log: Path, *, unequal: bool = False) -> t
         with group.first_on_node("index"), log.open("a") as stream:
             stream.write(f"{rank}")
         name = group.share("name", lambda: f"made by {rank}")
+        some, none = group.any("some", rank == 1), group.any("none", False)
         total = torch.full((2,), float(rank + 1))
         dist.all_reduce(total)
         group.agree("start", {"code": str(rank) if unequal else "same", "data": "same"})
         gathered: list[object] = [None] * group.rank.world
-        dist.all_gather_object(gathered, (change(rank), name, total.tolist()))
+        dist.all_gather_object(gathered, (change(rank), name, (some, none), total.tolist()))
         return gathered, torch.get_num_threads()
 
 
@@ -51,7 +52,8 @@ def test_two_ranks_work_together_and_the_first_one_answers(tmp_path: Path, monke
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     offset = 40
     gathered, threads = launch(2, meet, lambda rank: rank + offset, tmp_path / "order")
-    assert gathered == [(40, "made by 0", [3.0, 3.0]), (41, "made by 0", [3.0, 3.0])]
+    said = ("made by 0", (True, False), [3.0, 3.0])
+    assert gathered == [(40, *said), (41, *said)]
     assert (tmp_path / "order").read_text() == "01"
     assert threads == max(1, physical_cores() // 2)
 

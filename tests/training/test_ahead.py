@@ -193,6 +193,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[torch.dtype]:
     monkeypatch.setattr(ahead, "_done", set())
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
     return steps
 
 
@@ -229,6 +230,8 @@ def test_a_later_process_does_nothing_where_all_is_in_the_cache_of_triton(
     other.num_classes = 4
     assert later_process(torch.bfloat16, network=other) == 1
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (10, 0))
+    assert later_process(torch.bfloat16) == 1
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another GPU")
     assert later_process(torch.bfloat16) == 1
     assert later_process(torch.bfloat16) == 0
     shutil.rmtree(tmp_path / "triton")

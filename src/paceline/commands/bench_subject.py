@@ -12,6 +12,7 @@ import torch
 from paceline.commands.bench_data import DataBench
 from paceline.commands.bench_step import StepBench
 from paceline.commands.device import place
+from paceline.commands.kernels import try_kernels
 from paceline.commands.run_data import RunData, splits
 from paceline.commands.step_choice import RunStep
 from paceline.commands.weights import find_weights, load_network
@@ -68,6 +69,8 @@ class BenchSubject:
             self._indexes = splits(self._data_set)
             self._require_batch(len(self._indexes[0]))
         self.loaded = self.network()
+        criterion = self._criterion(self.loaded.network)
+        try_kernels(self.loaded.network, criterion, self._train_options.loop.amp, group)
         self.layout = layout_of(options, num_ranks())
         self._ranks = Ranks(self.layout, device)
         self.share = options.bench.batch // self.layout.replicas
@@ -75,7 +78,7 @@ class BenchSubject:
             self._train_options,
             self.loaded,
             self._indexes[0] if self._indexes is not None else cast("Index", _Counts()),
-            criterion=self._criterion(self.loaded.network),
+            criterion=criterion,
             layout=self.layout,
             batch=options.bench.batch,
             device=device,

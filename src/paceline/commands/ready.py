@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from paceline.commands.device import compute_deterministically, make_current, place, resolve_device
+from paceline.commands.kernels import try_kernels
 from paceline.commands.run_batch import batch_of, require_statistics
 from paceline.commands.run_data import RunData, splits
 from paceline.commands.step_choice import RunStep
@@ -68,6 +69,7 @@ class Ready:
         criterion = DetectionLoss(
             options.loss, num_classes=network.num_classes, reg_max=network.reg_max, strides=network.strides
         )
+        try_kernels(network, criterion, options.loop.amp, group)
         self.sized = batch_of(
             options,
             network,

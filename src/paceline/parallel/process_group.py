@@ -101,6 +101,14 @@ class ProcessGroup:
             self._await(f"share/{name}", self._limits.limit_start or 86400.0)
         return self._store.get(f"share/{name}").decode()
 
+    def any(self, name: str, value: bool) -> bool:
+        """Say whether it is so on some rank; every rank comes here, once for a name, and waits for the others."""
+        if self._store is None:
+            return value
+        self._store.add(f"any/{name}", int(value))
+        self.barrier(f"any/{name}/told")
+        return self._store.add(f"any/{name}", 0) > 0
+
     def barrier(self, name: str) -> None:
         """Wait for all ranks, without a collective; only the limits of the heartbeat end the wait."""
         if self._store is None:

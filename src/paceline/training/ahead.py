@@ -82,13 +82,13 @@ def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torc
     _done.add(kind)
     begin = time.perf_counter()
     try:
-        mark = _mark(network, amp_dtype, device)
-        if mark.exists():
+        done = mark("compiled", network, amp_dtype, device)
+        if done.exists():
             return
         with torch.cuda.device(device), compiled_ahead(min(len(os.sched_getaffinity(0)), _MOST_THREADS)):
             imagined_step(network, criterion, amp_dtype)
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.touch()
     except Exception as error:  # of Triton, of a step that cannot be imagined, or of a disk
         log.debug("Kernels were not compiled ahead: %s", error)
         return
@@ -97,13 +97,14 @@ def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torc
         log.info("Kernels for %s were compiled in %.0f s; later runs on this machine find them.", network.name, took)
 
 
-def _mark(network: DetectionModel, amp_dtype: torch.dtype, device: torch.device) -> Path:
-    """Return the file in Triton's cache that says that all kernels of such steps lie beside it."""
+def mark(what: str, network: DetectionModel, amp_dtype: torch.dtype | None, device: torch.device) -> Path:
+    """Return the file in Triton's cache that says that this is so of all kernels of such steps on such a GPU."""
     import triton
 
-    named = (network.name, network.num_classes, amp_dtype, torch.cuda.get_device_capability(device))
+    of_device = (torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device))
+    of_step = (network.name, network.num_classes, amp_dtype)
     versions = (torch.__version__, triton.__version__, digest_of_package())
-    digest = hashlib.blake2b(repr((named, versions)).encode(), digest_size=8).hexdigest()
+    digest = hashlib.blake2b(repr((what, of_step, of_device, versions)).encode(), digest_size=8).hexdigest()
     return Path(triton.knobs.cache.dir) / "paceline" / digest
 
 
