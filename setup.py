@@ -34,13 +34,9 @@ SCAN = "-O2 -ffp-contract=off"
 # All of it is arithmetic of integers.
 JPEG = "-O3"
 
-# Places among pixels are computed alike everywhere.
-RESAMPLE = "-O3 -ffp-contract=off"
-
 setup(
     ext_modules=[
-        extension("_pixels", "src/paceline/native/pixels.c", PIXELS),
-        extension("_resample", "src/paceline/native/resample.c", RESAMPLE),
+        extension("_pixels", "src/paceline/native/pixels.c", PIXELS, ("levels.h", "jitter.h", "resample.h")),
         extension("_suppress", "src/paceline/native/suppress.c", SUPPRESS),
         extension("_scan", "src/paceline/native/scan.c", SCAN),
         extension(

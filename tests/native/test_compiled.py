@@ -13,7 +13,6 @@ from paceline.native.compiled import FOLDER, Compiled, Unusable
 from paceline.native.jpeg import JPEG
 from paceline.native.library import PIXELS
 from paceline.native.readers import READERS
-from paceline.native.resample import RESAMPLE
 from paceline.native.suppression import SUPPRESSION
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-LIBRARIES = (PIXELS, READERS, SUPPRESSION, JPEG, RESAMPLE)
+LIBRARIES = (PIXELS, READERS, SUPPRESSION, JPEG)
 
 
 @pytest.fixture(params=LIBRARIES, ids=lambda library: library.name)

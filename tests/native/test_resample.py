@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from paceline.native.resample import RESAMPLE, resample, resample_by_kernel, resample_by_opencv
+from paceline.native.library import PIXELS
+from paceline.native.resample import resample, resample_by_kernel, resample_by_opencv
 
 if TYPE_CHECKING:
     import ctypes
@@ -22,7 +23,7 @@ SIDES = st.one_of(st.integers(1, 40), st.integers(1, 300))
 
 @pytest.fixture(scope="module")
 def kernels() -> ctypes.CDLL:
-    found = RESAMPLE.get()
+    found = PIXELS.get()
     if found is None:
         pytest.skip("it was not built")
     return found
@@ -154,8 +155,8 @@ def test_what_the_compiled_code_does_not_take_is_done_without_it(change: str, mo
         resample(source, out[:0])
         return
     elif change == "missing":
-        monkeypatch.setattr(RESAMPLE, "get", lambda: None)
-    elif RESAMPLE.get() is not None:
-        monkeypatch.setattr(RESAMPLE.get(), "paceline_level", lambda: 0)
+        monkeypatch.setattr(PIXELS, "get", lambda: None)
+    elif PIXELS.get() is not None:
+        monkeypatch.setattr(PIXELS.get(), "paceline_level", lambda: 0)
     resample(source, out)
     assert np.abs(out - exact(source, 5, 12)).max() <= BOUND_OF_OPENCV

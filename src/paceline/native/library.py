@@ -17,6 +17,8 @@ def _declare(kernels: ctypes.CDLL) -> None:
         *(integer, integer, integer, number),
         *(real, real, real, number),
     ]
+    kernels.paceline_resample.restype = number
+    kernels.paceline_resample.argtypes = [*(pointer, integer, number, number) * 2, number, number]
     kernels.paceline_gather.restype = None
     kernels.paceline_gather.argtypes = [pointer, integer]
 
@@ -24,8 +26,9 @@ def _declare(kernels: ctypes.CDLL) -> None:
 PIXELS = Compiled(
     name="pixels",
     what="The compiled pixel kernels",
-    otherwise="OpenCV takes their place and needs about four times as long for colour jitter.",
+    otherwise="OpenCV takes their place and needs three to four times as long.",
     declare=_declare,
+    parts=("levels.h", "jitter.h", "resample.h"),
 )
 
 

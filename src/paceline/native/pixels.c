@@ -1,257 +1,49 @@
-/* Pixels: colour jitter and copies of rectangles, at the speed of the core's vector units.
+/* Pixels: what is done with them at the speed of the core's vector units.
  *
  * Plain C for GCC and Clang, called through ctypes: no Python here, so every call runs without the interpreter's lock.
- * The one body of the jitter is compiled once per level of vector units, and the level is chosen at run time. All
- * levels give the same bytes: IEEE single precision, no contraction to fused operations, true division.
- *
- * A row goes through in blocks that stay in the first-level cache:
- *
- *     RGBRGB..  --shuffle-->  R, G, B  --16 bit-->  value, chroma, hue  --float-->  R, G, B  --shuffle-->  RGBRGB..
  */
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include <stdlib.h>
+
+#include "jitter.h"
+#include "resample.h"
 
 #ifndef PACELINE_SOURCE_CRC
 #error "setup.py says which source this is built from; build by `python setup.py build_ext --inplace`"
 #endif
 
 #define EXPORT __attribute__((visibility("default")))
-#define INLINE static inline __attribute__((always_inline))
-
-enum { BLOCK = 512, GROUP = 64, LANES = 16 };  /* pixels: BLOCK at a time, in whole GROUPs, shuffled by LANES */
-enum { SIXTH = 4096 };                         /* of the hue's circle, in fixed point */
-enum { PORTABLE = 0, SSE4 = 1, AVX2 = 2, AVX512 = 3 };
-
-#if defined(__x86_64__) || defined(__i386__)
-#define ON_X86 1
-#else
-#define ON_X86 0
-#endif
-
-typedef uint8_t Bytes __attribute__((vector_size(LANES)));
-
-#if defined(__clang__) || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Bytes){__VA_ARGS__})
-#endif
-
-INLINE Bytes load(const uint8_t *from) {
-    Bytes bytes;
-    memcpy(&bytes, from, LANES);
-    return bytes;
-}
-
-INLINE void store(uint8_t *to, Bytes bytes) { memcpy(to, &bytes, LANES); }
-
-/* Of the first two shuffles of each channel, lanes that come from the third vector are filled by the second. */
-INLINE void split(const uint8_t *rgb, size_t count, uint8_t *r, uint8_t *g, uint8_t *b) {
-    for (size_t i = 0; i < count; i += LANES) {
-        const Bytes x = load(rgb + 3 * i), y = load(rgb + 3 * i + 16), z = load(rgb + 3 * i + 32);
-        const Bytes red = SHUFFLE(x, y, 0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0);
-        const Bytes green = SHUFFLE(x, y, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 0, 0, 0, 0, 0);
-        const Bytes blue = SHUFFLE(x, y, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0, 0, 0, 0, 0, 0);
-        store(r + i, SHUFFLE(red, z, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29));
-        store(g + i, SHUFFLE(green, z, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30));
-        store(b + i, SHUFFLE(blue, z, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31));
-    }
-}
-
-INLINE Bytes reversed(Bytes x) { return SHUFFLE(x, x, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
-
-INLINE void join(const uint8_t *r, const uint8_t *g, const uint8_t *b, size_t count, int mirrored, uint8_t *rgb) {
-    for (size_t i = 0; i < count; i += LANES) {
-        const size_t place = mirrored ? count - LANES - i : i;
-        Bytes red = load(r + place), green = load(g + place), blue = load(b + place);
-        if (mirrored) {
-            red = reversed(red), green = reversed(green), blue = reversed(blue);
-        }
-        uint8_t *const to = rgb + 3 * i; /* forwards in both cases: memory likes it */
-        const Bytes x = SHUFFLE(red, green, 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
-        const Bytes y = SHUFFLE(red, green, 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
-        const Bytes z = SHUFFLE(red, green, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
-        store(to, SHUFFLE(x, blue, 0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15));
-        store(to + 16, SHUFFLE(y, blue, 0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15));
-        store(to + 32, SHUFFLE(z, blue, 26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31));
-    }
-}
-
-/* The same from one plane. */
-INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb) {
-    for (size_t i = 0; i < count; i += LANES) {
-        const Bytes read = load(grey + (mirrored ? count - LANES - i : i));
-        const Bytes x = mirrored ? reversed(read) : read;
-        uint8_t *const to = rgb + 3 * i;
-        store(to, SHUFFLE(x, x, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5));
-        store(to + 16, SHUFFLE(x, x, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10));
-        store(to + 32, SHUFFLE(x, x, 10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15));
-    }
-}
-
-INLINE float lesser(float a, float b) { return a < b ? a : b; }
-INLINE float greater(float a, float b) { return a > b ? a : b; }
-
-INLINE int16_t between(int16_t low, int16_t x, int16_t high) {
-    const int16_t raised = x > low ? x : low;
-    return raised < high ? raised : high;
-}
-
-INLINE int16_t distance(int16_t a, int16_t b) { return a > b ? a - b : b - a; }
-
-/* A channel: the least of the three and the share of the chroma that its hue gives it, rounded to whole values. */
-INLINE uint8_t channel(uint16_t least, uint16_t chroma, int16_t share) {
-    const uint16_t ramp = (uint16_t)(between(0, share, SIXTH) << 3); /* 1 is 2^15 */
-    return (uint8_t)((uint16_t)(least + (uint16_t)(((uint32_t)chroma * ramp) >> 16)) >> 7);
-}
-
-typedef struct {
-    float shift;      /* of the hue in fixed point: 1 to 7 sixths, so that no hue is negative, and a half to round */
-    float saturation; /* gain, over SIXTH */
-    float value;      /* gain, times 256 */
-} Jitter;
-
-/* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. */
-INLINE void jitter_planes(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, size_t count, Jitter jitter) {
-    _Alignas(64) int16_t values[BLOCK], chromas[BLOCK], hues[BLOCK];
-    _Alignas(64) uint16_t new_hues[BLOCK], new_chromas[BLOCK], leasts[BLOCK];
-    for (size_t i = 0; i < count; i++) {
-        const int16_t red = r[i], green = g[i], blue = b[i];
-        const int16_t larger = red > green ? red : green, smaller = red < green ? red : green;
-        const int16_t value = larger > blue ? larger : blue, least = smaller < blue ? smaller : blue;
-        const int16_t chroma = value - least;
-        const int16_t from_green = blue - red + 2 * chroma, from_blue = red - green + 4 * chroma;
-        const int16_t other = value == green ? from_green : from_blue;
-        hues[i] = value == red ? green - blue : other; /* in sixths, -1 to 5, times the chroma */
-        values[i] = value;
-        chromas[i] = chroma;
-    }
-    for (size_t i = 0; i < count; i++) {
-        const float old_value = values[i], old_chroma = chromas[i];
-        const float some_value = greater(old_value, 1.0f), some_chroma = greater(old_chroma, 1.0f);
-        const float reciprocal = SIXTH / (some_value * some_chroma); /* one division serves hue and saturation */
-        const float hue = hues[i] * (some_value * reciprocal) + jitter.shift;
-        const float saturation = lesser(old_chroma * (some_chroma * reciprocal) * jitter.saturation, 1.0f);
-        const float value = lesser(old_value * jitter.value, 255.0f * 256.0f);
-        const float chroma = value * saturation;
-        new_hues[i] = (uint16_t)(int32_t)hue;
-        new_chromas[i] = (uint16_t)(int32_t)(chroma + 0.5f);
-        leasts[i] = (uint16_t)(int32_t)((value - chroma) * 0.5f + 65.0f); /* a half to round, a hair for truncations */
-    }
-    for (size_t i = 0; i < count; i++) {
-        const uint16_t once = new_hues[i], less = once - 6 * SIXTH; /* a full circle less, or a very large number */
-        const int16_t hue = (int16_t)(once < less ? once : less);
-        const uint16_t chroma = new_chromas[i], least = leasts[i];
-        r[i] = channel(least, chroma, distance(hue, 3 * SIXTH) - SIXTH);
-        g[i] = channel(least, chroma, 2 * SIXTH - distance(hue, 2 * SIXTH));
-        b[i] = channel(least, chroma, 2 * SIXTH - distance(hue, 4 * SIXTH));
-    }
-}
-
-/* The same for grey pixels, to the last bit. */
-INLINE void brighten(const uint8_t *restrict from, uint8_t *restrict to, size_t count, Jitter jitter) {
-    for (size_t i = 0; i < count; i++) {
-        const float value = lesser(from[i] * jitter.value, 255.0f * 256.0f);
-        to[i] = (uint8_t)((uint16_t)(int32_t)(value * 0.5f + 65.0f) >> 7);
-    }
-}
-
-typedef struct {
-    const uint8_t *source;
-    uint8_t *out;
-    ptrdiff_t source_stride, out_stride; /* bytes from row to row, negative to go upwards */
-    size_t height, width, channels;      /* 3 channels, or 1: a grey picture, of which `out` gets three planes */
-    int mirrored;                        /* left and right change places */
-    Jitter jitter;
-} Picture;
-
-INLINE void jitter_rows(const Picture *picture) {
-    const size_t channels = picture->channels;
-    _Alignas(64) uint8_t r[BLOCK], g[BLOCK], b[BLOCK], rest[3 * BLOCK] = {0};
-    for (size_t row = 0; row < picture->height; row++) {
-        const uint8_t *source = picture->source + (ptrdiff_t)row * picture->source_stride;
-        uint8_t *out = picture->out + (ptrdiff_t)row * picture->out_stride;
-        for (size_t left = 0; left < picture->width; left += BLOCK) {
-            const size_t wanted = picture->width - left < BLOCK ? picture->width - left : BLOCK;
-            const size_t count = (wanted + GROUP - 1) / GROUP * GROUP;
-            const uint8_t *from = source + channels * (picture->mirrored ? picture->width - left - wanted : left);
-            uint8_t *const to = out + 3 * left;
-            if (count > wanted) /* the last group is not whole: it is made beside the picture */
-                from = memcpy(rest, from, channels * wanted);
-            uint8_t *const made = count > wanted ? rest : to;
-            if (channels == 3) {
-                split(from, count, r, g, b);
-                jitter_planes(r, g, b, count, picture->jitter);
-                join(r, g, b, count, picture->mirrored, made);
-            } else {
-                brighten(from, r, count, picture->jitter);
-                spread(r, count, picture->mirrored, made);
-            }
-            if (count > wanted)
-                memcpy(to, rest + 3 * (picture->mirrored ? count - wanted : 0), 3 * wanted);
-        }
-    }
-}
-
-static void jitter_portable(const Picture *picture) { jitter_rows(picture); }
-
-#if ON_X86
-__attribute__((target("sse4.1"))) static void jitter_sse4(const Picture *picture) { jitter_rows(picture); }
-
-__attribute__((target("avx2"))) static void jitter_avx2(const Picture *picture) { jitter_rows(picture); }
-
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) static void jitter_avx512(const Picture *picture) {
-    jitter_rows(picture);
-}
-#endif
 
 /* CRC-32 of the source that this was built from: a library of another source is not used. */
 EXPORT uint32_t paceline_source_crc(void) { return PACELINE_SOURCE_CRC; }
 
 /* The best level of vector units of this machine. */
-EXPORT int32_t paceline_level(void) {
-#if ON_X86
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return AVX512;
-    if (__builtin_cpu_supports("avx2"))
-        return AVX2;
-    if (__builtin_cpu_supports("sse4.1"))
-        return SSE4;
-#endif
-    return PORTABLE;
-}
+EXPORT int32_t paceline_level(void) { return best_level(); }
 
 /* Shift the hue (0 to 1 of its circle), scale saturation and value, mirror where asked; at a level of the machine's. */
 EXPORT void paceline_jitter(const uint8_t *source, int64_t source_stride, uint8_t *out, int64_t out_stride,
                             int64_t height, int64_t width, int64_t channels, int32_t mirrored, float shift,
                             float saturation, float value, int32_t level) {
-    const float sixths = 6.0f * shift;
-    Picture picture = {
+    const Picture picture = {
         .source = source, .out = out, .source_stride = source_stride, .out_stride = out_stride,
         .height = (size_t)height, .width = (size_t)width, .channels = (size_t)channels, .mirrored = mirrored,
-        .jitter = {
-            .shift = (sixths < 1.0f ? sixths + 6.0f : sixths) * SIXTH + 0.5f,
-            .saturation = saturation / SIXTH,
-            .value = value * 256.0f,
-        },
+        .jitter = jitter_of(shift, saturation, value),
     };
-    if (!mirrored && source_stride == width * channels && out_stride == width * 3) { /* one long row: one last group */
-        picture.width *= picture.height;
-        picture.height = picture.height > 0;
-    }
-    (void)level; /* of which some machines have but one */
-#if ON_X86
-    if (level >= AVX512)
-        jitter_avx512(&picture);
-    else if (level >= AVX2)
-        jitter_avx2(&picture);
-    else if (level >= SSE4)
-        jitter_sse4(&picture);
-    else
-#endif
-        jitter_portable(&picture);
+    jitter_at(picture, level);
+}
+
+/* Draw a rectangle of at least 2 x 2 pixels of 1 or 3 channels into another one; 0 if there is no memory. */
+EXPORT int32_t paceline_resample(const uint8_t *source, int64_t source_stride, int32_t source_height,
+                                 int32_t source_width, uint8_t *out, int64_t out_stride, int32_t height, int32_t width,
+                                 int32_t channels, int32_t level) {
+    const Job job = {source, source_stride, source_height, source_width, height, width, channels};
+    uint8_t *const room = calloc(1, room_of(&job));
+    if (room == NULL)
+        return 0;
+    Plan plan = plan_in(&job, room);
+    draw_rows(&job, &plan, 0, height, out, out_stride, level);
+    free(room);
+    return 1;
 }
 
 typedef struct {

@@ -1,45 +1,30 @@
 """Resample: a rectangle of pixels drawn larger or smaller by linear interpolation.
 
-The compiled code, `resample.c`, is within 1.04 of 255 of what is exact, rounding included; OpenCV in its place, .9.
+The compiled code, `resample.h`, is within 1.04 of 255 of what is exact, rounding included; OpenCV in its place, .9.
 """
 
 from __future__ import annotations
 
-import ctypes
-import logging
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from paceline.native.compiled import Compiled
+from paceline.native.library import best_level, library
 
 if TYPE_CHECKING:
+    import ctypes
+
     from numpy.typing import NDArray
 
     Pixels = NDArray[np.uint8]
 
+LEAST_LEVEL = 2
+"""Of vector units, AVX2: below it OpenCV is faster."""
 LEAST_SIDE = 2
 """Of a source that the compiled code takes: each pixel lies between two."""
 _MOST_SIDE = 1 << 20
 """Of a source: places in a row are numbers of 32 bits."""
-
-
-def _declare(kernels: ctypes.CDLL) -> None:
-    pointer, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
-    kernels.paceline_level.restype = number
-    kernels.paceline_level.argtypes = []
-    kernels.paceline_resample.restype = number
-    kernels.paceline_resample.argtypes = [*(pointer, integer, number, number) * 2, number, number]
-
-
-RESAMPLE = Compiled(
-    name="resample",
-    what="The compiled resampling",
-    otherwise="OpenCV takes its place and needs about three times as long.",
-    declare=_declare,
-    level=logging.INFO,
-)
 
 
 def resample(source: Pixels, out: Pixels) -> None:
@@ -50,8 +35,9 @@ def resample(source: Pixels, out: Pixels) -> None:
     assert source.shape[2:] == out.shape[2:]
     if out.size == 0:
         return
-    kernels = RESAMPLE.get()
-    if kernels is None or (level := kernels.paceline_level()) == 0 or not _fits(source, out):
+    kernels = library()
+    level = best_level(kernels) if kernels is not None else 0
+    if kernels is None or level < LEAST_LEVEL or not _fits(source, out):
         resample_by_opencv(source, out)
     else:
         resample_by_kernel(kernels, source, out, level)

@@ -1,6 +1,6 @@
 /* Resample: a rectangle of pixels drawn larger or smaller by linear interpolation, at the speed of the vector units.
  *
- * Plain C for GCC and Clang, called through ctypes. Each row of the result lies between two rows of the source:
+ * Each row of the result lies between two rows of the source:
  *
  *     source row j    --across-->  values between pixels, 16 bits --+
  *                                                                   +-- down --> row of the result
@@ -11,28 +11,12 @@
  * within 1.04 of what is exact. Both texts, for all machines and for AVX2, give the same bytes.
  */
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#ifndef PACELINE_RESAMPLE_H
+#define PACELINE_RESAMPLE_H
 
-#ifndef PACELINE_SOURCE_CRC
-#error "setup.py says which source this is built from; build by `python setup.py build_ext --inplace`"
-#endif
+#include "levels.h"
 
-#if defined(__x86_64__) || defined(__i386__)
-#define ON_X86 1
-#include <immintrin.h>
-#define WITH_AVX2 __attribute__((target("avx2")))
-#else
-#define ON_X86 0
-#endif
-
-#define EXPORT __attribute__((visibility("default")))
-
-enum { PORTABLE = 0, AVX2 = 1 };
-enum { LANE = 16, LANES = 2, NOTHING = 0x80 }; /* bytes; of a vector; what a shuffle takes for zero */
+enum { LANE = 16, LANES_AT_ONCE = 2, NOTHING = 0x80 }; /* bytes; of a vector; what a shuffle takes for zero */
 enum { WHOLE = 255 };                          /* of the weights across */
 enum { FRACTION = 6 };                         /* bits of a result before it is rounded */
 #define DOWN 8224.0                    /* of the weights down: 64 / 255 in 15 bits, so that results have FRACTION bits */
@@ -42,10 +26,8 @@ typedef struct {
     const uint8_t *source;
     ptrdiff_t source_stride; /* bytes from row to row */
     int32_t source_height, source_width;
-    uint8_t *out;
-    ptrdiff_t out_stride;
-    int32_t height, width;
-    int32_t channels; /* 1 or 3 */
+    int32_t height, width;   /* of the result */
+    int32_t channels;        /* 1 or 3 */
 } Job;
 
 /* Pixels of the result go across by lanes, two of three channels or eight grey ones: one load of a source row has them
@@ -57,12 +39,13 @@ typedef struct {
     int32_t *load;    /* of each lane: where in the row its load begins */
     int32_t in_lanes; /* pixels that have such lanes; the others go across one by one */
     int16_t *rows[2]; /* what the two source rows are across */
+    int32_t there;    /* the source row that rows[0] holds; the next one is in rows[1] */
 } Plan;
 
 static int32_t pixels_of_lane(int32_t channels) { return channels == 1 ? 8 : 2; }
 
 /* Where a pixel of the result lies among `count` of the source: the first of its two, and the share of the other. */
-static int32_t between(int32_t place, double step, int32_t count, double *share) {
+static int32_t first_of_two(int32_t place, double step, int32_t count, double *share) {
     double at = (place + 0.5) * step - 0.5;
     at = at < 0 ? 0 : at > count - 1 ? count - 1 : at;
     int32_t first = (int32_t)at;
@@ -81,7 +64,7 @@ static void lay_out(const Job *job, Plan *plan) {
     const double step = (double)job->source_width / job->width;
     for (int32_t x = 0; x < job->width; x++) {
         double share;
-        plan->first[x] = job->channels * between(x, step, job->source_width, &share);
+        plan->first[x] = job->channels * first_of_two(x, step, job->source_width, &share);
         const uint8_t right = (uint8_t)(share * WHOLE + 0.5);
         uint8_t *const weights = plan->weights + pair_of(x, job->channels);
         for (int32_t channel = 0; channel < job->channels; channel++) {
@@ -106,7 +89,7 @@ static void lay_out(const Job *job, Plan *plan) {
                 pair[0] = (uint8_t)(first[pixel] - load + channel);
                 pair[1] = (uint8_t)(pair[0] + job->channels);
             }
-        if (lane % LANES == LANES - 1)
+        if (lane % LANES_AT_ONCE == LANES_AT_ONCE - 1)
             plan->in_lanes = (lane + 1) * pixels;
     }
 }
@@ -137,7 +120,7 @@ WITH_AVX2 static void across_by_avx2(const Job *job, const Plan *plan, const uin
     const ptrdiff_t numbers = job->channels == 1 ? 8 : 6; /* of a lane; where it has six, the next one covers the rest */
     const int32_t *load = plan->load, *const end = load + plan->in_lanes / pixels_of_lane(job->channels);
     const __m256i *weights = (const __m256i *)plan->weights, *pairs = (const __m256i *)plan->pairs;
-    for (int16_t *sums = to; load < end; load += LANES, weights++, pairs++, sums += LANES * numbers) {
+    for (int16_t *sums = to; load < end; load += LANES_AT_ONCE, weights++, pairs++, sums += LANES_AT_ONCE * numbers) {
         const __m128i left = _mm_loadu_si128((const __m128i *)(row + load[0]));
         const __m128i right = _mm_loadu_si128((const __m128i *)(row + load[1]));
         const __m256i pixels = _mm256_inserti128_si256(_mm256_castsi128_si256(left), right, 1);
@@ -182,66 +165,57 @@ static void go_across(const Job *job, const Plan *plan, int32_t row, int16_t *to
     across(job, plan, from, to, 0);
 }
 
-static void draw(const Job *job, Plan *plan, int32_t level) {
-    const double step = (double)job->source_height / job->height;
-    const int32_t count = job->channels * job->width;
-    int32_t there = -2; /* the source row that rows[0] holds; the next one is in rows[1] */
-    for (int32_t y = 0; y < job->height; y++) {
-        double share;
-        const int32_t first = between(y, step, job->source_height, &share);
-        if (first == there + 1) {
-            int16_t *const kept = plan->rows[1];
-            plan->rows[1] = plan->rows[0];
-            plan->rows[0] = kept;
-        } else if (first != there) {
-            go_across(job, plan, first, plan->rows[0], level);
-        }
-        if (first != there)
-            go_across(job, plan, first + 1, plan->rows[1], level);
-        there = first;
-        const int16_t lower = (int16_t)(share * DOWN + 0.5), upper = (int16_t)(DOWN - lower);
-        uint8_t *const to = job->out + y * job->out_stride;
-#if ON_X86
-        if (level >= AVX2) {
-            down_by_avx2(plan->rows[0], plan->rows[1], upper, lower, to, count);
-            continue;
-        }
-#endif
-        down(plan->rows[0], plan->rows[1], upper, lower, to, count, 0);
-    }
+/* Bytes of memory for the tables of a job. */
+static size_t room_of(const Job *job) {
+    const size_t lanes = (size_t)job->width / (size_t)pixels_of_lane(job->channels) + LANES_AT_ONCE;
+    const size_t row_bytes = 2 * ((size_t)job->channels * (size_t)job->width + LANE);
+    const size_t bytes = 2 * LANE * lanes + 2 * row_bytes + 4 * lanes + 4 * (size_t)job->width;
+    return (bytes + LANE - 1) / LANE * LANE;
 }
 
-/* CRC-32 of the source that this was built from: a library of another source is not used. */
-EXPORT uint32_t paceline_source_crc(void) { return PACELINE_SOURCE_CRC; }
-
-/* The best level of vector units of this machine. */
-EXPORT int32_t paceline_level(void) {
-#if ON_X86
-    if (__builtin_cpu_supports("avx2"))
-        return AVX2;
-#endif
-    return PORTABLE;
-}
-
-/* Draw a rectangle of at least 2 x 2 pixels of 1 or 3 channels into another one; 0 if there is no memory. */
-EXPORT int32_t paceline_resample(const uint8_t *source, int64_t source_stride, int32_t source_height,
-                                 int32_t source_width, uint8_t *out, int64_t out_stride, int32_t height, int32_t width,
-                                 int32_t channels, int32_t level) {
-    const Job job = {source, source_stride, source_height, source_width, out, out_stride, height, width, channels};
-    const size_t lanes = (size_t)width / (size_t)pixels_of_lane(channels) + LANES;
-    const size_t row_bytes = 2 * ((size_t)channels * (size_t)width + LANE), tables = LANE * lanes;
-    uint8_t *const room = calloc(1, 2 * tables + 2 * row_bytes + 4 * lanes + 4 * (size_t)width);
-    if (room == NULL)
-        return 0;
+/* Make the tables of a job in zeroed memory. */
+static Plan plan_in(const Job *job, uint8_t *room) {
+    const size_t lanes = (size_t)job->width / (size_t)pixels_of_lane(job->channels) + LANES_AT_ONCE;
+    const size_t row_bytes = 2 * ((size_t)job->channels * (size_t)job->width + LANE), tables = LANE * lanes;
     Plan plan = {
         .weights = room,
         .pairs = room + tables,
         .rows = {(int16_t *)(room + 2 * tables), (int16_t *)(room + 2 * tables + row_bytes)},
         .load = (int32_t *)(room + 2 * tables + 2 * row_bytes),
         .first = (int32_t *)(room + 2 * tables + 2 * row_bytes + 4 * lanes),
+        .there = -2,
     };
-    lay_out(&job, &plan);
-    draw(&job, &plan, level);
-    free(room);
-    return 1;
+    lay_out(job, &plan);
+    return plan;
 }
+
+/* Draw rows `from` to `to` - 1 of the result, the first of them at `out`; from one call to the next they go on. */
+static void draw_rows(const Job *job, Plan *plan, int32_t from, int32_t to, uint8_t *out, ptrdiff_t out_stride,
+                      int32_t level) {
+    const double step = (double)job->source_height / job->height;
+    const int32_t count = job->channels * job->width;
+    for (int32_t y = from; y < to; y++, out += out_stride) {
+        double share;
+        const int32_t first = first_of_two(y, step, job->source_height, &share);
+        if (first == plan->there + 1) {
+            int16_t *const kept = plan->rows[1];
+            plan->rows[1] = plan->rows[0];
+            plan->rows[0] = kept;
+        } else if (first != plan->there) {
+            go_across(job, plan, first, plan->rows[0], level);
+        }
+        if (first != plan->there)
+            go_across(job, plan, first + 1, plan->rows[1], level);
+        plan->there = first;
+        const int16_t lower = (int16_t)(share * DOWN + 0.5), upper = (int16_t)(DOWN - lower);
+#if ON_X86
+        if (level >= AVX2) {
+            down_by_avx2(plan->rows[0], plan->rows[1], upper, lower, out, count);
+            continue;
+        }
+#endif
+        down(plan->rows[0], plan->rows[1], upper, lower, out, count, 0);
+    }
+}
+
+#endif
