@@ -36,7 +36,7 @@ JPEG = "-O3"
 
 setup(
     ext_modules=[
-        extension("_pixels", "src/paceline/native/pixels.c", PIXELS, ("levels.h", "jitter.h", "resample.h")),
+        extension("_pixels", "src/paceline/native/pixels.c", PIXELS, ("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h")),
         extension("_suppress", "src/paceline/native/suppress.c", SUPPRESS),
         extension("_scan", "src/paceline/native/scan.c", SCAN),
         extension(

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import colorsys
 from dataclasses import replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 from paceline.data import augment
+from paceline.data import render as render_module
 from paceline.data.augment import Transforms, map_boxes
 from paceline.data.config import AugmentConfig
 from paceline.data.render import FILL, Workspace, letterbox, render
 from paceline.letterbox import Letterbox
-from paceline.native.library import library
+from paceline.native.library import best_level, library
+from paceline.native.picture import draw_picture
+from paceline.native.resample import LEAST_LEVEL
 
 Pixels = NDArray[np.uint8]
 SIZE = 160
@@ -163,6 +167,40 @@ def test_nothing_of_the_buffer_before_is_left() -> None:
                 render(transforms, row, images, workspace, out)
                 drawn.append(out)
             np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("config", [AugmentConfig(flipud=0.5), AugmentConfig(flipud=0.5, mixup=0.3, cutmix=0.5)])
+def test_a_picture_in_one_call_is_the_same_picture(
+    channels: int, config: AugmentConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, transforms = smooth_images(channels), plan(config, 32)
+    assert set(np.unique(transforms.halvings)) == {0, 1, 2}, "two of which it draws"
+    drawn = np.empty((2, len(transforms), SIZE, SIZE, 3), np.uint8)
+    calls: list[int] = []
+
+    def counted(*given: Any, **named: Any) -> None:
+        calls.append(1)
+        draw_picture(*given, **named)
+
+    monkeypatch.setattr(render_module, "draw_picture", counted)
+    for way in range(2):
+        for row in range(len(transforms)):
+            drawn[way, row] = draw(transforms, row, sources)
+        monkeypatch.setattr(render_module, "kernels_for", lambda images: None)
+    assert np.array_equal(drawn[0], drawn[1])
+    found = library()
+    if found is not None and best_level(found) >= LEAST_LEVEL:
+        assert 5 < len(calls) == int(transforms.plain.is_plain.sum()) < len(transforms)
+
+
+def test_a_picture_that_is_put_in_anothers_place_is_drawn_there() -> None:
+    transforms, other = plan(ALIGNED, 4), plan(TURNED, 4)
+    assert transforms.plain.is_plain.any()
+    assert not other.plain.is_plain.any()
+    images = smooth_images(3)
+    transforms.put(1, plan(ALIGNED, 4, seed=7).row(2))
+    assert np.array_equal(draw(transforms, 1, images), draw(plan(ALIGNED, 4, seed=7), 2, images))
 
 
 def test_large_images_are_averaged_not_skipped() -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from paceline.data.tiles import map_points
 from paceline.native.jitter import jitter
+from paceline.native.picture import draw_picture, kernels_for
 from paceline.native.resample import resample, resample_by_area, resample_by_opencv
 
 if TYPE_CHECKING:
@@ -62,22 +63,39 @@ def render(
     the picture is drawn in one plane.
     """
     seen = [tile for tile, source in enumerate(transforms.sources[row].tolist()) if source >= 0]
-    grey = all(_image(images, tile).ndim == 2 for tile in seen)
-    picture = workspace.plane if grey else workspace.colour
-    share = float(transforms.shares[row])
-    if share < 1:
-        layers = transforms.layers[row].tolist()
-        _paint(transforms, row, [tile for tile in seen if layers[tile] == 0], images, picture, masks)
-        layer = workspace.layer.reshape(-1)[: picture.size].reshape(picture.shape)
-        _paint(transforms, row, [tile for tile in seen if layers[tile] == 1], images, layer, masks)
-        cv2.addWeighted(picture, share, layer, 1 - share, 0, dst=picture)
+    hue, saturation, value = transforms.hsv[row].tolist()
+    mirror_x, mirror_y = transforms.flips[row].tolist() if transforms.aligned else (False, False)
+    kernels = kernels_for(images) if transforms.plain.is_plain[row] else None
+    if kernels is not None:
+        tiles, hsv = transforms.plain.tiles[row], (hue, saturation, value)
+        draw_picture(kernels, tiles, images, hsv, out, fill=FILL, mirror_x=mirror_x, mirror_y=mirror_y)
     else:
-        _paint(transforms, row, seen, images, picture, masks)
-    mirror_x, mirror_y = (transforms.flips[row] & transforms.aligned).tolist()
-    shift, saturation, value = transforms.hsv[row].tolist()
-    jitter(picture, (shift, saturation, value), out, mirror_x=mirror_x, mirror_y=mirror_y)
-    if not grey:
+        picture = _painted(transforms, row, seen, images, workspace, masks)
+        jitter(picture, (hue, saturation, value), out, mirror_x=mirror_x, mirror_y=mirror_y)
+    if any(_image(images, tile).ndim == 3 for tile in seen):
         exchange_channels(out, bool(transforms.grey[row]), transforms.swaps[row].tolist(), workspace)
+
+
+def _painted(
+    transforms: Transforms,
+    row: int,
+    seen: list[int],
+    images: Sequence[Pixels | None],
+    workspace: Workspace,
+    masks: Mapping[int, Pixels] | None,
+) -> Pixels:
+    """Paint a picture, before its colours change, in one plane where no image has colour."""
+    picture = workspace.colour if any(_image(images, tile).ndim == 3 for tile in seen) else workspace.plane
+    share = float(transforms.shares[row])
+    if share == 1:
+        _paint(transforms, row, seen, images, picture, masks)
+        return picture
+    layers = transforms.layers[row].tolist()
+    _paint(transforms, row, [tile for tile in seen if layers[tile] == 0], images, picture, masks)
+    layer = workspace.layer.reshape(-1)[: picture.size].reshape(picture.shape)
+    _paint(transforms, row, [tile for tile in seen if layers[tile] == 1], images, layer, masks)
+    cv2.addWeighted(picture, share, layer, 1 - share, 0, dst=picture)
+    return picture
 
 
 def exchange_channels(out: Pixels, drain: bool, swap: list[int], workspace: Workspace) -> None:

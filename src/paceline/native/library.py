@@ -17,6 +17,12 @@ def _declare(kernels: ctypes.CDLL) -> None:
         *(integer, integer, integer, number),
         *(real, real, real, number),
     ]
+    kernels.paceline_picture.restype = number
+    kernels.paceline_picture.argtypes = [
+        *(pointer, pointer, integer, integer),
+        *(integer, pointer, integer, number),
+        *(real, real, real, number, number),
+    ]
     kernels.paceline_resample.restype = number
     kernels.paceline_resample.argtypes = [*(pointer, integer, number, number) * 2, number, number]
     kernels.paceline_gather.restype = None
@@ -28,7 +34,7 @@ PIXELS = Compiled(
     what="The compiled pixel kernels",
     otherwise="OpenCV takes their place and needs three to four times as long.",
     declare=_declare,
-    parts=("levels.h", "jitter.h", "resample.h"),
+    parts=("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h"),
 )
 
 

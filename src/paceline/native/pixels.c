@@ -5,8 +5,7 @@
 
 #include <stdlib.h>
 
-#include "jitter.h"
-#include "resample.h"
+#include "picture.h"
 
 #ifndef PACELINE_SOURCE_CRC
 #error "setup.py says which source this is built from; build by `python setup.py build_ext --inplace`"
@@ -30,6 +29,19 @@ EXPORT void paceline_jitter(const uint8_t *source, int64_t source_stride, uint8_
         .jitter = jitter_of(shift, saturation, value),
     };
     jitter_at(picture, level);
+}
+
+/* Draw tiles into a picture of `size` x `size` pixels of three channels, all of them from 1 or from 3 channels, and
+ * change its colours; a tile drawn at another size than its own has at least 2 x 2 pixels. 0 if there is no memory. */
+EXPORT int32_t paceline_picture(const Tile *tiles, const Image *images, int64_t count, int64_t channels, int64_t size,
+                                uint8_t *out, int64_t out_stride, int32_t mirrored, float shift, float saturation,
+                                float value, int32_t fill, int32_t level) {
+    const Picture picture = {
+        .out = out, .out_stride = out_stride,
+        .height = (size_t)size, .width = (size_t)size, .channels = (size_t)channels, .mirrored = mirrored,
+        .jitter = jitter_of(shift, saturation, value),
+    };
+    return draw_picture(tiles, images, count, picture, (uint8_t)fill, level);
 }
 
 /* Draw a rectangle of at least 2 x 2 pixels of 1 or 3 channels into another one; 0 if there is no memory. */

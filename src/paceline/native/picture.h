@@ -1,0 +1,131 @@
+/* Picture: tiles resampled into their places and changed in colour, in one pass over the picture.
+ *
+ * It goes strip by strip, so that what was drawn is still in the first-level cache when its colours change:
+ *
+ *     rows of the tiles  --resample-->  strip  --jitter, mirror-->  rows of the picture
+ */
+
+#ifndef PACELINE_PICTURE_H
+#define PACELINE_PICTURE_H
+
+#include <stdlib.h>
+
+#include "halve.h"
+#include "jitter.h"
+#include "resample.h"
+
+enum { STRIP = 16 }; /* rows */
+
+/* A rectangle of an image, and where it comes to lie before the picture is mirrored. */
+typedef struct {
+    int64_t x, y, height, width; /* in the image; even sides where it is to be halved first */
+    int64_t is_halved;
+    int64_t left, top, right, bottom; /* in the picture */
+} Tile;
+
+/* An image: the address of its first pixel, 0 where there is none, and the bytes from row to row. */
+typedef struct {
+    int64_t pixels, stride;
+} Image;
+
+typedef struct {
+    Job job;
+    Plan plan;
+    int32_t left, top, bottom;
+    int32_t is_copied; /* drawn at its own size */
+} Drawn;
+
+static size_t rounded(size_t bytes) { return (bytes + LANE - 1) / LANE * LANE; }
+
+static size_t bytes_of_half(const Tile *tile, int32_t channels) {
+    return tile->is_halved ? rounded((size_t)(tile->height / 2 * (tile->width / 2) * channels)) : 0;
+}
+
+static Job job_of(const Tile *tile, const Image *image, int32_t channels) {
+    return (Job){
+        .source = (const uint8_t *)(intptr_t)(image->pixels + tile->y * image->stride + tile->x * channels),
+        .source_stride = (ptrdiff_t)image->stride,
+        .source_height = (int32_t)(tile->is_halved ? tile->height / 2 : tile->height),
+        .source_width = (int32_t)(tile->is_halved ? tile->width / 2 : tile->width),
+        .height = (int32_t)(tile->bottom - tile->top),
+        .width = (int32_t)(tile->right - tile->left),
+        .channels = channels,
+    };
+}
+
+/* Give a job the half of its source, made in `room`. */
+static void halve(Job *job, uint8_t *room, int32_t level) {
+    const ptrdiff_t row_bytes = (ptrdiff_t)job->channels * job->source_width;
+    for (int32_t row = 0; row < job->source_height; row++) {
+        const uint8_t *const above = job->source + 2 * row * job->source_stride;
+        halve_row(above, above + job->source_stride, job->source_width, job->channels, room + row * row_bytes, level);
+    }
+    job->source = room, job->source_stride = row_bytes;
+}
+
+static void draw_into(Drawn *drawn, int32_t from, int32_t to, uint8_t *out, ptrdiff_t out_stride, int32_t level) {
+    const Job *const job = &drawn->job;
+    if (!drawn->is_copied) {
+        draw_rows(job, &drawn->plan, from, to, out, out_stride, level);
+        return;
+    }
+    for (int32_t row = from; row < to; row++, out += out_stride)
+        memcpy(out, job->source + row * job->source_stride, (size_t)job->channels * (size_t)job->width);
+}
+
+/* Draw tiles over each other, `fill` where none is, and change the colours; 0 if there is no memory.
+ *
+ * `picture` says where the result goes, how large it is, and what its colours become; it has no source of its own. */
+static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t count, Picture picture, uint8_t fill,
+                            int32_t level) {
+    const int32_t channels = (int32_t)picture.channels, height = (int32_t)picture.height;
+    const size_t stride = picture.channels * picture.width, strip_bytes = rounded(stride * STRIP);
+    size_t tables = 0, halves = 0;
+    for (int64_t i = 0; i < count; i++) {
+        const Job job = job_of(tiles + i, images + i, channels);
+        tables += images[i].pixels ? room_of(&job) : 0;
+        halves += images[i].pixels ? bytes_of_half(tiles + i, channels) : 0;
+    }
+    const size_t heads = rounded((size_t)count * sizeof(Drawn));
+    uint8_t *const room = malloc(heads + tables + halves + strip_bytes);
+    if (room == NULL)
+        return 0;
+    Drawn *const drawn = (Drawn *)room;
+    uint8_t *table = memset(room + heads, 0, tables), *half = table + tables, *const strip = half + halves;
+    int64_t there = 0; /* tiles that have an image */
+    for (int64_t i = 0; i < count; i++) {
+        if (!images[i].pixels)
+            continue;
+        Job job = job_of(tiles + i, images + i, channels);
+        if (tiles[i].is_halved)
+            halve(&job, half, level);
+        half += bytes_of_half(tiles + i, channels);
+        Drawn *const next = drawn + there++;
+        *next = (Drawn){
+            .job = job,
+            .left = (int32_t)tiles[i].left, .top = (int32_t)tiles[i].top, .bottom = (int32_t)tiles[i].bottom,
+            .is_copied = job.height == job.source_height && job.width == job.source_width,
+        };
+        if (!next->is_copied)
+            next->plan = plan_in(&next->job, table);
+        table += room_of(&next->job);
+    }
+    for (int32_t top = 0; top < height; top += STRIP) {
+        const int32_t bottom = top + STRIP < height ? top + STRIP : height;
+        memset(strip, fill, strip_bytes);
+        for (Drawn *next = drawn; next < drawn + there; next++) {
+            const int32_t from = next->top > top ? next->top : top, to = next->bottom < bottom ? next->bottom : bottom;
+            uint8_t *const place = strip + (ptrdiff_t)stride * (from - top) + channels * next->left;
+            if (from < to)
+                draw_into(next, from - next->top, to - next->top, place, (ptrdiff_t)stride, level);
+        }
+        Picture rows = picture;
+        rows.source = strip, rows.source_stride = (ptrdiff_t)stride;
+        rows.out += top * picture.out_stride, rows.height = (size_t)(bottom - top);
+        jitter_at(rows, level);
+    }
+    free(room);
+    return 1;
+}
+
+#endif
