@@ -31,12 +31,21 @@ SUPPRESS = "-O3 -ffp-contract=off -fno-trapping-math"
 # Numbers in label files are rounded as Python's float() rounds them: no shortcuts.
 SCAN = "-O2 -ffp-contract=off"
 
+# The units' minimum and maximum are to be used, and fused operations; a test asks that NaN goes through all the same.
+NORM = "-O3 -ffinite-math-only -fno-signed-zeros -fno-trapping-math -fno-math-errno"
+
 # All of it is arithmetic of integers.
 JPEG = "-O3"
 
 setup(
     ext_modules=[
-        extension("_pixels", "src/paceline/native/pixels.c", PIXELS, ("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h")),
+        extension(
+            "_pixels",
+            "src/paceline/native/pixels.c",
+            PIXELS,
+            ("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h"),
+        ),
+        extension("_norm", "src/paceline/native/norm.c", NORM, ("levels.h",)),
         extension("_suppress", "src/paceline/native/suppress.c", SUPPRESS),
         extension("_scan", "src/paceline/native/scan.c", SCAN),
         extension(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -12,6 +13,8 @@ import psutil
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _CLEAR_PEAK = "5"
 """What Linux takes for forgetting the peak so far (proc(5))."""
+_MOST_MAPPED, _KEPT_AT_THE_TOP = -4, -1
+"""Numbers of M_MMAP_MAX and M_TRIM_THRESHOLD (mallopt(3))."""
 
 
 def resident_bytes() -> int:
@@ -43,6 +46,22 @@ def give_back() -> None:
     except (OSError, AttributeError):
         return
     trim(0)
+
+
+def keep_freed() -> None:
+    """Let the C library keep memory that is freed, pieces of any size, for what comes next.
+
+    By itself it returns each large one to the system, which clears every page of the next one anew: a tenth of a
+    training step on a CPU. `give_back` returns it all the same. Does nothing where the environment has tuned it.
+    """
+    if "GLIBC_TUNABLES" in os.environ or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    try:
+        tune = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    tune(_MOST_MAPPED, 0)
+    tune(_KEPT_AT_THE_TOP, 2**31 - 1)
 
 
 def _kept_by_linux() -> int | None:

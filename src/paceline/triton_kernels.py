@@ -69,6 +69,11 @@ def kernels_left_out() -> Iterator[None]:
         _are_left_out.reset(token)
 
 
+def are_left_out() -> bool:
+    """Whether torch is to do all of a step at the moment, or always."""
+    return _are_left_out.get() or os.environ.get(SWITCH) == "off"
+
+
 def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
     """Launch a kernel on the current stream; within `compiled_ahead`, compile it.
 

@@ -12,6 +12,7 @@ from paceline.native import compiled
 from paceline.native.compiled import FOLDER, Compiled, Unusable
 from paceline.native.jpeg import JPEG
 from paceline.native.library import PIXELS
+from paceline.native.norm import NORM
 from paceline.native.readers import READERS
 from paceline.native.suppression import SUPPRESSION
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-LIBRARIES = (PIXELS, READERS, SUPPRESSION, JPEG)
+LIBRARIES = (PIXELS, READERS, SUPPRESSION, JPEG, NORM)
 
 
 @pytest.fixture(params=LIBRARIES, ids=lambda library: library.name)

@@ -22,6 +22,7 @@ from paceline.training.plan import StepPlan
 from paceline.training.precision import Precision
 from paceline.training.trials import StepTrials, TrialSetting
 from paceline.training.understudy import Cast
+from paceline.triton_kernels import kernels_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,7 +66,8 @@ def test_a_detector_of_the_catalogue_by_graphs_is_the_eager_one() -> None:
 
     asked = works(30)[14:20]
     eager, inner = step(), step()
-    torch.testing.assert_close(run(GraphedStep(inner, Recorder(), warmups=1), asked), run(eager, asked))
+    with kernels_left_out():  # what is recorded here are operations of torch
+        torch.testing.assert_close(run(GraphedStep(inner, Recorder(), warmups=1), asked), run(eager, asked))
     torch.testing.assert_close(everything(inner)["state"], everything(eager)["state"])
 
 

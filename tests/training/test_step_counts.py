@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -21,6 +21,12 @@ from steps import make_step, run, works
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.models.registry import build_model
+from paceline.native import norm
+from paceline.training.plan import laid_out
+from paceline.triton_kernels import kernels_left_out
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 COUNTED_WITH = "2.13"
 SLACK = 0.0 if torch.__version__.startswith(COUNTED_WITH) else 0.03
@@ -31,9 +37,13 @@ ON_THE_HOST = {"SGD": (1712, 1785), "AdamW": (1712, 1769)}
 """The same where host and device are one, and shapes may follow from the data."""
 IN_BFLOAT16 = (1906, 1979)
 """The same as `FIXED_SHAPES` of SGD under autocast."""
+COMPILED, COMPILED_IN_BFLOAT16 = (1703, 1776), (1938, 2011)
+"""The same as `ON_THE_HOST` of SGD with norms by compiled code, without and under autocast."""
 WAITING_BYTES = {None: 2_279_697, torch.bfloat16: 2_917_468}
 """Bytes per picture, of three of 64 x 64 px, that wait for the backward pass, by type of autocast: activations, and
 under autocast a third of the weights in that type."""
+WAITING_COMPILED_BYTES = {None: 1_578_236, torch.bfloat16: 2_557_510}
+"""The same with norms by compiled code, which keep what they were given alone."""
 
 
 class Operations(TorchDispatchMode):
@@ -48,9 +58,24 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def yolo(optimizer: str, **options: Any) -> Any:
+@pytest.fixture(autouse=True)
+def _by_torch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave norms to torch, as where nothing is compiled, but for tests that ask for `compiled`."""
+    with nullcontext() if "compiled" in request.fixturenames else kernels_left_out():
+        yield
+
+
+@pytest.fixture
+def compiled() -> None:
+    """Norms by compiled code."""
+    if norm.kernels() is None:
+        pytest.skip("it was not built, or this machine has no vector units that it is fast with")
+
+
+def yolo(optimizer: str, *, channels_last: bool = False, **options: Any) -> Any:
     torch.manual_seed(0)
-    return make_step(optimizer, network=build_model("yolo11n", 3), dtype=torch.float32, **options)
+    network = laid_out(build_model("yolo11n", 3), channels_last=channels_last)
+    return make_step(optimizer, network=network, dtype=torch.float32, **options)
 
 
 def counted(step: Any, optimizer: str) -> tuple[int, int]:
@@ -85,9 +110,27 @@ def test_operations_of_a_step_under_autocast() -> None:
     assert_within(counted(yolo("SGD", amp_dtype=torch.bfloat16), "SGD"), IN_BFLOAT16)
 
 
+@pytest.mark.usefixtures("compiled")
+def test_operations_of_a_step_with_compiled_norms() -> None:
+    options = {"fixed_shapes": False, "channels_last": True}
+    assert_within(counted(yolo("SGD", **options), "SGD"), COMPILED)
+    assert_within(counted(yolo("SGD", amp_dtype=torch.bfloat16, **options), "SGD"), COMPILED_IN_BFLOAT16)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
+def test_bytes_that_wait_with_compiled_norms(amp_dtype: torch.dtype | None) -> None:
+    assert_within((waiting_bytes(amp_dtype, channels_last=True),), (WAITING_COMPILED_BYTES[amp_dtype],))
+
+
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])
 def test_bytes_that_wait_for_the_backward_pass(amp_dtype: torch.dtype | None) -> None:
-    step, (work,) = yolo("SGD", amp_dtype=amp_dtype), works(1)
+    assert_within((waiting_bytes(amp_dtype),), (WAITING_BYTES[amp_dtype],))
+
+
+def waiting_bytes(amp_dtype: torch.dtype | None, *, channels_last: bool = False) -> int:
+    """Count the bytes per picture that a step keeps for its backward pass."""
+    step, (work,) = yolo("SGD", amp_dtype=amp_dtype, channels_last=channels_last), works(1)
     owned = {value.untyped_storage().data_ptr() for value in step.engine.network.parameters()}
     waiting: dict[int, tuple[torch.Tensor, int]] = {}
 
@@ -99,8 +142,7 @@ def test_bytes_that_wait_for_the_backward_pass(amp_dtype: torch.dtype | None) ->
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         step(work.batch, work.rates, completes=work.completes)
-    found = sum(size for _, size in waiting.values()) // len(work.batch)
-    assert_within((found,), (WAITING_BYTES[amp_dtype],))
+    return sum(size for _, size in waiting.values()) // len(work.batch)
 
 
 def test_a_step_with_fixed_shapes_never_waits() -> None:

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from paceline.errors import UserError
+from paceline.resident import keep_freed
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -41,10 +42,13 @@ def resolve_device(text: str, *, local_rank: int = 0, local_world: int = 1) -> t
 def make_current(device: torch.device) -> torch.device:
     """Let this thread work on a device wherever none is named, as where a kernel is launched; returns it.
 
-    Without it every process of a machine would have a context on its first GPU too.
+    Without it every process of a machine would have a context on its first GPU too. On a CPU the maps of a step come to
+    lie where those of the last one lay.
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    else:
+        keep_freed()
     return device
 
 

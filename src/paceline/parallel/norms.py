@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
+from paceline.models import compiled_norm
 from paceline.models.blocks import NormWithActivation
 from paceline.triton_kernels import on_gpu, usable
 
@@ -107,17 +108,28 @@ class BatchNorm(NormWithActivation):
         carried: Tensor | None = None,
         moments: Moments | None = None,
     ) -> tuple[Tensor, ...]:
-        """Normalise and activate BCHW, in training by two passes over memory where there are kernels for it.
+        """Normalise and activate BCHW, in training by two passes over memory where there is code of ours for it.
 
         With the moments of the map, it is one pass.
         """
+        silu = isinstance(activation, nn.SiLU)
         is_one = carried is None or (carried.dtype == x.dtype and carried.shape == x.shape)
-        if not (self.training and is_one and type(activation) in (nn.SiLU, nn.Identity) and self._has_kernels(x)):
+        if not (is_one and type(activation) in (nn.SiLU, nn.Identity) and self._may_be_fused(x)):
             return super().activated(x, activation, pieces, carried, moments)
+        if not self._has_kernels(x):
+            compiled = compiled_norm.kernels_for(x)
+            if compiled is None:
+                return super().activated(x, activation, pieces, carried, moments)
+            return compiled_norm.normed_and_activated(
+                *(x, self.weight, self.bias, self.latest, compiled),
+                eps=self.eps,
+                silu=silu,
+                pieces=pieces,
+                carried=carried,
+            )
         from paceline.models.fused_norm import normed_and_activated  # which needs Triton
 
         whole = x.shape[1] % (8 * pieces) != 0
-        silu = isinstance(activation, nn.SiLU)
         found = normed_and_activated(
             x,
             self.weight,
@@ -131,18 +143,21 @@ class BatchNorm(NormWithActivation):
         )
         return torch.chunk(found[0], pieces, dim=1) if whole else found
 
-    def _has_kernels(self, x: Tensor) -> bool:
-        """Whether kernels take such values: half or single precision, channels-last, more than one per channel."""
+    def _may_be_fused(self, x: Tensor) -> bool:
+        """Whether code of ours might take such values: half or single precision, channels-last, several per channel."""
         return (
-            on_gpu(x)
+            self.training
             and self._ranks is None
             and not torch.compiler.is_compiling()
             and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
             and self.weight.dtype == torch.float32
             and x.numel() > x.shape[1]
             and x.is_contiguous(memory_format=torch.channels_last)
-            and usable(x.device)
         )
+
+    def _has_kernels(self, x: Tensor) -> bool:
+        """Whether there are a GPU's kernels for them."""
+        return on_gpu(x) and usable(x.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> BatchNorm:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
