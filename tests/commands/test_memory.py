@@ -146,7 +146,7 @@ def test_less_memory_means_a_smaller_batch(
     """Through the whole of it: the second run is told that little is free."""
     flat = {"cache": "none", "nbs": 16, "imgsz": 128, "fraction": 0.1}
     limits = {}
-    for free in (8 * GB, GB // 4):
+    for free in (8 * GB, GB // 8):
         monkeypatch.setattr("paceline.training.peak.free_memory_bytes", lambda free=free: free)
         caplog.clear()
         with caplog.at_level(logging.INFO, "paceline"), pytest.raises(KeyboardInterrupt):
@@ -154,8 +154,8 @@ def test_less_memory_means_a_smaller_batch(
         (said,) = (line for line in caplog.messages if "chosen in" in line)
         limits[free] = (int(said.removeprefix("batch=").split(",")[0]), said)
     assert limits[8 * GB][0] >= 16
-    assert 1 <= limits[GB // 4][0] < 16
-    assert "more would not fit" in limits[GB // 4][1]
+    assert 1 <= limits[GB // 8][0] < 16
+    assert "more would not fit" in limits[GB // 8][1]
 
 
 def test_searches_and_stages_refuse_it(squares: Path, tmp_path: Path) -> None:

@@ -117,7 +117,8 @@ def single(run: Run) -> dict[int, dict[str, Any]]:
 )
 def test_every_layout_is_the_run_of_one_process(results: dict[str, Path], case: str) -> None:
     run = CASES[case][1]
-    assert_same_run(take(results[case]), single(single_of(run)), run)
+    exact = single(replace(single_of(run), dtype=torch.float64)) if run.dtype is torch.float32 else None
+    assert_same_run(take(results[case]), single(single_of(run)), run, exact)
 
 
 @pytest.mark.slow
