@@ -13,7 +13,8 @@
 
 #include "levels.h"
 
-enum { BLOCK = 512, GROUP = 64, LANES = 16 };  /* pixels: BLOCK at a time, in whole GROUPs, shuffled by LANES */
+enum { BLOCK = 512, GROUP = 64 }; /* pixels: BLOCK at a time, in whole GROUPs */
+enum { LANES = 16, WIDE = 64 };                /* that are shuffled at once: everywhere; with VBMI */
 enum { SIXTH = 4096 };                         /* of the hue's circle, in fixed point */
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
@@ -73,6 +74,80 @@ INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb
         store(to + 16, SHUFFLE(x, x, 5, 5, 6, 6, 6, 7, 7, 7, 8, 8, 8, 9, 9, 9, 10, 10));
         store(to + 32, SHUFFLE(x, x, 10, 11, 11, 11, 12, 12, 12, 13, 13, 13, 14, 14, 14, 15, 15, 15));
     }
+}
+
+/* Where each byte comes from when 64 pixels at once are taken apart and put together, in two steps each: from two vectors
+ * of 64 bytes, 0 to 127, and then from what came of it and a third one. */
+typedef struct {
+    uint8_t apart[3][2][WIDE], together[3][2][WIDE];
+} Places;
+
+static Places places_of(int mirrored) {
+    Places places;
+    for (int32_t part = 0; part < 3; part++)
+        for (int32_t i = 0; i < WIDE; i++) {
+            const int32_t from = 3 * i + part; /* byte i of plane `part` */
+            places.apart[part][0][i] = (uint8_t)(from % (2 * WIDE));
+            places.apart[part][1][i] = (uint8_t)(from < 2 * WIDE ? i : from - WIDE);
+            const int32_t byte = WIDE * part + i, pixel = mirrored ? WIDE - 1 - byte / 3 : byte / 3;
+            places.together[part][0][i] = (uint8_t)(pixel + (byte % 3 == 1 ? WIDE : 0));
+            places.together[part][1][i] = (uint8_t)(byte % 3 == 2 ? WIDE + pixel : i);
+        }
+    return places;
+}
+
+#if ON_X86
+WITH_VBMI static void split_wide(const Places *places, const uint8_t *rgb, size_t count, uint8_t *const planes[3]) {
+    for (size_t i = 0; i < count; i += WIDE) {
+        const __m512i x = _mm512_loadu_si512(rgb + 3 * i), y = _mm512_loadu_si512(rgb + 3 * i + WIDE);
+        const __m512i z = _mm512_loadu_si512(rgb + 3 * i + 2 * WIDE);
+        for (int32_t part = 0; part < 3; part++) {
+            const __m512i first = _mm512_loadu_si512(places->apart[part][0]);
+            const __m512i second = _mm512_loadu_si512(places->apart[part][1]);
+            const __m512i most = _mm512_permutex2var_epi8(x, first, y);
+            _mm512_storeu_si512(planes[part] + i, _mm512_permutex2var_epi8(most, second, z));
+        }
+    }
+}
+
+WITH_VBMI static void join_wide(const Places *places, uint8_t *const planes[3], size_t count, int mirrored,
+                                uint8_t *rgb) {
+    for (size_t i = 0; i < count; i += WIDE) {
+        const size_t place = mirrored ? count - WIDE - i : i;
+        const __m512i red = _mm512_loadu_si512(planes[0] + place), green = _mm512_loadu_si512(planes[1] + place);
+        const __m512i blue = _mm512_loadu_si512(planes[2] + place);
+        for (int32_t part = 0; part < 3; part++) {
+            const __m512i first = _mm512_loadu_si512(places->together[part][0]);
+            const __m512i second = _mm512_loadu_si512(places->together[part][1]);
+            const __m512i most = _mm512_permutex2var_epi8(red, first, green);
+            _mm512_storeu_si512(rgb + 3 * i + WIDE * part, _mm512_permutex2var_epi8(most, second, blue));
+        }
+    }
+}
+#endif
+
+/* Pixels into planes; `places` where the machine can do it by wide vectors. */
+INLINE void take_apart(const Places *places, const uint8_t *rgb, size_t count, uint8_t *const planes[3]) {
+#if ON_X86
+    if (places != NULL) {
+        split_wide(places, rgb, count, planes);
+        return;
+    }
+#endif
+    (void)places;
+    split(rgb, count, planes[0], planes[1], planes[2]);
+}
+
+/* And back. */
+INLINE void put_together(const Places *places, uint8_t *const planes[3], size_t count, int mirrored, uint8_t *rgb) {
+#if ON_X86
+    if (places != NULL) {
+        join_wide(places, planes, count, mirrored, rgb);
+        return;
+    }
+#endif
+    (void)places;
+    join(planes[0], planes[1], planes[2], count, mirrored, rgb);
 }
 
 INLINE float lesser(float a, float b) { return a < b ? a : b; }
@@ -151,9 +226,13 @@ typedef struct {
     Jitter jitter;
 } Picture;
 
-INLINE void jitter_rows(const Picture *picture) {
+INLINE void jitter_rows(const Picture *picture, int is_wide) {
     const size_t channels = picture->channels;
     _Alignas(64) uint8_t r[BLOCK], g[BLOCK], b[BLOCK], rest[3 * BLOCK] = {0};
+    uint8_t *const planes[3] = {r, g, b};
+    Places places;
+    if (is_wide)
+        places = places_of(picture->mirrored);
     for (size_t row = 0; row < picture->height; row++) {
         const uint8_t *source = picture->source + (ptrdiff_t)row * picture->source_stride;
         uint8_t *out = picture->out + (ptrdiff_t)row * picture->out_stride;
@@ -166,9 +245,9 @@ INLINE void jitter_rows(const Picture *picture) {
                 from = memcpy(rest, from, channels * wanted);
             uint8_t *const made = count > wanted ? rest : to;
             if (channels == 3) {
-                split(from, count, r, g, b);
+                take_apart(is_wide ? &places : NULL, from, count, planes);
                 jitter_planes(r, g, b, count, picture->jitter);
-                join(r, g, b, count, picture->mirrored, made);
+                put_together(is_wide ? &places : NULL, planes, count, picture->mirrored, made);
             } else {
                 brighten(from, r, count, picture->jitter);
                 spread(r, count, picture->mirrored, made);
@@ -179,16 +258,16 @@ INLINE void jitter_rows(const Picture *picture) {
     }
 }
 
-static void jitter_portable(const Picture *picture) { jitter_rows(picture); }
+static void jitter_portable(const Picture *picture) { jitter_rows(picture, 0); }
 
 #if ON_X86
-__attribute__((target("sse4.1"))) static void jitter_sse4(const Picture *picture) { jitter_rows(picture); }
+WITH_SSE4 static void jitter_sse4(const Picture *picture) { jitter_rows(picture, 0); }
 
-__attribute__((target("avx2"))) static void jitter_avx2(const Picture *picture) { jitter_rows(picture); }
+WITH_AVX2 static void jitter_avx2(const Picture *picture) { jitter_rows(picture, 0); }
 
-__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))) static void jitter_avx512(const Picture *picture) {
-    jitter_rows(picture);
-}
+WITH_AVX512 static void jitter_avx512(const Picture *picture) { jitter_rows(picture, 0); }
+
+WITH_VBMI static void jitter_vbmi(const Picture *picture) { jitter_rows(picture, 1); }
 #endif
 
 /* What a picture's numbers are in the arithmetic: the hue's shift, 0 to 1 of its circle, and the two gains. */
@@ -210,7 +289,9 @@ static void jitter_at(Picture picture, int32_t level) {
     }
     (void)level; /* of which some machines have but one */
 #if ON_X86
-    if (level >= AVX512)
+    if (level >= VBMI)
+        jitter_vbmi(&picture);
+    else if (level >= AVX512)
         jitter_avx512(&picture);
     else if (level >= AVX2)
         jitter_avx2(&picture);
