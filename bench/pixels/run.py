@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-LEVELS = ("portable", "sse4", "avx2", "avx512")
+LEVELS = ("portable", "sse4", "avx2", "avx512", "vbmi")
 HSV = (0.01, 1.3, 0.8)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
