@@ -4,7 +4,7 @@ DEMO ?= epochs=16 imgsz=192 batch=8 nbs=8 optimizer=AdamW lr0=0.003 warmup_epoch
 
 BIN := .venv/bin
 # What an installation depends on; the compiled parts are built by it.
-BUILD := pyproject.toml constraints.txt setup.py $(wildcard src/paceline/native/*.c)
+BUILD := pyproject.toml constraints.txt setup.py $(wildcard src/paceline/native/*.[ch])
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: help venv demo test test-all lint format clean bench-peers bench-peers-ap

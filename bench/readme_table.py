@@ -63,6 +63,13 @@ def rows() -> list[tuple[str, str, str]]:
         what = "training loader, images/s of one core over the reference's, from files / from the decoded set"
         table.append((what, whole, "`make bench-data`"))
         table.append(("the host's share of that where a GPU draws the pictures", host, "`make bench-data`"))
+    if norms := results("norms"):
+        what = "a step of yolo11n on a CPU, 320 px, 16 images: norms by torch / by compiled code and freed memory kept"
+        torch, both = norms["medians"]["torch"], norms["medians"]["both"]
+        figure = (
+            f"{torch['ms']:.0f} ms, {torch['resident_mb']:.0f} MB / {both['ms']:.0f} ms, {both['resident_mb']:.0f} MB"
+        )
+        table.append((what, figure, "`make bench-norms`"))
     if suppress := results("suppress"):
         what = "suppression on a CPU by the compiled kernel over tensor operations, 6,300 candidates an image"
         figure = f"{suppress['compiled_ms']:.1f} against {suppress['by_torch_ms']:.1f} ms an image"

@@ -307,11 +307,9 @@ static void work(void *data) {
     const int64_t count = job->rows_of_line * job->call->channels;
     float *const room = malloc((size_t)(6 * count) * sizeof *room);
     for (;;) {
-        const int64_t turn = room ? __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) : job->chunks;
-        if (turn >= job->chunks)
+        const int64_t chunk = room ? __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED) : job->chunks;
+        if (chunk >= job->chunks)
             break;
-        /* The second pass goes the other way: what the first one has read last is still in the cache. */
-        const int64_t chunk = job->pass == RESULT || job->pass == GRADIENT ? job->chunks - 1 - turn : turn;
 #if ON_X86
         if (job->call->level >= AVX512)
             chunk_avx512(job, chunk, room);
