@@ -77,6 +77,18 @@ def test_it_is_the_definition_at_every_level(
     assert np.abs(found[0] - exact(source, *wanted)).max() <= BOUND
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levels_are_alike_at_any_ratio(kernels: ctypes.CDLL, channels: int) -> None:
+    """However far apart in a row neighbours of the result are, and wherever in it the vectors end."""
+    whole = pixels(2, 600, channels, hard=False)
+    for count in (*range(2, 90, 4), *range(90, 601, 51)):
+        for wanted in range(1, 131):
+            source = whole[:, :count]
+            right = drawn(kernels, source, 1, wanted, 0)
+            for level in range(1, kernels.paceline_level() + 1):
+                assert np.array_equal(drawn(kernels, source, 1, wanted, level), right), (count, wanted, level)
+
+
 @settings(max_examples=60, deadline=None)
 @given(sides=st.tuples(SIDES, SIDES, SIDES, SIDES), channels=st.sampled_from([1, 3]))
 def test_opencv_takes_its_place_on_the_same_geometry(sides: tuple[int, int, int, int], channels: int) -> None:
