@@ -8,7 +8,7 @@
  *
  * A source row goes across once, since rows of the result that need it follow each other. Weights across are 255ths, so
  * that two products of a byte and a byte add up to 16 bits and the ends are exact; weights down are 15 bits. Results lie
- * within 1.04 of what is exact. Both texts, for all machines and for AVX2, give the same bytes.
+ * within 1.04 of what is exact. All texts, for all machines and for vector units, give the same bytes.
  */
 
 #ifndef PACELINE_RESAMPLE_H
@@ -31,8 +31,9 @@ typedef struct {
     int32_t channels;        /* 1 or 3 */
 } Job;
 
-/* Values go across by lanes, of pixels and parts of pixels: one load of a source row has the two bytes that each of them
- * lies between, a shuffle puts these in pairs. A lane has as many values as neighbours are close enough for. */
+/* Values, the channels of pixels one after the other, go across by lanes: one load of a source row has the two bytes that
+ * each lies between, a shuffle puts these in pairs. A lane has as many values as have their bytes close enough to each
+ * other, whole pixels or not. */
 typedef struct {
     int32_t *first;     /* of each pixel of the result: byte in a source row of the left one of its two */
     uint8_t *right;     /* and the weight of the right one */
@@ -196,7 +197,7 @@ WITH_AVX512 static void down_by_avx512(const int16_t *above, const int16_t *belo
 }
 #endif
 
-/* Meanwhile the row that comes next is fetched from memory: where rows are parts of longer ones, no machine guesses it. */
+/* Meanwhile the next row is fetched from memory: no machine foresees it where rows are parts of longer ones. */
 static void go_across(const Job *job, const Plan *plan, int32_t row, int16_t *to) {
     const uint8_t *const from = job->source + row * job->source_stride;
 #if ON_X86
