@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import ctypes
+import mmap
 
 import numpy as np
 import pytest
@@ -12,9 +13,6 @@ from numpy.typing import NDArray
 
 from paceline.native.library import PIXELS
 from paceline.native.resample import resample, resample_by_kernel, resample_by_opencv
-
-if TYPE_CHECKING:
-    import ctypes
 
 Pixels = NDArray[np.uint8]
 BOUND, BOUND_OF_OPENCV = 1.04, 0.9
@@ -77,6 +75,18 @@ def test_it_is_the_definition_at_every_level(
     assert np.abs(found[0] - exact(source, *wanted)).max() <= BOUND
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_levels_are_alike_at_any_ratio(kernels: ctypes.CDLL, channels: int) -> None:
+    """However far apart in a row neighbours of the result are, and wherever in it the vectors end."""
+    whole = pixels(2, 600, channels, hard=False)
+    for count in (*range(2, 90, 4), *range(90, 601, 51)):
+        for wanted in range(1, 131):
+            source = whole[:, :count]
+            right = drawn(kernels, source, 1, wanted, 0)
+            for level in range(1, kernels.paceline_level() + 1):
+                assert np.array_equal(drawn(kernels, source, 1, wanted, level), right), (count, wanted, level)
+
+
 @settings(max_examples=60, deadline=None)
 @given(sides=st.tuples(SIDES, SIDES, SIDES, SIDES), channels=st.sampled_from([1, 3]))
 def test_opencv_takes_its_place_on_the_same_geometry(sides: tuple[int, int, int, int], channels: int) -> None:
@@ -122,20 +132,21 @@ def test_views_are_read_and_written_where_they_lie(channels: int) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_end_of_memory_is_not_passed(kernels: ctypes.CDLL, channels: int) -> None:
-    """A source that ends with its mapping: a byte further there is nothing."""
-    mmap = pytest.importorskip("mmap")
-    for width in range(2, 40):
-        size = 4 * width * channels
-        with mmap.mmap(-1, mmap.PAGESIZE) as memory:
-            whole = np.frombuffer(memory, np.uint8)
-            source = whole[len(whole) - size :].reshape((4, width, 3) if channels == 3 else (4, width))
+    """A source that ends with a page: the next one may not be read."""
+    with mmap.mmap(-1, 2 * mmap.PAGESIZE) as memory:
+        whole = np.frombuffer(memory, np.uint8)
+        protect = ctypes.CDLL(None, use_errno=True).mprotect
+        end = ctypes.c_void_p(whole.ctypes.data + mmap.PAGESIZE)
+        if protect(end, ctypes.c_size_t(mmap.PAGESIZE), 0) != 0:
+            pytest.skip("memory cannot be protected here")
+        for width in (*range(2, 40), 64, 90, 150):
+            size = 4 * width * channels
+            source = whole[mmap.PAGESIZE - size : mmap.PAGESIZE].reshape((4, width, 3) if channels == 3 else (4, width))
             source[...] = pixels(4, width, channels)
-            wanted = source.copy()
-            assert np.array_equal(
-                drawn(kernels, source, 9, 2 * width + 3, kernels.paceline_level()),
-                drawn(kernels, wanted, 9, 2 * width + 3, 0),
-            )
-            del source, whole
+            right = drawn(kernels, source.copy(), 9, 2 * width + 3, 0)
+            for level in range(kernels.paceline_level() + 1):
+                assert np.array_equal(drawn(kernels, source, 9, 2 * width + 3, level), right)
+        del source, whole
 
 
 @pytest.mark.parametrize(

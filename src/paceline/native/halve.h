@@ -13,11 +13,13 @@ WITH_AVX2 static int32_t halve_by_avx2(const uint8_t *above, const uint8_t *belo
     const __m256i neighbours = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 3, 1, 4, 2, 5, 6, 9, 7, 10, 8, 11, -1, -1, -1, -1)); /* of four pixels, in pairs */
     const int32_t at_once = channels == 3 ? 4 : 16, lane = channels == 3 ? 6 : 8; /* bytes of the result in a lane */
+    const uintptr_t next = 2 * (uintptr_t)(below - above); /* the rows that come next are fetched meanwhile */
     int32_t x = 0;
     for (; x + at_once + 1 <= width; x += at_once) {
         __m256i sum = half;
         for (int32_t row = 0; row < 2; row++) {
             const uint8_t *const from = (row == 0 ? above : below) + 2 * x * channels;
+            __builtin_prefetch((const void *)((uintptr_t)from + next));
             const __m128i left = _mm_loadu_si128((const __m128i *)from);
             const __m128i right = _mm_loadu_si128((const __m128i *)(from + 2 * lane));
             __m256i pixels = _mm256_inserti128_si256(_mm256_castsi128_si256(left), right, 1);
