@@ -152,19 +152,8 @@ INLINE void put_together(const Places *places, uint8_t *const planes[3], size_t 
 
 INLINE float lesser(float a, float b) { return a < b ? a : b; }
 INLINE float greater(float a, float b) { return a > b ? a : b; }
-
-INLINE int16_t between(int16_t low, int16_t x, int16_t high) {
-    const int16_t raised = x > low ? x : low;
-    return raised < high ? raised : high;
-}
-
-INLINE int16_t distance(int16_t a, int16_t b) { return a > b ? a - b : b - a; }
-
-/* A channel: the least of the three and the share of the chroma that its hue gives it, rounded to whole values. */
-INLINE uint8_t channel(uint16_t least, uint16_t chroma, int16_t share) {
-    const uint16_t ramp = (uint16_t)(between(0, share, SIXTH) << 3); /* 1 is 2^15 */
-    return (uint8_t)((uint16_t)(least + (uint16_t)(((uint32_t)chroma * ramp) >> 16)) >> 7);
-}
+INLINE int16_t least_of(int16_t a, int16_t b) { return a < b ? a : b; }
+INLINE int16_t most_of(int16_t a, int16_t b) { return a > b ? a : b; }
 
 typedef struct {
     float shift;      /* of the hue in fixed point: 1 to 7 sixths, so that no hue is negative, and a half to round */
@@ -172,40 +161,97 @@ typedef struct {
     float value;      /* gain, times 256 */
 } Jitter;
 
-/* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. */
-INLINE void jitter_planes(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, size_t count, Jitter jitter) {
-    _Alignas(64) int16_t values[BLOCK], chromas[BLOCK], hues[BLOCK];
-    _Alignas(64) uint16_t new_hues[BLOCK], new_chromas[BLOCK], leasts[BLOCK];
-    for (size_t i = 0; i < count; i++) {
-        const int16_t red = r[i], green = g[i], blue = b[i];
-        const int16_t larger = red > green ? red : green, smaller = red < green ? red : green;
-        const int16_t value = larger > blue ? larger : blue, least = smaller < blue ? smaller : blue;
-        const int16_t chroma = value - least;
-        const int16_t from_green = blue - red + 2 * chroma, from_blue = red - green + 4 * chroma;
-        const int16_t other = value == green ? from_green : from_blue;
-        hues[i] = value == red ? green - blue : other; /* in sixths, -1 to 5, times the chroma */
-        values[i] = value;
-        chromas[i] = chroma;
+/* What two pixels have at the same place of their 16-bit numbers is looked at through one number of 32 bits. */
+typedef union {
+    uint16_t each[BLOCK];
+    uint32_t pairs[BLOCK / 2];
+} Numbers;
+
+/* A block between the steps: value, chroma and hue, 0 to 255, and the hue from -1 to 5 times the chroma; then with their
+ * jitter, in fixed point. All pixels of even places come first, those of odd places from the middle on: so bytes become
+ * numbers, and these wider ones, by shifts and masks alone. Shuffles are what the units have least of. */
+typedef struct {
+    _Alignas(64) Numbers values, chromas, hues;
+    _Alignas(64) Numbers new_hues, new_chromas, leasts;
+} Block;
+
+INLINE void look(Block *block, size_t place, int16_t red, int16_t green, int16_t blue) {
+    const int16_t value = most_of(most_of(red, green), blue);
+    const int16_t chroma = value - least_of(least_of(red, green), blue);
+    const int16_t from_green = blue - red + 2 * chroma, from_blue = red - green + 4 * chroma;
+    const int16_t other = value == green ? from_green : from_blue;
+    block->hues.each[place] = (uint16_t)(value == red ? green - blue : other);
+    block->values.each[place] = (uint16_t)value;
+    block->chromas.each[place] = (uint16_t)chroma;
+}
+
+typedef struct {
+    uint32_t hue, chroma, least;
+} Shade;
+
+/* `hue` comes times 2^16, since it is the upper half of a number. */
+INLINE Shade change(int32_t old_value, int32_t old_chroma, int32_t old_hue, Jitter jitter) {
+    const float some_value = (float)old_value, some_chroma = (float)old_chroma;
+    /* One division serves hue and saturation; without chroma both are 0 whatever it gives. */
+    const float reciprocal = (SIXTH / 65536.0f) / greater(some_value * some_chroma, 1.0f);
+    const float hue = (float)old_hue * (some_value * reciprocal) + jitter.shift;
+    const float saturation = lesser(some_chroma * (some_chroma * reciprocal) * (jitter.saturation * 65536.0f), 1.0f);
+    const float value = lesser(some_value * jitter.value, 255.0f * 256.0f);
+    const float chroma = value * saturation;
+    return (Shade){
+        .hue = (uint32_t)(int32_t)hue,
+        .chroma = (uint32_t)(int32_t)(chroma + 0.5f),
+        .least = (uint32_t)(int32_t)((value - chroma) * 0.5f + 65.0f), /* a half to round, a hair for truncations */
+    };
+}
+
+/* A channel in 128ths: the least of the three and the share of the chroma that its hue gives it. */
+INLINE uint16_t channel(uint16_t least, uint16_t chroma, int16_t share) {
+    const uint16_t ramp = (uint16_t)(least_of(most_of(share, 0), SIXTH) << 3); /* 1 is 2^15 */
+    return (uint16_t)(least + (uint16_t)(((uint32_t)chroma * ramp) >> 16));
+}
+
+typedef struct {
+    uint16_t red, green, blue;
+} Colour;
+
+INLINE Colour show(const Block *block, size_t place) {
+    const uint16_t once = block->new_hues.each[place];
+    const uint16_t less = (uint16_t)(once - 6 * SIXTH); /* a full circle less, or a very large number */
+    const int16_t hue = (int16_t)(once < less ? once : less);
+    const uint16_t chroma = block->new_chromas.each[place], least = block->leasts.each[place];
+    return (Colour){
+        .red = channel(least, chroma, most_of(2 * SIXTH - hue, hue - 4 * SIXTH)),
+        .green = channel(least, chroma, least_of(hue, 4 * SIXTH - hue)),
+        .blue = channel(least, chroma, least_of(hue - 2 * SIXTH, 6 * SIXTH - hue)),
+    };
+}
+
+/* Two channels, rounded to whole values: bytes side by side. */
+INLINE uint16_t both(uint16_t even, uint16_t odd) { return (uint16_t)(even >> 7 | (odd >> 7) << 8); }
+
+/* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. Pixels
+ * come and go as two bytes in a number. */
+INLINE void jitter_planes(uint16_t *restrict r, uint16_t *restrict g, uint16_t *restrict b, size_t count, Jitter jitter) {
+    Block block;
+    const size_t half = count / 2;
+    for (size_t i = 0; i < half; i++) {
+        look(&block, i, r[i] & 255, g[i] & 255, b[i] & 255);
+        look(&block, half + i, r[i] >> 8, g[i] >> 8, b[i] >> 8);
     }
-    for (size_t i = 0; i < count; i++) {
-        const float old_value = values[i], old_chroma = chromas[i];
-        const float some_value = greater(old_value, 1.0f), some_chroma = greater(old_chroma, 1.0f);
-        const float reciprocal = SIXTH / (some_value * some_chroma); /* one division serves hue and saturation */
-        const float hue = hues[i] * (some_value * reciprocal) + jitter.shift;
-        const float saturation = lesser(old_chroma * (some_chroma * reciprocal) * jitter.saturation, 1.0f);
-        const float value = lesser(old_value * jitter.value, 255.0f * 256.0f);
-        const float chroma = value * saturation;
-        new_hues[i] = (uint16_t)(int32_t)hue;
-        new_chromas[i] = (uint16_t)(int32_t)(chroma + 0.5f);
-        leasts[i] = (uint16_t)(int32_t)((value - chroma) * 0.5f + 65.0f); /* a half to round, a hair for truncations */
+    for (size_t i = 0; i < half; i++) {
+        const uint32_t value = block.values.pairs[i], chroma = block.chromas.pairs[i], hue = block.hues.pairs[i];
+        const Shade low = change(value & 0xFFFF, chroma & 0xFFFF, (int32_t)(hue << 16), jitter);
+        const Shade high = change(value >> 16, chroma >> 16, (int32_t)(hue & 0xFFFF0000), jitter);
+        block.new_hues.pairs[i] = low.hue | high.hue << 16;
+        block.new_chromas.pairs[i] = low.chroma | high.chroma << 16;
+        block.leasts.pairs[i] = low.least | high.least << 16;
     }
-    for (size_t i = 0; i < count; i++) {
-        const uint16_t once = new_hues[i], less = once - 6 * SIXTH; /* a full circle less, or a very large number */
-        const int16_t hue = (int16_t)(once < less ? once : less);
-        const uint16_t chroma = new_chromas[i], least = leasts[i];
-        r[i] = channel(least, chroma, distance(hue, 3 * SIXTH) - SIXTH);
-        g[i] = channel(least, chroma, 2 * SIXTH - distance(hue, 2 * SIXTH));
-        b[i] = channel(least, chroma, 2 * SIXTH - distance(hue, 4 * SIXTH));
+    for (size_t i = 0; i < half; i++) {
+        const Colour even = show(&block, i), odd = show(&block, half + i);
+        r[i] = both(even.red, odd.red);
+        g[i] = both(even.green, odd.green);
+        b[i] = both(even.blue, odd.blue);
     }
 }
 
@@ -228,8 +274,9 @@ typedef struct {
 
 INLINE void jitter_rows(const Picture *picture, int is_wide) {
     const size_t channels = picture->channels;
-    _Alignas(64) uint8_t r[BLOCK], g[BLOCK], b[BLOCK], rest[3 * BLOCK] = {0};
-    uint8_t *const planes[3] = {r, g, b};
+    _Alignas(64) uint16_t r[BLOCK / 2], g[BLOCK / 2], b[BLOCK / 2];
+    _Alignas(64) uint8_t rest[3 * BLOCK] = {0};
+    uint8_t *const planes[3] = {(uint8_t *)r, (uint8_t *)g, (uint8_t *)b};
     Places places;
     if (is_wide)
         places = places_of(picture->mirrored);
@@ -249,8 +296,8 @@ INLINE void jitter_rows(const Picture *picture, int is_wide) {
                 jitter_planes(r, g, b, count, picture->jitter);
                 put_together(is_wide ? &places : NULL, planes, count, picture->mirrored, made);
             } else {
-                brighten(from, r, count, picture->jitter);
-                spread(r, count, picture->mirrored, made);
+                brighten(from, planes[0], count, picture->jitter);
+                spread(planes[0], count, picture->mirrored, made);
             }
             if (count > wanted)
                 memcpy(to, rest + 3 * (picture->mirrored ? count - wanted : 0), 3 * wanted);
