@@ -32,37 +32,7 @@ INLINE Bytes load(const uint8_t *from) {
 
 INLINE void store(uint8_t *to, Bytes bytes) { memcpy(to, &bytes, LANES); }
 
-/* Of the first two shuffles of each channel, lanes that come from the third vector are filled by the second. */
-INLINE void split(const uint8_t *rgb, size_t count, uint8_t *r, uint8_t *g, uint8_t *b) {
-    for (size_t i = 0; i < count; i += LANES) {
-        const Bytes x = load(rgb + 3 * i), y = load(rgb + 3 * i + 16), z = load(rgb + 3 * i + 32);
-        const Bytes red = SHUFFLE(x, y, 0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 0, 0, 0, 0, 0);
-        const Bytes green = SHUFFLE(x, y, 1, 4, 7, 10, 13, 16, 19, 22, 25, 28, 31, 0, 0, 0, 0, 0);
-        const Bytes blue = SHUFFLE(x, y, 2, 5, 8, 11, 14, 17, 20, 23, 26, 29, 0, 0, 0, 0, 0, 0);
-        store(r + i, SHUFFLE(red, z, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 17, 20, 23, 26, 29));
-        store(g + i, SHUFFLE(green, z, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 18, 21, 24, 27, 30));
-        store(b + i, SHUFFLE(blue, z, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 19, 22, 25, 28, 31));
-    }
-}
-
 INLINE Bytes reversed(Bytes x) { return SHUFFLE(x, x, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
-
-INLINE void join(const uint8_t *r, const uint8_t *g, const uint8_t *b, size_t count, int mirrored, uint8_t *rgb) {
-    for (size_t i = 0; i < count; i += LANES) {
-        const size_t place = mirrored ? count - LANES - i : i;
-        Bytes red = load(r + place), green = load(g + place), blue = load(b + place);
-        if (mirrored) {
-            red = reversed(red), green = reversed(green), blue = reversed(blue);
-        }
-        uint8_t *const to = rgb + 3 * i; /* forwards in both cases: memory likes it */
-        const Bytes x = SHUFFLE(red, green, 0, 16, 0, 1, 17, 0, 2, 18, 0, 3, 19, 0, 4, 20, 0, 5);
-        const Bytes y = SHUFFLE(red, green, 21, 0, 6, 22, 0, 7, 23, 0, 8, 24, 0, 9, 25, 0, 10, 26);
-        const Bytes z = SHUFFLE(red, green, 0, 11, 27, 0, 12, 28, 0, 13, 29, 0, 14, 30, 0, 15, 31, 0);
-        store(to, SHUFFLE(x, blue, 0, 1, 16, 3, 4, 17, 6, 7, 18, 9, 10, 19, 12, 13, 20, 15));
-        store(to + 16, SHUFFLE(y, blue, 0, 21, 2, 3, 22, 5, 6, 23, 8, 9, 24, 11, 12, 25, 14, 15));
-        store(to + 32, SHUFFLE(z, blue, 26, 1, 2, 27, 4, 5, 28, 7, 8, 29, 10, 11, 30, 13, 14, 31));
-    }
-}
 
 /* The same from one plane. */
 INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb) {
@@ -76,78 +46,61 @@ INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb
     }
 }
 
-/* Where each byte comes from when 64 pixels at once are taken apart and put together, in two steps each: from two vectors
- * of 64 bytes, 0 to 127, and then from what came of it and a third one. */
-typedef struct {
-    uint8_t apart[3][2][WIDE], together[3][2][WIDE];
-} Places;
+#define THRICE(...) __VA_ARGS__, __VA_ARGS__, __VA_ARGS__
+static const uint8_t THIRDS[] = {THRICE(THRICE(THRICE(255, 0, 0)))}; /* one byte of three */
 
-static Places places_of(int mirrored) {
-    Places places;
-    for (int32_t part = 0; part < 3; part++)
-        for (int32_t i = 0; i < WIDE; i++) {
-            const int32_t from = 3 * i + part; /* byte i of plane `part` */
-            places.apart[part][0][i] = (uint8_t)(from % (2 * WIDE));
-            places.apart[part][1][i] = (uint8_t)(from < 2 * WIDE ? i : from - WIDE);
-            const int32_t byte = WIDE * part + i, pixel = mirrored ? WIDE - 1 - byte / 3 : byte / 3;
-            places.together[part][0][i] = (uint8_t)(pixel + (byte % 3 == 1 ? WIDE : 0));
-            places.together[part][1][i] = (uint8_t)(byte % 3 == 2 ? WIDE + pixel : i);
-        }
-    return places;
+/* Of three bytes the one whose turn it is at a place. */
+INLINE uint8_t in_turn(size_t place, size_t turn, uint8_t first, uint8_t second, uint8_t third) {
+    const uint8_t *const thirds = THIRDS + place;
+    return (first & thirds[turn % 3]) | (second & thirds[(turn + 1) % 3]) | (third & thirds[(turn + 2) % 3]);
 }
 
-#if ON_X86
-WITH_VBMI static void split_wide(const Places *places, const uint8_t *rgb, size_t count, uint8_t *const planes[3]) {
-    for (size_t i = 0; i < count; i += WIDE) {
-        const __m512i x = _mm512_loadu_si512(rgb + 3 * i), y = _mm512_loadu_si512(rgb + 3 * i + WIDE);
-        const __m512i z = _mm512_loadu_si512(rgb + 3 * i + 2 * WIDE);
-        for (int32_t part = 0; part < 3; part++) {
-            const __m512i first = _mm512_loadu_si512(places->apart[part][0]);
-            const __m512i second = _mm512_loadu_si512(places->apart[part][1]);
-            const __m512i most = _mm512_permutex2var_epi8(x, first, y);
-            _mm512_storeu_si512(planes[part] + i, _mm512_permutex2var_epi8(most, second, z));
-        }
+/* Pixels into planes. */
+INLINE void split(const uint8_t *restrict rgb, size_t count, uint8_t *restrict r, uint8_t *restrict g,
+                  uint8_t *restrict b) {
+    uint8_t last[3 * GROUP + 2] = {0}; /* the bytes after it are looked at */
+    for (size_t i = 0; i < count; i += GROUP) {
+        const uint8_t *const from = i + GROUP < count ? rgb + 3 * i : memcpy(last, rgb + 3 * i, 3 * GROUP);
+        const uint8_t *const more = from + GROUP, *const rest = more + GROUP;
+        for (size_t p = 0; p < GROUP; p++)
+            r[i + p] = in_turn(p, 0, from[p], more[p], rest[p]);
+        for (size_t p = 0; p < GROUP; p++)
+            g[i + p] = in_turn(p, 0, from[p + 1], more[p + 1], rest[p + 1]);
+        for (size_t p = 0; p < GROUP; p++)
+            b[i + p] = in_turn(p, 0, from[p + 2], more[p + 2], rest[p + 2]);
     }
 }
 
-WITH_VBMI static void join_wide(const Places *places, uint8_t *const planes[3], size_t count, int mirrored,
-                                uint8_t *rgb) {
-    for (size_t i = 0; i < count; i += WIDE) {
-        const size_t place = mirrored ? count - WIDE - i : i;
-        const __m512i red = _mm512_loadu_si512(planes[0] + place), green = _mm512_loadu_si512(planes[1] + place);
-        const __m512i blue = _mm512_loadu_si512(planes[2] + place);
-        for (int32_t part = 0; part < 3; part++) {
-            const __m512i first = _mm512_loadu_si512(places->together[part][0]);
-            const __m512i second = _mm512_loadu_si512(places->together[part][1]);
-            const __m512i most = _mm512_permutex2var_epi8(red, first, green);
-            _mm512_storeu_si512(rgb + 3 * i + WIDE * part, _mm512_permutex2var_epi8(most, second, blue));
-        }
+/* Planes into pixels; green and blue lie one and two bytes further on in their groups. */
+INLINE void join(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t count,
+                 uint8_t *restrict rgb) {
+    for (size_t i = 0; i < count; i += GROUP) {
+        for (size_t part = 0; part < 3; part++)
+            for (size_t p = 0; p < GROUP; p++)
+                rgb[3 * i + GROUP * part + p] = in_turn(p, part, r[i + p], b[i + p - 2], g[i + p - 1]);
+        rgb[3 * i + GROUP] = g[i + GROUP - 1]; /* what goes over the group's end comes in again at its start */
+        rgb[3 * i + GROUP + 1] = b[i + GROUP - 1];
+        rgb[3 * i + 2 * GROUP] = b[i + GROUP - 2];
     }
 }
-#endif
 
-/* Pixels into planes; `places` where the machine can do it by wide vectors. */
-INLINE void take_apart(const Places *places, const uint8_t *rgb, size_t count, uint8_t *const planes[3]) {
-#if ON_X86
-    if (places != NULL) {
-        split_wide(places, rgb, count, planes);
-        return;
+/* The same from the last pixel to the first. */
+INLINE void join_mirrored(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t count,
+                          uint8_t *restrict rgb) {
+    _Alignas(64) uint8_t turned[3][BLOCK + GROUP];
+    const uint8_t *const planes[3] = {r, g, b};
+    for (size_t channel = 0; channel < 3; channel++)
+        for (size_t i = 0; i < count; i++)
+            turned[channel][i] = planes[channel][count - 1 - i];
+    const uint8_t *const red = turned[0], *const green = turned[1], *const blue = turned[2];
+    for (size_t i = 0; i < count; i += GROUP) {
+        for (size_t part = 0; part < 3; part++)
+            for (size_t p = 0; p < GROUP; p++)
+                rgb[3 * i + GROUP * part + p] = in_turn(p, part, red[i + p + 2], blue[i + p], green[i + p + 1]);
+        rgb[3 * i + GROUP - 1] = red[i + 1];
+        rgb[3 * i + 2 * GROUP - 2] = red[i];
+        rgb[3 * i + 2 * GROUP - 1] = green[i];
     }
-#endif
-    (void)places;
-    split(rgb, count, planes[0], planes[1], planes[2]);
-}
-
-/* And back. */
-INLINE void put_together(const Places *places, uint8_t *const planes[3], size_t count, int mirrored, uint8_t *rgb) {
-#if ON_X86
-    if (places != NULL) {
-        join_wide(places, planes, count, mirrored, rgb);
-        return;
-    }
-#endif
-    (void)places;
-    join(planes[0], planes[1], planes[2], count, mirrored, rgb);
 }
 
 INLINE float lesser(float a, float b) { return a < b ? a : b; }
@@ -272,14 +225,12 @@ typedef struct {
     Jitter jitter;
 } Picture;
 
-INLINE void jitter_rows(const Picture *picture, int is_wide) {
+INLINE void jitter_rows(const Picture *picture) {
     const size_t channels = picture->channels;
-    _Alignas(64) uint16_t r[BLOCK / 2], g[BLOCK / 2], b[BLOCK / 2];
+    _Alignas(64) uint16_t planes[3][(GROUP + BLOCK) / 2] = {{0}};
     _Alignas(64) uint8_t rest[3 * BLOCK] = {0};
-    uint8_t *const planes[3] = {(uint8_t *)r, (uint8_t *)g, (uint8_t *)b};
-    Places places;
-    if (is_wide)
-        places = places_of(picture->mirrored);
+    uint16_t *const red = planes[0] + GROUP / 2, *const green = planes[1] + GROUP / 2, *const blue = planes[2] + GROUP / 2;
+    uint8_t *const r = (uint8_t *)red, *const g = (uint8_t *)green, *const b = (uint8_t *)blue;
     for (size_t row = 0; row < picture->height; row++) {
         const uint8_t *source = picture->source + (ptrdiff_t)row * picture->source_stride;
         uint8_t *out = picture->out + (ptrdiff_t)row * picture->out_stride;
@@ -292,12 +243,15 @@ INLINE void jitter_rows(const Picture *picture, int is_wide) {
                 from = memcpy(rest, from, channels * wanted);
             uint8_t *const made = count > wanted ? rest : to;
             if (channels == 3) {
-                take_apart(is_wide ? &places : NULL, from, count, planes);
-                jitter_planes(r, g, b, count, picture->jitter);
-                put_together(is_wide ? &places : NULL, planes, count, picture->mirrored, made);
+                split(from, count, r, g, b);
+                jitter_planes(red, green, blue, count, picture->jitter);
+                if (picture->mirrored)
+                    join_mirrored(r, g, b, count, made);
+                else
+                    join(r, g, b, count, made);
             } else {
-                brighten(from, planes[0], count, picture->jitter);
-                spread(planes[0], count, picture->mirrored, made);
+                brighten(from, r, count, picture->jitter);
+                spread(r, count, picture->mirrored, made);
             }
             if (count > wanted)
                 memcpy(to, rest + 3 * (picture->mirrored ? count - wanted : 0), 3 * wanted);
@@ -305,16 +259,16 @@ INLINE void jitter_rows(const Picture *picture, int is_wide) {
     }
 }
 
-static void jitter_portable(const Picture *picture) { jitter_rows(picture, 0); }
+static void jitter_portable(const Picture *picture) { jitter_rows(picture); }
 
 #if ON_X86
-WITH_SSE4 static void jitter_sse4(const Picture *picture) { jitter_rows(picture, 0); }
+WITH_SSE4 static void jitter_sse4(const Picture *picture) { jitter_rows(picture); }
 
-WITH_AVX2 static void jitter_avx2(const Picture *picture) { jitter_rows(picture, 0); }
+WITH_AVX2 static void jitter_avx2(const Picture *picture) { jitter_rows(picture); }
 
-WITH_AVX512 static void jitter_avx512(const Picture *picture) { jitter_rows(picture, 0); }
+WITH_AVX512 static void jitter_avx512(const Picture *picture) { jitter_rows(picture); }
 
-WITH_VBMI static void jitter_vbmi(const Picture *picture) { jitter_rows(picture, 1); }
+WITH_VBMI static void jitter_vbmi(const Picture *picture) { jitter_rows(picture); }
 #endif
 
 /* What a picture's numbers are in the arithmetic: the hue's shift, 0 to 1 of its circle, and the two gains. */
