@@ -13,7 +13,7 @@
 
 #include "levels.h"
 
-enum { BLOCK = 512, GROUP = 64 }; /* pixels: BLOCK at a time, in whole GROUPs */
+enum { BLOCK = 256, GROUP = 64 }; /* pixels: BLOCK at a time, in whole GROUPs */
 enum { LANES = 16, WIDE = 64 };                /* that are shuffled at once: everywhere; with VBMI */
 enum { SIXTH = 4096 };                         /* of the hue's circle, in fixed point */
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
@@ -56,11 +56,11 @@ INLINE uint8_t in_turn(size_t place, size_t turn, uint8_t first, uint8_t second,
 }
 
 /* Pixels into planes. */
-INLINE void split(const uint8_t *restrict rgb, size_t count, uint8_t *restrict r, uint8_t *restrict g,
+INLINE void split(const uint8_t *restrict rgb, size_t groups, uint8_t *restrict r, uint8_t *restrict g,
                   uint8_t *restrict b) {
     uint8_t last[3 * GROUP + 2] = {0}; /* the bytes after it are looked at */
-    for (size_t i = 0; i < count; i += GROUP) {
-        const uint8_t *const from = i + GROUP < count ? rgb + 3 * i : memcpy(last, rgb + 3 * i, 3 * GROUP);
+    for (size_t i = 0; i < groups * GROUP; i += GROUP) {
+        const uint8_t *const from = i + GROUP < groups * GROUP ? rgb + 3 * i : memcpy(last, rgb + 3 * i, 3 * GROUP);
         const uint8_t *const more = from + GROUP, *const rest = more + GROUP;
         for (size_t p = 0; p < GROUP; p++)
             r[i + p] = in_turn(p, 0, from[p], more[p], rest[p]);
@@ -71,35 +71,29 @@ INLINE void split(const uint8_t *restrict rgb, size_t count, uint8_t *restrict r
     }
 }
 
-/* Planes into pixels; green and blue lie one and two bytes further on in their groups. */
-INLINE void join(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t count,
-                 uint8_t *restrict rgb) {
-    for (size_t i = 0; i < count; i += GROUP) {
-        for (size_t part = 0; part < 3; part++)
-            for (size_t p = 0; p < GROUP; p++)
-                rgb[3 * i + GROUP * part + p] = in_turn(p, part, r[i + p], b[i + p - 2], g[i + p - 1]);
-        rgb[3 * i + GROUP] = g[i + GROUP - 1]; /* what goes over the group's end comes in again at its start */
-        rgb[3 * i + GROUP + 1] = b[i + GROUP - 1];
-        rgb[3 * i + 2 * GROUP] = b[i + GROUP - 2];
-    }
-}
-
-/* The same from the last pixel to the first. */
-INLINE void join_mirrored(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t count,
-                          uint8_t *restrict rgb) {
-    _Alignas(64) uint8_t turned[3][BLOCK + GROUP];
-    const uint8_t *const planes[3] = {r, g, b};
-    for (size_t channel = 0; channel < 3; channel++)
-        for (size_t i = 0; i < count; i++)
-            turned[channel][i] = planes[channel][count - 1 - i];
-    const uint8_t *const red = turned[0], *const green = turned[1], *const blue = turned[2];
-    for (size_t i = 0; i < count; i += GROUP) {
-        for (size_t part = 0; part < 3; part++)
-            for (size_t p = 0; p < GROUP; p++)
-                rgb[3 * i + GROUP * part + p] = in_turn(p, part, red[i + p + 2], blue[i + p], green[i + p + 1]);
-        rgb[3 * i + GROUP - 1] = red[i + 1];
-        rgb[3 * i + 2 * GROUP - 2] = red[i];
-        rgb[3 * i + 2 * GROUP - 1] = green[i];
+/* Planes into pixels, where asked from the last pixel to the first. */
+INLINE void join(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t groups,
+                 int mirrored, uint8_t *restrict rgb) {
+    for (size_t group = 0; group < groups; group++) {
+        const size_t from = GROUP * (mirrored ? groups - 1 - group : group), last = from + GROUP - 1;
+        uint8_t *const first = rgb + 3 * GROUP * group, *const second = first + GROUP, *const third = second + GROUP;
+        for (size_t i = 0; i < GROUP; i++) {
+            const uint8_t red = r[mirrored ? last - 2 - i : from + i];
+            const uint8_t green = g[mirrored ? last - 1 - i : from + i - 1];
+            const uint8_t blue = b[mirrored ? last - i : from + i - 2];
+            first[i] = in_turn(i, 0, red, blue, green);
+            second[i] = in_turn(i, 1, red, blue, green);
+            third[i] = in_turn(i, 2, red, blue, green);
+        }
+        if (mirrored) { /* what lies over an end of the group comes from its other end */
+            second[-1] = r[last - 1];
+            third[-2] = r[last];
+            third[-1] = g[last];
+        } else {
+            second[0] = g[last];
+            second[1] = b[last];
+            third[0] = b[last - 1];
+        }
     }
 }
 
@@ -185,9 +179,9 @@ INLINE uint16_t both(uint16_t even, uint16_t odd) { return (uint16_t)(even >> 7 
 
 /* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. Pixels
  * come and go as two bytes in a number. */
-INLINE void jitter_planes(uint16_t *restrict r, uint16_t *restrict g, uint16_t *restrict b, size_t count, Jitter jitter) {
+INLINE void jitter_planes(uint16_t *restrict r, uint16_t *restrict g, uint16_t *restrict b, size_t groups, Jitter jitter) {
     Block block;
-    const size_t half = count / 2;
+    const size_t half = groups * (GROUP / 2);
     for (size_t i = 0; i < half; i++) {
         look(&block, i, r[i] & 255, g[i] & 255, b[i] & 255);
         look(&block, half + i, r[i] >> 8, g[i] >> 8, b[i] >> 8);
@@ -236,19 +230,19 @@ INLINE void jitter_rows(const Picture *picture) {
         uint8_t *out = picture->out + (ptrdiff_t)row * picture->out_stride;
         for (size_t left = 0; left < picture->width; left += BLOCK) {
             const size_t wanted = picture->width - left < BLOCK ? picture->width - left : BLOCK;
-            const size_t count = (wanted + GROUP - 1) / GROUP * GROUP;
+            const size_t groups = (wanted + GROUP - 1) / GROUP, count = groups * GROUP;
             const uint8_t *from = source + channels * (picture->mirrored ? picture->width - left - wanted : left);
             uint8_t *const to = out + 3 * left;
             if (count > wanted) /* the last group is not whole: it is made beside the picture */
                 from = memcpy(rest, from, channels * wanted);
             uint8_t *const made = count > wanted ? rest : to;
             if (channels == 3) {
-                split(from, count, r, g, b);
-                jitter_planes(red, green, blue, count, picture->jitter);
+                split(from, groups, r, g, b);
+                jitter_planes(red, green, blue, groups, picture->jitter);
                 if (picture->mirrored)
-                    join_mirrored(r, g, b, count, made);
+                    join(r, g, b, groups, 1, made);
                 else
-                    join(r, g, b, count, made);
+                    join(r, g, b, groups, 0, made);
             } else {
                 brighten(from, r, count, picture->jitter);
                 spread(r, count, picture->mirrored, made);
