@@ -13,7 +13,7 @@
 
 #include "levels.h"
 
-enum { BLOCK = 256, GROUP = 64 }; /* pixels: BLOCK at a time, in whole GROUPs */
+enum { BLOCK = 320, GROUP = 64 }; /* pixels: BLOCK at a time, in whole GROUPs */
 enum { LANES = 16, WIDE = 64 };                /* that are shuffled at once: everywhere; with VBMI */
 enum { SIXTH = 4096 };                         /* of the hue's circle, in fixed point */
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
@@ -75,8 +75,9 @@ INLINE void split(const uint8_t *restrict rgb, size_t groups, uint8_t *restrict 
 INLINE void join(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t groups,
                  int mirrored, uint8_t *restrict rgb) {
     for (size_t group = 0; group < groups; group++) {
-        const size_t from = GROUP * (mirrored ? groups - 1 - group : group), last = from + GROUP - 1;
-        uint8_t *const first = rgb + 3 * GROUP * group, *const second = first + GROUP, *const third = second + GROUP;
+        const size_t from = GROUP * group, last = from + GROUP - 1;
+        uint8_t *const first = rgb + 3 * GROUP * (mirrored ? groups - 1 - group : group);
+        uint8_t *const second = first + GROUP, *const third = second + GROUP;
         for (size_t i = 0; i < GROUP; i++) {
             const uint8_t red = r[mirrored ? last - 2 - i : from + i];
             const uint8_t green = g[mirrored ? last - 1 - i : from + i - 1];
@@ -148,7 +149,7 @@ INLINE Shade change(int32_t old_value, int32_t old_chroma, int32_t old_hue, Jitt
     return (Shade){
         .hue = (uint32_t)(int32_t)hue,
         .chroma = (uint32_t)(int32_t)(chroma + 0.5f),
-        .least = (uint32_t)(int32_t)((value - chroma) * 0.5f + 65.0f), /* a half to round, a hair for truncations */
+        .least = (uint32_t)(int32_t)(value - chroma + 130.0f), /* a half to round, a hair for truncations */
     };
 }
 
@@ -166,7 +167,7 @@ INLINE Colour show(const Block *block, size_t place) {
     const uint16_t once = block->new_hues.each[place];
     const uint16_t less = (uint16_t)(once - 6 * SIXTH); /* a full circle less, or a very large number */
     const int16_t hue = (int16_t)(once < less ? once : less);
-    const uint16_t chroma = block->new_chromas.each[place], least = block->leasts.each[place];
+    const uint16_t chroma = block->new_chromas.each[place], least = block->leasts.each[place] >> 1;
     return (Colour){
         .red = channel(least, chroma, most_of(2 * SIXTH - hue, hue - 4 * SIXTH)),
         .green = channel(least, chroma, least_of(hue, 4 * SIXTH - hue)),
@@ -174,8 +175,8 @@ INLINE Colour show(const Block *block, size_t place) {
     };
 }
 
-/* Two channels, rounded to whole values: bytes side by side. */
-INLINE uint16_t both(uint16_t even, uint16_t odd) { return (uint16_t)(even >> 7 | (odd >> 7) << 8); }
+/* Whole values of two pixels side by side. */
+INLINE uint16_t both(uint16_t even, uint16_t odd) { return (uint16_t)(even >> 7 | (odd << 1 & 0xFF00)); }
 
 /* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. Pixels
  * come and go as two bytes in a number. */
