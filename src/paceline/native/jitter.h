@@ -5,7 +5,10 @@
  *
  * A row goes through in blocks that stay in the first-level cache:
  *
- *     RGBRGB..  --shuffle-->  R, G, B  --16 bit-->  value, chroma, hue  --float-->  R, G, B  --shuffle-->  RGBRGB..
+ *     RGBRGB..  --masks-->  R, G, B  --16 bit-->  value, chroma, hue  --float-->  R, G, B  --masks-->  RGBRGB..
+ *
+ * Hardly anything is shuffled on the way, which is what the units are slowest at: planes have their pixels in an order
+ * that masks can give, and numbers become wider and narrower by shifts, those of even and of odd places apart.
  */
 
 #ifndef PACELINE_JITTER_H
@@ -13,9 +16,8 @@
 
 #include "levels.h"
 
-enum { BLOCK = 320, GROUP = 64 }; /* pixels: BLOCK at a time, in whole GROUPs */
-enum { LANES = 16, WIDE = 64 };                /* that are shuffled at once: everywhere; with VBMI */
-enum { SIXTH = 4096 };                         /* of the hue's circle, in fixed point */
+enum { BLOCK = 320, GROUP = 64, LANES = 16 }; /* pixels: BLOCK at a time, in whole GROUPs; grey ones shuffled at once */
+enum { SIXTH = 4096 };                        /* of the hue's circle, in fixed point */
 typedef uint8_t Bytes __attribute__((vector_size(LANES)));
 
 #if defined(__clang__) || __GNUC__ >= 12
@@ -34,7 +36,7 @@ INLINE void store(uint8_t *to, Bytes bytes) { memcpy(to, &bytes, LANES); }
 
 INLINE Bytes reversed(Bytes x) { return SHUFFLE(x, x, 15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
 
-/* The same from one plane. */
+/* Grey pixels, which keep their order, into pixels of three channels. */
 INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb) {
     for (size_t i = 0; i < count; i += LANES) {
         const Bytes read = load(grey + (mirrored ? count - LANES - i : i));
@@ -46,8 +48,18 @@ INLINE void spread(const uint8_t *grey, size_t count, int mirrored, uint8_t *rgb
     }
 }
 
+/* A group of 64 pixels is three parts of 64 bytes. At any place of the three stand a byte of red, one of green and one
+ * of blue, since 64 is no multiple of 3:
+ *
+ *     place          0   1   2   3  ..  62  63
+ *     first part     R0  G0  B0  R1 ..  B20 R21
+ *     second part    G21 B21 R22 G22 .. R42 G42
+ *     third part     B42 R43 G43 B43 .. G63 B63
+ *
+ * So masks alone make a plane of them: R0 R43 R22 R1 .. R42 R21. Green and blue stand in the same order one and
+ * two places further on, and what goes over an end of the group there comes in at its other end. */
 #define THRICE(...) __VA_ARGS__, __VA_ARGS__, __VA_ARGS__
-static const uint8_t THIRDS[] = {THRICE(THRICE(THRICE(255, 0, 0)))}; /* one byte of three */
+static const uint8_t THIRDS[] = {THRICE(THRICE(THRICE(255, 0, 0)))};
 
 /* Of three bytes the one whose turn it is at a place. */
 INLINE uint8_t in_turn(size_t place, size_t turn, uint8_t first, uint8_t second, uint8_t third) {
@@ -55,19 +67,19 @@ INLINE uint8_t in_turn(size_t place, size_t turn, uint8_t first, uint8_t second,
     return (first & thirds[turn % 3]) | (second & thirds[(turn + 1) % 3]) | (third & thirds[(turn + 2) % 3]);
 }
 
-/* Pixels into planes. */
+/* Pixels into planes, all three in the order of red: green and blue are read one and two bytes further on. */
 INLINE void split(const uint8_t *restrict rgb, size_t groups, uint8_t *restrict r, uint8_t *restrict g,
                   uint8_t *restrict b) {
-    uint8_t last[3 * GROUP + 2] = {0}; /* the bytes after it are looked at */
-    for (size_t i = 0; i < groups * GROUP; i += GROUP) {
-        const uint8_t *const from = i + GROUP < groups * GROUP ? rgb + 3 * i : memcpy(last, rgb + 3 * i, 3 * GROUP);
-        const uint8_t *const more = from + GROUP, *const rest = more + GROUP;
-        for (size_t p = 0; p < GROUP; p++)
-            r[i + p] = in_turn(p, 0, from[p], more[p], rest[p]);
-        for (size_t p = 0; p < GROUP; p++)
-            g[i + p] = in_turn(p, 0, from[p + 1], more[p + 1], rest[p + 1]);
-        for (size_t p = 0; p < GROUP; p++)
-            b[i + p] = in_turn(p, 0, from[p + 2], more[p + 2], rest[p + 2]);
+    uint8_t last[3 * GROUP + 2] = {0}; /* two bytes after a group are read, too, and masked */
+    for (size_t group = 0; group < groups; group++) {
+        const size_t to = GROUP * group;
+        const uint8_t *const x = group + 1 < groups ? rgb + 3 * to : memcpy(last, rgb + 3 * to, 3 * GROUP);
+        const uint8_t *const y = x + GROUP, *const z = y + GROUP;
+        for (size_t i = 0; i < GROUP; i++) {
+            r[to + i] = in_turn(i, 0, x[i], y[i], z[i]);
+            g[to + i] = in_turn(i, 0, x[i + 1], y[i + 1], z[i + 1]);
+            b[to + i] = in_turn(i, 0, x[i + 2], y[i + 2], z[i + 2]);
+        }
     }
 }
 
@@ -86,7 +98,7 @@ INLINE void join(const uint8_t *restrict r, const uint8_t *restrict g, const uin
             second[i] = in_turn(i, 1, red, blue, green);
             third[i] = in_turn(i, 2, red, blue, green);
         }
-        if (mirrored) { /* what lies over an end of the group comes from its other end */
+        if (mirrored) { /* what went over an end of the group */
             second[-1] = r[last - 1];
             third[-2] = r[last];
             third[-1] = g[last];
@@ -105,22 +117,20 @@ INLINE int16_t most_of(int16_t a, int16_t b) { return a > b ? a : b; }
 
 typedef struct {
     float shift;      /* of the hue in fixed point: 1 to 7 sixths, so that no hue is negative, and a half to round */
-    float saturation; /* gain, over SIXTH */
+    float saturation; /* gain, times 2^16 over SIXTH */
     float value;      /* gain, times 256 */
 } Jitter;
 
-/* What two pixels have at the same place of their 16-bit numbers is looked at through one number of 32 bits. */
+/* One number for each pixel of a block, or two of them as one of 32 bits. */
 typedef union {
     uint16_t each[BLOCK];
     uint32_t pairs[BLOCK / 2];
 } Numbers;
 
-/* A block between the steps: value, chroma and hue, 0 to 255, and the hue from -1 to 5 times the chroma; then with their
- * jitter, in fixed point. All pixels of even places come first, those of odd places from the middle on: so bytes become
- * numbers, and these wider ones, by shifts and masks alone. Shuffles are what the units have least of. */
+/* A block between the steps: first value and chroma, 0 to 255, and the hue in sixths, -1 to 5, times the chroma; then
+ * what the jitter made of them. Pixels of even places come first, those of odd places after all of them. */
 typedef struct {
-    _Alignas(64) Numbers values, chromas, hues;
-    _Alignas(64) Numbers new_hues, new_chromas, leasts;
+    _Alignas(64) Numbers values, chromas, hues, new_hues, new_chromas, leasts;
 } Block;
 
 INLINE void look(Block *block, size_t place, int16_t red, int16_t green, int16_t blue) {
@@ -134,17 +144,17 @@ INLINE void look(Block *block, size_t place, int16_t red, int16_t green, int16_t
 }
 
 typedef struct {
-    uint32_t hue, chroma, least;
+    uint32_t hue, chroma, least; /* in fixed point of 16 bits: a SIXTH is 4096, a step of 255 is 256 */
 } Shade;
 
-/* `hue` comes times 2^16, since it is the upper half of a number. */
+/* The hue comes times 2^16, as the upper half of a number. */
 INLINE Shade change(int32_t old_value, int32_t old_chroma, int32_t old_hue, Jitter jitter) {
-    const float some_value = (float)old_value, some_chroma = (float)old_chroma;
+    const float value_before = (float)old_value, chroma_before = (float)old_chroma;
     /* One division serves hue and saturation; without chroma both are 0 whatever it gives. */
-    const float reciprocal = (SIXTH / 65536.0f) / greater(some_value * some_chroma, 1.0f);
-    const float hue = (float)old_hue * (some_value * reciprocal) + jitter.shift;
-    const float saturation = lesser(some_chroma * (some_chroma * reciprocal) * (jitter.saturation * 65536.0f), 1.0f);
-    const float value = lesser(some_value * jitter.value, 255.0f * 256.0f);
+    const float reciprocal = (SIXTH / 65536.0f) / greater(value_before * chroma_before, 1.0f);
+    const float hue = (float)old_hue * (value_before * reciprocal) + jitter.shift;
+    const float saturation = lesser(chroma_before * (chroma_before * reciprocal) * jitter.saturation, 1.0f);
+    const float value = lesser(value_before * jitter.value, 255.0f * 256.0f);
     const float chroma = value * saturation;
     return (Shade){
         .hue = (uint32_t)(int32_t)hue,
@@ -178,14 +188,22 @@ INLINE Colour show(const Block *block, size_t place) {
 /* Whole values of two pixels side by side. */
 INLINE uint16_t both(uint16_t even, uint16_t odd) { return (uint16_t)(even >> 7 | (odd << 1 & 0xFF00)); }
 
-/* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. Pixels
- * come and go as two bytes in a number. */
-INLINE void jitter_planes(uint16_t *restrict r, uint16_t *restrict g, uint16_t *restrict b, size_t groups, Jitter jitter) {
+INLINE uint16_t pair_at(const uint8_t *bytes) {
+    uint16_t pair;
+    memcpy(&pair, bytes, sizeof pair);
+    return pair;
+}
+
+INLINE void put_pair(uint8_t *bytes, uint16_t pair) { memcpy(bytes, &pair, sizeof pair); }
+
+/* Exact but for the last step, in fixed point of 16 bits, which is off by 0.05 of 255 at the most before rounding. */
+INLINE void jitter_planes(uint8_t *restrict r, uint8_t *restrict g, uint8_t *restrict b, size_t groups, Jitter jitter) {
     Block block;
     const size_t half = groups * (GROUP / 2);
     for (size_t i = 0; i < half; i++) {
-        look(&block, i, r[i] & 255, g[i] & 255, b[i] & 255);
-        look(&block, half + i, r[i] >> 8, g[i] >> 8, b[i] >> 8);
+        const uint16_t red = pair_at(r + 2 * i), green = pair_at(g + 2 * i), blue = pair_at(b + 2 * i);
+        look(&block, i, red & 255, green & 255, blue & 255);
+        look(&block, half + i, red >> 8, green >> 8, blue >> 8);
     }
     for (size_t i = 0; i < half; i++) {
         const uint32_t value = block.values.pairs[i], chroma = block.chromas.pairs[i], hue = block.hues.pairs[i];
@@ -197,9 +215,9 @@ INLINE void jitter_planes(uint16_t *restrict r, uint16_t *restrict g, uint16_t *
     }
     for (size_t i = 0; i < half; i++) {
         const Colour even = show(&block, i), odd = show(&block, half + i);
-        r[i] = both(even.red, odd.red);
-        g[i] = both(even.green, odd.green);
-        b[i] = both(even.blue, odd.blue);
+        put_pair(r + 2 * i, both(even.red, odd.red));
+        put_pair(g + 2 * i, both(even.green, odd.green));
+        put_pair(b + 2 * i, both(even.blue, odd.blue));
     }
 }
 
@@ -222,10 +240,8 @@ typedef struct {
 
 INLINE void jitter_rows(const Picture *picture) {
     const size_t channels = picture->channels;
-    _Alignas(64) uint16_t planes[3][(GROUP + BLOCK) / 2] = {{0}};
-    _Alignas(64) uint8_t rest[3 * BLOCK] = {0};
-    uint16_t *const red = planes[0] + GROUP / 2, *const green = planes[1] + GROUP / 2, *const blue = planes[2] + GROUP / 2;
-    uint8_t *const r = (uint8_t *)red, *const g = (uint8_t *)green, *const b = (uint8_t *)blue;
+    _Alignas(64) uint8_t planes[3][GROUP + BLOCK] = {{0}}, rest[3 * BLOCK] = {0};
+    uint8_t *const r = planes[0] + GROUP, *const g = planes[1] + GROUP, *const b = planes[2] + GROUP;
     for (size_t row = 0; row < picture->height; row++) {
         const uint8_t *source = picture->source + (ptrdiff_t)row * picture->source_stride;
         uint8_t *out = picture->out + (ptrdiff_t)row * picture->out_stride;
@@ -239,7 +255,7 @@ INLINE void jitter_rows(const Picture *picture) {
             uint8_t *const made = count > wanted ? rest : to;
             if (channels == 3) {
                 split(from, groups, r, g, b);
-                jitter_planes(red, green, blue, groups, picture->jitter);
+                jitter_planes(r, g, b, groups, picture->jitter);
                 if (picture->mirrored)
                     join(r, g, b, groups, 1, made);
                 else
@@ -271,7 +287,7 @@ static Jitter jitter_of(float shift, float saturation, float value) {
     const float sixths = 6.0f * shift;
     return (Jitter){
         .shift = (sixths < 1.0f ? sixths + 6.0f : sixths) * SIXTH + 0.5f,
-        .saturation = saturation / SIXTH,
+        .saturation = saturation * 65536.0f / SIXTH,
         .value = value * 256.0f,
     };
 }
