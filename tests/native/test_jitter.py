@@ -108,7 +108,7 @@ def by_kernel(picture: Pixels, hsv: tuple[float, float, float], out: Pixels, **m
 
 @pytest.mark.parametrize("way", [jitter, by_kernel, jitter_by_opencv])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (2, 64), (5, 65), (4, 127), (2, 513), (3, 1100), (600, 1)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (2, 64), (5, 65), (4, 127), (3, 640), (3, 1100), (600, 1)])
 def test_any_size_and_mirror_equals_the_plain_picture_mirrored(
     way: object, channels: int, shape: tuple[int, int]
 ) -> None:
@@ -139,6 +139,24 @@ def test_neutral_jitter_changes_nothing(way: object, hsv: tuple[float, float, fl
     out = np.empty((40, 70, 3), np.uint8)
     way(plane, hsv, out)
     np.testing.assert_array_equal(out, np.repeat(plane[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mirror", [False, True])
+def test_nothing_is_read_beside_the_picture(kernels: ctypes.CDLL, channels: int, mirror: bool) -> None:
+    """A picture that ends with its mapping: a byte further there is nothing."""
+    mmap = pytest.importorskip("mmap")
+    for width in (1, 64, 65, 320, 384, 640):
+        for level in range(best_level(kernels) + 1):
+            with mmap.mmap(-1, mmap.PAGESIZE) as memory:
+                whole = np.frombuffer(memory, np.uint8)
+                picture = whole[len(whole) - 2 * width * channels :].reshape(random_picture(2, width, channels).shape)
+                picture[...] = random_picture(2, width, channels)
+                outs = [np.empty((2, width, 3), np.uint8) for _ in range(2)]
+                for source, out in zip((picture, picture.copy()), outs, strict=True):
+                    jitter_by_kernel(kernels, source, (0.1, 1.2, 0.9), out, mirror_x=mirror, level=level)
+                np.testing.assert_array_equal(*outs)
+                del source, picture, whole
 
 
 @pytest.mark.parametrize("way", [jitter, by_kernel, jitter_by_opencv])
