@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytest
 import torch
 
-from paceline import triton_kernels
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
 from paceline.models.registry import build_model
@@ -18,9 +14,7 @@ from paceline.training.acceptance import compared
 from paceline.training.precision import Precision
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
-    from types import ModuleType
+    from collections import Counter
 
 OF_ALL = {
     *("_statistics", "_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"),

@@ -1,9 +1,9 @@
 """Whole steps of whole networks with every kernel in its place, under Triton's interpreter, beside torch alone.
 
-Each kernel has tests of its own; here they hand maps, moments and gradients to one another. A step is taken three times,
-from equal weights and batches: by torch in double precision, by torch, and by kernels, which may be about as far from
-the first as torch is. In single precision, in which a GPU leaves most convolutions to cuDNN, all kernels are let in: what
-is wrong there is far above rounding. In half precision much of a gradient is rounding, so it is asked beside.
+Each kernel has tests of its own; here they hand maps, moments and gradients to one another. An update is taken three
+times, from equal weights and batches: by torch in double precision, by torch, and by kernels, which may be about as far
+from the first as torch is. In single precision, in which a GPU leaves most convolutions to cuDNN, all kernels are let
+in: what is wrong there is far above rounding. In half precision much of a gradient is rounding, so it is asked beside.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +29,6 @@ from paceline.models.families import yolo11, yolov8
 from paceline.models.families.scale import Scale
 from paceline.models.registry import build_model
 from paceline.models.stem import StemConvolution
-from paceline.parallel.norms import BatchNorm
 from paceline.parallel.single import SingleEngine
 from paceline.training.freeze import freeze_nodes
 from paceline.training.plan import laid_out
@@ -69,7 +69,7 @@ def small(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kernels that are for half precision take single precision as well."""
     for module, name in ((convolution, "_HALF"), (stem, "_TYPES"), (joint, "TYPES")):
-        monkeypatch.setattr(module, name, (*vars(module)[name], torch.float32) if name != "TYPES" else joint.TYPES | {torch.float32})
+        monkeypatch.setattr(module, name, {*vars(module)[name], torch.float32})
 
 
 def network_of(name: str, *, seed: int = 0, frozen: int = 0) -> DetectionModel:
@@ -131,9 +131,7 @@ class Noting:
 def random_slope(predictions: tuple[Tensor, ...], batch: Batch) -> LossSums:
     """A loss without decisions: a sum of all answers, weighed at random."""
     draw = torch.Generator().manual_seed(len(batch))
-    raw, logits = (
-        (value.float() * torch.randn(value.shape, generator=draw)).sum() for value in predictions
-    )
+    raw, logits = ((value.float() * torch.randn(value.shape, generator=draw)).sum() for value in predictions)
     return LossSums(box=raw, cls=logits, dfl=0 * raw, normaliser=raw.detach() * 0 + 8)
 
 
@@ -163,7 +161,9 @@ def taken(
     return numbers
 
 
-def by_torch(network: DetectionModel, criterion: Criterion, batches: Sequence[Batch], dtype: torch.dtype | None = None) -> Numbers:
+def by_torch(
+    network: DetectionModel, criterion: Criterion, batches: Sequence[Batch], dtype: torch.dtype | None = None
+) -> Numbers:
     """Go through an update without kernels."""
     with kernels_left_out():
         return taken(network, criterion, batches, dtype)
@@ -175,7 +175,9 @@ def exactly(network: DetectionModel, criterion: Criterion, batches: Sequence[Bat
     return by_torch(copy.deepcopy(network).double(), criterion, batches)
 
 
-def assert_no_farther(ours: Numbers, theirs: Numbers, exact: Numbers, *, each: float, mean: float, least: float) -> None:
+def assert_no_farther(
+    ours: Numbers, theirs: Numbers, exact: Numbers, *, each: float, mean: float, least: float
+) -> None:
     """Each tensor of ours is at most so many times as far from the exact one as torch's, and all of a kind on average.
 
     least: shares of a tensor that are nothing.
@@ -226,7 +228,9 @@ def expected(network: DetectionModel) -> Counter[str]:
         if module.training and isinstance(module, Convolution) and module.groups > 1 and ".attn." not in name
     ]
     stems, norms = census.of(StemConvolution), census.of(nn.BatchNorm2d)
-    joints = census.of(SplitChain, C3k, C2PSA, Concat)
+    nodes = [node.module for node in network.nodes]
+    joins = sum(isinstance(node, Concat) and after.training for node, after in pairwise(nodes))
+    joints = census.of(SplitChain, C3k, C2PSA) + joins
     biased = census.of(BiasedConvolution)
     return +Counter(
         {
@@ -234,7 +238,9 @@ def expected(network: DetectionModel) -> Counter[str]:
             "_settle": stems + biased,
             "_sums": biased,
             "_statistics": norms - stems - joints - len(forward),
-            **dict.fromkeys(("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"), norms),
+            **dict.fromkeys(
+                ("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"), norms
+            ),
             **dict.fromkeys(("_convolve_joint", "_weight_parts", "_piece_gradients"), joints),
             "_convolve_narrow": len(forward) + len(turned),
             "_map_gradient": len(strided),
@@ -248,24 +254,94 @@ def expected(network: DetectionModel) -> Counter[str]:
 
 
 OF_LOSS = ("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient")
+LONG = pytest.mark.slow
+ONE = (batch_of(1, (64, 96), boxes=2),)
+OBLONG = (batch_of(1, (96, 160)), batch_of(2, (96, 160), boxes=0))
 
 
-@pytest.mark.parametrize("name", list(SIZES))
-def test_a_step_in_single_precision(name: str, small: None, all_in_float32: None, started: Counter[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "batches"),
+    [
+        pytest.param("yolo11n", BATCHES, id="yolo11n"),
+        pytest.param("yolov8n", ONE, id="yolov8n, one image"),
+        pytest.param("yolo11n", OBLONG, marks=LONG, id="yolo11n, odd maps"),
+        pytest.param("yolov8n", BATCHES, marks=LONG, id="yolov8n"),
+        pytest.param("yolo11l", BATCHES, marks=LONG, id="yolo11l"),
+        pytest.param("yolov8l", BATCHES, marks=LONG, id="yolov8l"),
+    ],
+)
+def test_an_update_in_single_precision(
+    name: str, batches: Sequence[Batch], small: None, all_in_float32: None, started: Counter[str]
+) -> None:
     network = network_of(name)
-    ours = taken(network, detection_loss(), BATCHES)
+    ours = taken(network, detection_loss(), batches)
     wanted = expected(network) + Counter(OF_LOSS)
-    assert started == Counter({kernel: len(BATCHES) * count for kernel, count in wanted.items()})
-    theirs, exact = by_torch(network, detection_loss(), BATCHES), exactly(network, detection_loss(), BATCHES)
-    assert started.total() == len(BATCHES) * wanted.total(), "torch alone"
+    assert started == Counter({kernel: len(batches) * count for kernel, count in wanted.items()})
+    theirs, exact = by_torch(network, detection_loss(), batches), exactly(network, detection_loss(), batches)
+    assert started.total() == len(batches) * wanted.total(), "torch alone"
     assert_no_farther(ours, theirs, exact, each=4, mean=2, least=2e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", list(SIZES))
-def test_a_step_in_half_precision(name: str, dtype: torch.dtype, small: None, started: Counter[str]) -> None:
+@pytest.mark.slow
+def test_an_update_in_the_order_of_memory(
+    small: None, all_in_float32: None, started: Counter[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = network_of("yolo11n", seed=1)
+    against = taken(network, detection_loss(), ONE)
+    monkeypatch.setattr(order, "AGAINST", False)
+    along = taken(network, detection_loss(), ONE)
+    assert any(not torch.equal(value, against[name]) for name, value in along.items()), "sums in another order"
+    assert_no_farther(along, against, exactly(network, detection_loss(), ONE), each=4, mean=2, least=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"),
+    [
+        pytest.param("yolov8n", 17, id="yolov8n, half of the neck"),
+        pytest.param("yolo11n", 1, marks=LONG, id="yolo11n, the first node"),
+        pytest.param("yolo11n", 2, marks=LONG, id="yolo11n, up to a chain"),
+        pytest.param("yolo11n", 9, marks=LONG, id="yolo11n, up to the pools"),
+        pytest.param("yolo11n", 11, marks=LONG, id="yolo11n, all but neck and head"),
+        pytest.param("yolov8n", 11, marks=LONG, id="yolov8n, up to a join"),
+        pytest.param("yolov8n", 12, marks=LONG, id="yolov8n, a join that is left to the next node"),
+        pytest.param("yolov8n", 16, marks=LONG, id="yolov8n, what two strides need"),
+        pytest.param("yolo11n", 23, marks=LONG, id="yolo11n, all but the head"),
+    ],
+)
+def test_frozen_nodes_start_no_kernels_and_keep_their_statistics(
+    name: str, frozen: int, small: None, all_in_float32: None, started: Counter[str]
+) -> None:
+    network = network_of(name, frozen=frozen)
+    ours = taken(network, detection_loss(), ONE)
+    wanted = expected(network) + Counter(OF_LOSS)
+    assert started <= wanted, "no gradients of what is given by frozen nodes"
+    norms = ("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient", "_statistics")
+    assert {name: started[name] for name in norms} == {name: wanted[name] for name in norms}
+    exact = exactly(network, detection_loss(), ONE)
+    assert_no_farther(ours, by_torch(network, detection_loss(), ONE), exact, each=4, mean=2, least=2e-5)
+    before, kept = network.state_dict(), [f"model.{node}." for node in range(frozen)]
+    statistics = [key for key in exact if "running" in key]
+    assert all(
+        torch.equal(ours[key], before[key.partition(" ")[2]]) == any(part in key for part in kept) for key in statistics
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param("yolo11n", torch.float16, id="yolo11n, float16"),
+        *(
+            pytest.param(name, dtype, marks=LONG, id=f"{name}, {dtype}")
+            for name in SIZES
+            for dtype in (torch.bfloat16, torch.float16)
+            if (name, dtype) != ("yolo11n", torch.float16)
+        ),
+    ],
+)
+def test_an_update_in_half_precision(name: str, dtype: torch.dtype, small: None, started: Counter[str]) -> None:
+    """Of gradients in bfloat16 little is left, by torch as well; float16 rounds to an eighth of that."""
     network, batches = network_of(name), BATCHES[:1]
     ours = taken(network, random_slope, batches, dtype)
     assert started == expected(network)
     theirs, exact = by_torch(network, random_slope, batches, dtype), exactly(network, random_slope, batches)
-    assert_no_farther(ours, theirs, exact, each=2, mean=1.2, least=4 * torch.finfo(dtype).eps)
+    assert_no_farther(ours, theirs, exact, each=4, mean=1.5, least=4 * torch.finfo(dtype).eps)
