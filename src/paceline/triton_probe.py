@@ -23,23 +23,31 @@ def increment(value: Tensor) -> None:
 
 
 def chain_holds(value: Tensor) -> bool:
-    """Whether early kernels each see what the one before them has written: launched, and as a graph.
+    """Whether early kernels each see what was written before them: launched, and as a graph.
 
     value: one number on the current device, which is changed. Waits for the device.
     """
     stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        value.zero_()
-        _increment_early(value)
+        _count(value)
+        launched = float(value)
         graph.capture_begin(capture_error_mode="thread_local")
         try:
-            _increment_early(value)
+            _count(value)
         finally:
             graph.capture_end()
         graph.replay()
-        found = float(value)
-    return found == 2 * _LINKS
+        replayed = float(value)
+    return launched == replayed == 2 * _LINKS + 1
+
+
+def _count(value: Tensor) -> None:
+    """Count by early kernels, first after memory is set, which no kernel does, then after a kernel of torch's."""
+    value.zero_()
+    _increment_early(value)
+    value.add_(1)
+    _increment_early(value)
 
 
 def _increment_early(value: Tensor) -> None:

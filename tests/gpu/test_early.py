@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from steps import make_step, works
+from steps import run as run_steps
 
 from paceline import triton_kernels
 from paceline.models import order
 from paceline.models.fused_norm import normed_and_activated
+from paceline.models.registry import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,3 +95,20 @@ def test_the_order_changes_rounding_alone(shape: tuple[int, ...], monkeypatch: p
     monkeypatch.setattr(order, "AGAINST", False)
     for value, right in zip(run(), against, strict=True):
         torch.testing.assert_close(value.float(), right.float(), rtol=3e-2, atol=3e-2 * float(right.abs().max()))
+
+
+def test_early_kernels_train_a_network_to_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of all families between those of torch and cuDNN; an update's bits show in all losses after it."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+    def trained() -> list[list[float]]:
+        torch.manual_seed(0)
+        network = build_model("yolov8n", 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        step = make_step("SGD", network=network, dtype=torch.float32, device="cuda", amp_dtype=torch.bfloat16)
+        return [said.tolist() for said in run_steps(step, works(8, device="cuda"))]
+
+    early = [trained() for _ in range(3)]
+    monkeypatch.setattr(triton_kernels, "_overlaps_on", lambda number: False)
+    monkeypatch.setattr(triton_kernels, "_launchers", {})
+    assert early == [trained()] * 3

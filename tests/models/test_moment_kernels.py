@@ -312,6 +312,22 @@ def test_a_hook_of_a_convolution_sees_its_map_and_its_result_alone() -> None:
     assert seen == [(1, (2, 8, 4, 4))]
 
 
+def test_what_a_hook_makes_of_a_map_is_normalised_by_its_own_statistics(
+    kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_kernels(monkeypatch)
+    unit = ConvUnit(16, 8, 3).bfloat16().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    unit.bn.float()
+    BatchStatistics(unit)
+    x = torch.randn(2, 16, 8, 8).bfloat16().contiguous(memory_format=torch.channels_last)
+    alone = unit(x)
+    mean = unit.bn.latest[0].clone()  # type: ignore[union-attr, index, operator]
+    unit.conv.register_forward_hook(lambda module, given, result: 2 * result)
+    doubled = unit(x)
+    torch.testing.assert_close(unit.bn.latest[0], 2 * mean)  # type: ignore[union-attr, index, operator]
+    torch.testing.assert_close(doubled, alone, rtol=3e-2, atol=3e-2)
+
+
 def test_a_compiled_unit_asks_for_no_moments() -> None:
     unit = ConvUnit(16, 8, 3).train()
     BatchStatistics(unit)

@@ -30,12 +30,18 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     """
     dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
     if dtype is None:
-        told = {"tally": tally} if tally and isinstance(convolution, Convolution) else {}
+        knows = isinstance(convolution, Convolution) and not _may_be_changed(convolution)
+        told = {"tally": tally} if tally and knows else {}
         found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
     from paceline.models.fused_joint import convolved  # which needs Triton
 
     return convolved(convolution.weight, maps, dtype, tally=tally)
+
+
+def _may_be_changed(convolution: nn.Conv2d) -> bool:
+    """Whether a hook may give another result than the convolution has, whose moments would not be known."""
+    return bool(convolution._forward_hooks or torch.nn.modules.module._global_forward_hooks)
 
 
 def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.dtype | None:
