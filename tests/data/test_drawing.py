@@ -7,6 +7,7 @@ pasted from is blue all over, with the rectangle as its outline: so each channel
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ from paceline.data import augment, paste, targets
 from paceline.data.augment import GROUP, Transforms
 from paceline.data.config import AugmentConfig
 from paceline.data.index import Index, Strings
+from paceline.data.plain import plain_of
 from paceline.data.polygons import Polygons
 from paceline.data.render import Workspace, render
 from paceline.data.tiles import map_points
@@ -92,7 +94,9 @@ def draw(transforms: Transforms, row: int) -> Pixels:
         else None
         for tile, number in enumerate(transforms.sources[row].tolist())
     ]
-    render(transforms, row, images, Workspace(SIZE), out, paste.masks(INDEX, transforms, row))
+    masks = partial(paste.masks, INDEX, transforms)
+    plain = plain_of(transforms)
+    render(transforms, range(row, row + 1), [images], Workspace(SIZE), out[None], plain=plain, masks=masks)
     return out
 
 

@@ -339,7 +339,7 @@ def test_an_image_that_never_could_be_read_is_not_said_to_have_gone(
 
 
 def test_an_error_of_a_thread_reaches_the_consumer(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError("no more")
 
     monkeypatch.setattr("paceline.data.work.render", fail)
@@ -390,7 +390,7 @@ def test_memory_is_flat_over_twenty_epochs(tmp_path: Path, cache: str) -> None:
 
 def test_ctrl_c_while_waiting_does_not_hang(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
     release = threading.Event()
-    monkeypatch.setattr("paceline.data.work.render", lambda *_: release.wait(20))
+    monkeypatch.setattr("paceline.data.work.render", lambda *_, **__: release.wait(20))
     with loader(index) as batches:
         main = threading.main_thread().ident
         timer = threading.Timer(0.3, signal.pthread_kill, [main, signal.SIGINT])

@@ -13,10 +13,11 @@ from paceline.data import augment
 from paceline.data import render as render_module
 from paceline.data.augment import Transforms, map_boxes
 from paceline.data.config import AugmentConfig
+from paceline.data.plain import plain_of
 from paceline.data.render import FILL, Workspace, letterbox, render
 from paceline.letterbox import Letterbox
 from paceline.native.library import best_level, library
-from paceline.native.picture import draw_picture
+from paceline.native.picture import draw_pictures
 from paceline.native.resample import LEAST_LEVEL
 
 Pixels = NDArray[np.uint8]
@@ -38,7 +39,7 @@ def plan(config: AugmentConfig, count: int, *, mosaic: bool = True, seed: int = 
 def draw(transforms: Transforms, row: int, sources: list[Pixels]) -> Pixels:
     out = np.full((SIZE, SIZE, 3), 77, np.uint8)
     images = [sources[number] if number >= 0 else None for number in transforms.sources[row]]
-    render(transforms, row, images, Workspace(SIZE), out)
+    render(transforms, range(row, row + 1), [images], Workspace(SIZE), out[None], plain=plain_of(transforms))
     return out
 
 
@@ -164,43 +165,66 @@ def test_nothing_of_the_buffer_before_is_left() -> None:
             for before in (0, 255):
                 out = np.full((SIZE, SIZE, 3), before, np.uint8)
                 workspace.colour.fill(before)
-                render(transforms, row, images, workspace, out)
+                render(transforms, range(row, row + 1), [images], workspace, out[None], plain=plain_of(transforms))
                 drawn.append(out)
             np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("config", [AugmentConfig(flipud=0.5), AugmentConfig(flipud=0.5, mixup=0.3, cutmix=0.5)])
-def test_a_picture_in_one_call_is_the_same_picture(
-    channels: int, config: AugmentConfig, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("colour", ["none", "some", "all"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        AugmentConfig(flipud=0.5),
+        AugmentConfig(flipud=0.5, mixup=0.3, cutmix=0.5),
+        AugmentConfig(bgr=0.3, greyscale=0.3),
+        AugmentConfig(degrees=9),
+    ],
+    ids=["plain", "mixed", "channels", "turned"],
+)
+def test_pictures_in_one_call_are_the_same_pictures(
+    colour: str, config: AugmentConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sources, transforms = smooth_images(channels), plan(config, 32)
+    planes, transforms = smooth_images(1), plan(config, 32)
+    coloured = smooth_images(3)
+    sources = [
+        planes[i] if colour == "none" or (colour == "some" and i % 2) else coloured[i] for i in range(len(planes))
+    ]
     assert set(np.unique(transforms.halvings)) == {0, 1, 2}, "two of which it draws"
+    images = [[sources[number] if number >= 0 else None for number in numbers] for numbers in transforms.sources]
     drawn = np.empty((2, len(transforms), SIZE, SIZE, 3), np.uint8)
-    calls: list[int] = []
+    drawn[0], drawn[1] = 0, 255
+    in_one_call: list[bool] = []
 
-    def counted(*given: Any, **named: Any) -> None:
-        calls.append(1)
-        draw_picture(*given, **named)
+    def counted(*given: Any, **named: Any) -> list[bool]:
+        in_one_call.extend(draw_pictures(*given, **named))
+        return in_one_call[-len(given[2]) :]
 
-    monkeypatch.setattr(render_module, "draw_picture", counted)
-    for way in range(2):
-        for row in range(len(transforms)):
-            drawn[way, row] = draw(transforms, row, sources)
-        monkeypatch.setattr(render_module, "kernels_for", lambda images: None)
+    monkeypatch.setattr(render_module, "draw_pictures", counted)
+    plain, workspace = plain_of(transforms), Workspace(SIZE)
+    for rows in (range(5), range(5, 6), range(6, 32)):
+        these = slice(rows.start, rows.stop)
+        render(transforms, rows, images[these], workspace, drawn[0, these], plain=plain)
+        render(transforms, rows, images[these], workspace, drawn[1, these])
     assert np.array_equal(drawn[0], drawn[1])
     found = library()
     if found is not None and best_level(found) >= LEAST_LEVEL:
-        assert 5 < len(calls) == int(transforms.plain.is_plain.sum()) < len(transforms)
+        assert in_one_call == plain.is_plain.tolist()
+        assert sum(in_one_call) in (range(1) if config.degrees else range(6, 32))
 
 
 def test_a_picture_that_is_put_in_anothers_place_is_drawn_there() -> None:
-    transforms, other = plan(ALIGNED, 4), plan(TURNED, 4)
-    assert transforms.plain.is_plain.any()
-    assert not other.plain.is_plain.any()
+    config = AugmentConfig(flipud=0.5, mixup=0.5)
+    transforms, other = plan(config, 20), plan(config, 20, seed=7)
+    plain = plain_of(transforms)
+    for row in range(20):
+        transforms.put(row, other.row(19 - row))
+        plain.put(row, plain_of(other.row(19 - row)))
+    expected = plain_of(other)
+    for name, values in vars(plain).items():
+        assert np.array_equal(values[::-1], vars(expected)[name]), name
+    assert 0 < expected.is_plain.sum() < 20
     images = smooth_images(3)
-    transforms.put(1, plan(ALIGNED, 4, seed=7).row(2))
-    assert np.array_equal(draw(transforms, 1, images), draw(plan(ALIGNED, 4, seed=7), 2, images))
+    assert np.array_equal(draw(transforms, 3, images), draw(other, 16, images))
 
 
 def test_large_images_are_averaged_not_skipped() -> None:

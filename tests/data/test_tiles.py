@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from paceline.data import augment
 from paceline.data.augment import place_boxes
 from paceline.data.config import AugmentConfig
+from paceline.data.plain import plain_of
 from paceline.data.render import Workspace, render
 from paceline.data.tiles import lay_tiles, map_boxes, map_points, mirror
 
@@ -126,7 +127,7 @@ def test_tiles_of_a_mosaic_may_be_painted_in_any_order(seed: int, order: list[in
         sources = one.sources[0].tolist()
         images = [picture(number, *sizes[number].tolist()) if number >= 0 else None for number in sources]
         out = np.zeros((SIZE, SIZE, 3), np.uint8)
-        render(one, 0, images, Workspace(SIZE), out)
+        render(one, range(1), [images], Workspace(SIZE), out[None], plain=plain_of(one))
         drawn.append(out)
     np.testing.assert_array_equal(*drawn)
     boxes = np.tile([5.0, 5, 300, 300], (4, 1))

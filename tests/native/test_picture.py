@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from paceline.native.jitter import jitter_by_kernel
 from paceline.native.library import PIXELS
-from paceline.native.picture import COLUMNS, draw_picture, kernels_for
+from paceline.native.picture import COLUMNS, draw_pictures, kernels_for_pictures
 from paceline.native.resample import resample_by_kernel
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 Pixels = NDArray[np.uint8]
 FILL = 114
-HSV = (0.1, 1.4, 0.7)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,7 @@ def one_after_the_other(
     tiles: NDArray[np.int64],
     images: list[Pixels | None],
     size: int,
+    hsv: tuple[float, float, float],
     *,
     mirror_x: bool,
     mirror_y: bool,
@@ -49,68 +50,108 @@ def one_after_the_other(
         part, place = image[y : y + height, x : x + width], picture[top:bottom, left:right]
         if is_halved:
             part = cv2.resize(part, (width // 2, height // 2), interpolation=cv2.INTER_AREA)
-        if place.shape == part.shape:
-            place[...] = part
-        elif place.size:
-            resample_by_kernel(kernels, part, place, 0)
+        drawn = np.ascontiguousarray(part)
+        if place.shape[:2] != part.shape[:2]:
+            drawn = np.empty((*place.shape[:2], *part.shape[2:]), np.uint8)
+            if drawn.size:
+                resample_by_kernel(kernels, part, drawn, 0)
+        place[...] = drawn if drawn.ndim == place.ndim else drawn[..., None]
     out = np.empty((size, size, 3), np.uint8)
-    jitter_by_kernel(kernels, picture, HSV, out, mirror_x=mirror_x, mirror_y=mirror_y, level=0)
+    jitter_by_kernel(kernels, picture, hsv, out, mirror_x=mirror_x, mirror_y=mirror_y, level=0)
     return out
 
 
+@dataclass(frozen=True)
+class Pictures:
+    """Some pictures of one size, of as many tiles each."""
+
+    size: int
+    tiles: NDArray[np.int64]
+    images: list[list[Pixels | None]]
+    hsv: NDArray[np.float64]
+    mirrors: NDArray[np.bool_]
+
+
 @st.composite
-def pictures(draw: st.DrawFn) -> tuple[NDArray[np.int64], list[Pixels | None], int]:
+def pictures(draw: st.DrawFn) -> Pictures:
     """Draw tiles anywhere, over each other too, some at their own size, some of no area, some without an image."""
-    size, colour = draw(st.integers(1, 120)), draw(st.booleans())
+    size, count, num_tiles = draw(st.integers(1, 120)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
     tiles: list[tuple[int, ...]] = []
     images: list[Pixels | None] = []
-    for _ in range(draw(st.integers(0, 5))):
+    for _ in range(count * num_tiles):
         unit = draw(st.integers(1, 2))
         width, height = (draw(st.integers(2, 90)) for _ in range(2))
         wide, high = draw(st.integers(0, size)), draw(st.integers(0, size))
         if size >= 2 and draw(st.booleans()):
-            width, height = wide, high = min(width, size), min(height, size)
+            width, height = wide, high = max(min(width, size), 2), max(min(height, size), 2)
         x, y, left, top = (draw(st.integers(0, most)) for most in (9, 9, size - wide, size - high))
         tiles.append((x, y, unit * height, unit * width, unit - 1, left, top, left + wide, top + high))
         shape = (y + unit * height + 3, x + unit * width + 5)
-        images.append(random.integers(0, 256, (*shape, 3) if colour else shape, np.uint8))
+        images.append(random.integers(0, 256, (*shape, 3) if draw(st.booleans()) else shape, np.uint8))
         if draw(st.integers(0, 5)) == 0:
             images[-1] = None
-    return np.array(tiles, np.int64).reshape(-1, COLUMNS), images, size
+    return Pictures(
+        size=size,
+        tiles=np.array(tiles, np.int64).reshape(count, num_tiles, COLUMNS),
+        images=[images[start : start + num_tiles] for start in range(0, len(images), num_tiles)],
+        hsv=np.array([(0.3 * row, 1.4 - row / 3, 0.7 + row / 5) for row in range(count)]),
+        mirrors=random.integers(0, 2, (count, 2)).astype(np.bool_),
+    )
 
 
 @settings(max_examples=200, deadline=None)
-@given(drawn=pictures(), mirror_x=st.booleans(), mirror_y=st.booleans())
+@given(drawn=pictures(), chosen=st.lists(st.booleans(), min_size=3, max_size=3))
 def test_it_is_resampling_and_then_jitter_at_every_level(
-    kernels: ctypes.CDLL,
-    drawn: tuple[NDArray[np.int64], list[Pixels | None], int],
-    mirror_x: bool,
-    mirror_y: bool,
+    kernels: ctypes.CDLL, drawn: Pictures, chosen: list[bool]
 ) -> None:
-    tiles, images, size = drawn
-    expected = one_after_the_other(kernels, tiles, images, size, mirror_x=mirror_x, mirror_y=mirror_y)
-    for level in range(kernels.paceline_level() + 1):
-        around = np.full((size + 2, size, 3), 77, np.uint8)
-        draw_picture(
-            *(kernels, tiles, images, HSV, around[1:-1]),
-            fill=FILL,
+    count, size = len(drawn.tiles), drawn.size
+    expected = np.full((count, size, size, 3), 77, np.uint8)
+    for row in np.flatnonzero(chosen[:count]):
+        mirror_x, mirror_y = drawn.mirrors[row].tolist()
+        expected[row] = one_after_the_other(
+            *(kernels, drawn.tiles[row], drawn.images[row], size, tuple(drawn.hsv[row].tolist())),
             mirror_x=mirror_x,
             mirror_y=mirror_y,
+        )
+    for level in range(kernels.paceline_level() + 1):
+        around = np.full((count + 2, size, size, 3), 77, np.uint8)
+        said = draw_pictures(
+            *(kernels, drawn.tiles, drawn.images, drawn.hsv, drawn.mirrors, around[1:-1], chosen[:count]),
+            fill=FILL,
             level=level,
         )
+        assert said == chosen[:count]
         assert np.array_equal(around[1:-1], expected)
         assert (around[[0, -1]] == 77).all(), "and nothing else is written"
 
 
-def test_images_that_it_cannot_take_are_left_to_others(kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_images_that_it_cannot_take_are_left_to_others(kernels: ctypes.CDLL) -> None:
     colour, grey = np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8)
+    takes: list[Pixels | None] = [
+        None,
+        colour,
+        grey,
+        colour[::-1],
+        colour[3:, 4:],
+        grey[3:, 4:],
+        np.asfortranarray(grey).T,
+    ]
+    cannot: list[Pixels | None] = [colour[:, ::-1], colour[..., ::-1], grey[:, ::2], np.asfortranarray(colour), grey.T]
+    images = [[None, image] for image in (*takes, *cannot)]
+    count = len(images)
+    tiles = np.tile(np.array([0, 0, 9, 9, 0, 0, 0, 8, 8]), (count, 2, 1))
+    hsv, mirrors = np.tile([0.0, 1.0, 1.0], (count, 1)), np.zeros((count, 2), np.bool_)
+    out = np.full((count, 8, 8, 3), 77, np.uint8)
+    drawn = draw_pictures(kernels, tiles, images, hsv, mirrors, out, [True] * count, fill=FILL)
+    assert drawn == [True] * len(takes) + [False] * len(cannot)
+    assert out.max(axis=(1, 2, 3)).tolist() == [FILL] + [0] * (len(takes) - 1) + [77] * len(cannot)
+
+
+def test_it_is_used_where_it_is_fast(kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "paceline_level", lambda: 2)
-    for images in ([], [None], [colour, None, colour], [grey, grey], [colour[::-1], colour[3:, 4:]]):
-        assert kernels_for(images) is kernels
-    for images in ([colour, grey], [colour[:, ::-1]], [colour[..., ::-1]], [grey[:, ::2]]):
-        assert kernels_for(images) is None
+    assert kernels_for_pictures() is kernels
     monkeypatch.setattr(kernels, "paceline_level", lambda: 1)
-    assert kernels_for([colour]) is None, "OpenCV is faster there"
+    assert kernels_for_pictures() is None, "OpenCV is faster there"
     monkeypatch.setattr("paceline.native.picture.library", lambda: None)
-    assert kernels_for([colour]) is None
+    assert kernels_for_pictures() is None

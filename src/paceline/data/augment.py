@@ -7,14 +7,12 @@ kind, and by objects that are pasted into it (`paste`). All random numbers hang 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from paceline.data.draws import keys, numbers, uniforms
 from paceline.data.mixing import mix, trim
-from paceline.data.plain import Plain, plain_of
 from paceline.data.slots import Slot
 from paceline.data.tiles import Tiles, is_aligned, lay_tiles, map_boxes, mirror
 
@@ -81,11 +79,6 @@ class Transforms:
     def __len__(self) -> int:
         return len(self.samples)
 
-    @cached_property
-    def plain(self) -> Plain:
-        """The same, where pictures are nothing but tiles, for compiled code."""
-        return plain_of(self)
-
     def row(self, row: int) -> Transforms:
         """Return one picture alone."""
         return replace(self, **{name: vars(self)[name][row : row + 1] for name in _PER_PICTURE})
@@ -96,7 +89,6 @@ class Transforms:
         assert other.aligned == self.aligned
         for name in _PER_PICTURE:
             vars(self)[name][row] = vars(other)[name][0]
-        vars(self).pop("plain", None)
 
 
 _PER_PICTURE = tuple(field.name for field in fields(Transforms) if field.name not in ("size", "aligned"))

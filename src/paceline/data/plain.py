@@ -20,16 +20,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """Of B pictures of up to T tiles."""
+    """Of B pictures of up to T tiles which are plain, and what compiled code is told of them, see `draw_pictures`."""
 
     is_plain: NDArray[np.bool_]
-    """B."""
+    """B; the rest is of no meaning where a picture is not."""
     tiles: NDArray[np.int64]
-    """BT9, see `draw_picture`; of no meaning where the picture is not plain."""
+    """BT9."""
+    hsv: NDArray[np.float64]
+    """B3, the hue's shift from 0 to 1."""
+    mirrors: NDArray[np.bool_]
+    """B2."""
+
+    def put(self, row: int, other: Plain) -> None:
+        """Overwrite one row by the only row of `other`."""
+        for name, values in vars(self).items():
+            values[row] = vars(other)[name][0]
 
 
 def plain_of(transforms: Transforms) -> Plain:
-    """Say which pictures are plain, and what their tiles are."""
+    """Say which pictures are plain, and what they are made of."""
     size, seen = transforms.size, transforms.sources >= 0
     tiles = np.empty((*seen.shape, COLUMNS), np.int64)
     parts = transforms.visible.astype(np.int64) // transforms.reductions[..., None]
@@ -45,4 +54,6 @@ def plain_of(transforms: Transforms) -> Plain:
     suits &= (transforms.clips == (0, 0, size, size)).all(axis=-1)
     suits &= tiles[..., 2:4].min(axis=-1) >= LEAST_SIDE << transforms.halvings
     is_plain = (suits | ~seen).all(axis=1) & (transforms.shares == 1) & (transforms.cuts[:, 2] == 0)
-    return Plain(is_plain=is_plain & transforms.aligned, tiles=tiles)
+    hsv = transforms.hsv.copy()
+    hsv[:, 0] %= 1
+    return Plain(is_plain=is_plain & transforms.aligned, tiles=tiles, hsv=hsv, mirrors=transforms.flips.copy())

@@ -16,7 +16,7 @@ import numpy as np
 
 from paceline.data.tiles import map_points
 from paceline.native.jitter import jitter
-from paceline.native.picture import draw_picture, kernels_for
+from paceline.native.picture import draw_pictures, kernels_for_pictures
 from paceline.native.resample import resample, resample_by_area, resample_by_opencv
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from paceline.data.augment import Transforms
+    from paceline.data.plain import Plain
     from paceline.letterbox import Letterbox
 
     Pixels = NDArray[np.uint8]
@@ -34,6 +35,7 @@ FILL = 114
 
 FIRST_OF_SECOND = 4
 """Tiles before this one make the first picture."""
+_IN_ORDER = (0, 1, 2)
 _FRACTION_BITS = 8
 _SHRINK_FOR_AREA = 1.6
 
@@ -50,30 +52,47 @@ class Workspace:
 
 def render(
     transforms: Transforms,
-    row: int,
-    images: Sequence[Pixels | None],
+    rows: range,
+    images: Sequence[Sequence[Pixels | None]],
     workspace: Workspace,
     out: Pixels,
-    masks: Mapping[int, Pixels] | None = None,
+    *,
+    plain: Plain | None = None,
+    masks: Callable[[int], Mapping[int, Pixels]] = lambda row: {},
 ) -> None:
-    """Draw picture `row` into `out` (HW3, RGB).
+    """Draw pictures `rows` into `out` (BHW3, RGB).
 
-    `images` has the decoded image of each tile, HW3 or, without colour, HW; None where the tile has no source. `masks`
-    has, by tile, the shares of each pixel of the decoded image that are pasted, HW. Where all images are without colour
-    the picture is drawn in one plane.
+    `images` has the decoded image of each tile of each picture, HW3 or, without colour, HW; None where the tile has no
+    source. `plain` is what `plain_of` says of the transforms: without it the compiled code for such pictures is not
+    used. `masks` gives, by tile, the shares of each pixel of the decoded image that are pasted in a picture, HW. Where
+    all images are without colour a picture is drawn in one plane.
     """
-    seen = [tile for tile, source in enumerate(transforms.sources[row].tolist()) if source >= 0]
-    hue, saturation, value = transforms.hsv[row].tolist()
-    mirror_x, mirror_y = transforms.flips[row].tolist() if transforms.aligned else (False, False)
-    kernels = kernels_for(images) if transforms.plain.is_plain[row] else None
-    if kernels is not None:
-        tiles, hsv = transforms.plain.tiles[row], (hue, saturation, value)
-        draw_picture(kernels, tiles, images, hsv, out, fill=FILL, mirror_x=mirror_x, mirror_y=mirror_y)
-    else:
-        picture = _painted(transforms, row, seen, images, workspace, masks)
-        jitter(picture, (hue, saturation, value), out, mirror_x=mirror_x, mirror_y=mirror_y)
-    if any(_image(images, tile).ndim == 3 for tile in seen):
-        exchange_channels(out, bool(transforms.grey[row]), transforms.swaps[row].tolist(), workspace)
+    drawn = _draw_plain(plain, rows, images, out)
+    these = slice(rows.start, rows.stop)
+    exchanged = (transforms.grey[these] | (transforms.swaps[these] != _IN_ORDER).any(axis=1)).tolist()
+    for place, row in enumerate(rows):
+        if not drawn[place]:
+            seen = [tile for tile, source in enumerate(transforms.sources[row].tolist()) if source >= 0]
+            picture = _painted(transforms, row, seen, images[place], workspace, masks)
+            hue, saturation, value = transforms.hsv[row].tolist()
+            mirror_x, mirror_y = transforms.flips[row].tolist() if transforms.aligned else (False, False)
+            jitter(picture, (hue, saturation, value), out[place], mirror_x=mirror_x, mirror_y=mirror_y)
+        if exchanged[place] and any(image is not None and image.ndim == 3 for image in images[place]):
+            exchange_channels(out[place], bool(transforms.grey[row]), transforms.swaps[row].tolist(), workspace)
+
+
+def _draw_plain(
+    plain: Plain | None, rows: range, images: Sequence[Sequence[Pixels | None]], out: Pixels
+) -> Sequence[bool]:
+    """Draw those that are plain in one call, and say which these are."""
+    kernels = kernels_for_pictures() if plain is not None else None
+    if plain is None or kernels is None:
+        return [False] * len(rows)
+    these = slice(rows.start, rows.stop)
+    chosen = plain.is_plain[these].tolist()
+    return draw_pictures(
+        kernels, plain.tiles[these], images, plain.hsv[these], plain.mirrors[these], out, chosen, fill=FILL
+    )
 
 
 def _painted(
@@ -82,9 +101,10 @@ def _painted(
     seen: list[int],
     images: Sequence[Pixels | None],
     workspace: Workspace,
-    masks: Mapping[int, Pixels] | None,
+    masks_of: Callable[[int], Mapping[int, Pixels]],
 ) -> Pixels:
     """Paint a picture, before its colours change, in one plane where no image has colour."""
+    masks = masks_of(row) if transforms.masked[row].any() else {}
     picture = workspace.colour if any(_image(images, tile).ndim == 3 for tile in seen) else workspace.plane
     share = float(transforms.shares[row])
     if share == 1:
@@ -103,7 +123,7 @@ def exchange_channels(out: Pixels, drain: bool, swap: list[int], workspace: Work
     if drain:
         cv2.cvtColor(out, cv2.COLOR_RGB2GRAY, dst=workspace.plane)
         cv2.cvtColor(workspace.plane, cv2.COLOR_GRAY2RGB, dst=out)
-    elif swap != [0, 1, 2]:
+    else:
         np.copyto(workspace.colour, out)
         cv2.mixChannels([workspace.colour], [out], [swap[0], 0, swap[1], 1, swap[2], 2])
 
@@ -129,7 +149,7 @@ def _paint(
     tiles: list[int],
     images: Sequence[Pixels | None],
     picture: Pixels,
-    masks: Mapping[int, Pixels] | None,
+    masks: Mapping[int, Pixels],
 ) -> None:
     """Paint tiles over each other into a picture, which is grey where none is; flips of aligned ones come later."""
     places = transforms.places[row].tolist()
@@ -144,7 +164,7 @@ def _paint(
             uncut = True
         mask = None
         if transforms.masked[row, tile]:
-            mask = masks.get(tile) if masks else None
+            mask = masks.get(tile)
             if mask is None:
                 continue
         if transforms.aligned:

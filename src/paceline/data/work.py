@@ -6,6 +6,7 @@ import threading
 import time
 from bisect import bisect_left
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from paceline.batch import Batch
 from paceline.data import augment, paste, targets
 from paceline.data.images import BrokenImage
+from paceline.data.plain import plain_of
 from paceline.data.render import FILL, letterbox, render
 from paceline.data.sizes import size_of_step
 from paceline.data.user_transform import seeds
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
 
     from paceline.data.augment import Transforms
     from paceline.data.loader import EvalLoader, TrainLoader
+    from paceline.data.plain import Plain
 
 T = TypeVar("T")
 Image_co = TypeVar("Image_co", covariant=True)
 
 _PLANNED_PICTURES = 64
+_DRAWN_PICTURES = 4
+"""By one call: threads take turns in Python, and the images of all are in memory at once."""
 
 Changed: TypeAlias = "dict[int, tuple[NDArray[np.float64], NDArray[np.int32]]]"
 """Boxes and labels of pictures that the user's function has changed, by their place in the batch."""
@@ -54,6 +59,8 @@ class Planned:
     images: NDArray[np.int64]
     """Sample and partners of each picture, broken ones too."""
     transforms: Transforms
+    plain: Plain | None
+    """Of the transforms, where the pictures are drawn here and not on a device."""
     pictures: NDArray[np.int64]
     """Row of each target, ascending."""
     boxes: NDArray[np.float64]
@@ -63,9 +70,10 @@ class Planned:
 class Schedule:
     """Plans the steps of an epoch, a few batches at a time, each once, whichever thread comes first."""
 
-    def __init__(self, loader: TrainLoader, steps: range, *, mosaic: bool) -> None:
+    def __init__(self, loader: TrainLoader, steps: range, *, mosaic: bool, on_device: bool = False) -> None:
         self._loader = loader
         self._steps = steps
+        self._on_device = on_device
         self.mosaic = mosaic
         one_size = len(loader.sizes) == 1
         self._at_once = max(_PLANNED_PICTURES // len(loader.rows), 1) if one_size else 1
@@ -96,6 +104,7 @@ class Schedule:
             draws=draws,
             images=images,
             transforms=transforms,
+            plain=None if self._on_device else plain_of(transforms),
             pictures=pictures,
             boxes=boxes,
             labels=labels,
@@ -122,6 +131,11 @@ class PlannedBatch:
         """Transforms of several batches; this one begins at `row(0)`."""
         return self._planned.transforms
 
+    @property
+    def plain(self) -> Plain | None:
+        """What is plain of the transforms."""
+        return self._planned.plain
+
     def row(self, place: int) -> int:
         """Row of the plan of a picture of the batch."""
         return self._start + place
@@ -138,7 +152,10 @@ class PlannedBatch:
                 rows = slice(row, row + 1)
                 whole = loader.faults.replace(planned.images[rows])
                 size, mosaic = planned.transforms.size, self._schedule.mosaic
-                planned.transforms.put(row, loader.plan(planned.draws[rows], whole, size=size, mosaic=mosaic))
+                other = loader.plan(planned.draws[rows], whole, size=size, mosaic=mosaic)
+                planned.transforms.put(row, other)
+                if planned.plain is not None:
+                    planned.plain.put(row, plain_of(other))
                 self._replaced = True
 
     def seed(self, place: int) -> int:
@@ -187,20 +204,24 @@ class TrainWork:
 
     def make(self, part: int) -> None:
         """Render some of the pictures, and let the user's function change them."""
+        count, parts = len(self._buffer), self._num_parts
+        first, after = count * part // parts, count * (part + 1) // parts
+        for start in range(first, after, _DRAWN_PICTURES):
+            self._draw(range(start, min(start + _DRAWN_PICTURES, after)))
+
+    def _draw(self, places: range) -> None:
+        """Draw pictures that lie side by side."""
         loader, planned, transforms = self._loader, self._planned, self._planned.transforms
-        workspace, start, num_images = loader.workspace(transforms.size), time.perf_counter(), 0
-        fetched_s = 0.0
-        for place in range(part, len(self._buffer), self._num_parts):
-            before = time.perf_counter()
-            images = planned.fetch(place, loader.images.get)
-            fetched_s += time.perf_counter() - before
-            num_images += len(images)
-            row, picture = planned.row(place), self._buffer[place]
-            render(transforms, row, images, workspace, picture, paste.masks(loader.index, transforms, row))
-            if loader.transform:
+        images = [planned.fetch(place, loader.images.get) for place in places]
+        fetched = time.perf_counter()
+        rows, out = range(planned.row(places.start), planned.row(places.stop)), self._buffer[places.start : places.stop]
+        masks = partial(paste.masks, loader.index, transforms)
+        render(transforms, rows, images, loader.workspace(transforms.size), out, plain=planned.plain, masks=masks)
+        if loader.transform:
+            for place, row, picture in zip(places, rows, out, strict=True):
                 _, boxes, labels = targets.transformed(loader.index, transforms.row(row))
                 self._changed[place] = loader.transform.change(picture, boxes, labels, planned.seed(place))
-        loader.counters.add(render_s=time.perf_counter() - start - fetched_s, images=num_images)
+        loader.counters.add(render_s=time.perf_counter() - fetched, images=sum(map(len, images)))
 
     def finish(self) -> Batch:
         """Place the boxes."""

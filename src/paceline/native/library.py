@@ -17,11 +17,11 @@ def _declare(kernels: ctypes.CDLL) -> None:
         *(integer, integer, integer, number),
         *(real, real, real, number),
     ]
-    kernels.paceline_picture.restype = number
-    kernels.paceline_picture.argtypes = [
+    kernels.paceline_pictures.restype = number
+    kernels.paceline_pictures.argtypes = [
+        *(pointer, pointer, integer, pointer),
         *(pointer, pointer, integer, integer),
-        *(integer, pointer, integer, number),
-        *(real, real, real, number, number),
+        *(pointer, number, number),
     ]
     kernels.paceline_resample.restype = number
     kernels.paceline_resample.argtypes = [*(pointer, integer, number, number) * 2, number, number]

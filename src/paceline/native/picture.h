@@ -23,9 +23,9 @@ typedef struct {
     int64_t left, top, right, bottom; /* in the picture */
 } Tile;
 
-/* An image: the address of its first pixel, 0 where there is none, and the bytes from row to row. */
+/* An image: the address of its first pixel, 0 where there is none, the bytes from row to row, and 3 channels or 1. */
 typedef struct {
-    int64_t pixels, stride;
+    int64_t pixels, stride, channels;
 } Image;
 
 typedef struct {
@@ -35,21 +35,28 @@ typedef struct {
     int32_t is_copied; /* drawn at its own size */
 } Drawn;
 
+/* Rows of a picture, or of what becomes one. */
+typedef struct {
+    uint8_t *first;
+    ptrdiff_t stride; /* bytes */
+    int32_t channels;
+} Rows;
+
 static size_t rounded(size_t bytes) { return (bytes + LANE - 1) / LANE * LANE; }
 
-static size_t bytes_of_half(const Tile *tile, int32_t channels) {
-    return tile->is_halved ? rounded((size_t)(tile->height / 2 * (tile->width / 2) * channels)) : 0;
+static size_t bytes_of_half(const Tile *tile, const Image *image) {
+    return tile->is_halved ? rounded((size_t)(tile->height / 2 * (tile->width / 2) * image->channels)) : 0;
 }
 
-static Job job_of(const Tile *tile, const Image *image, int32_t channels) {
+static Job job_of(const Tile *tile, const Image *image) {
     return (Job){
-        .source = (const uint8_t *)(intptr_t)(image->pixels + tile->y * image->stride + tile->x * channels),
+        .source = (const uint8_t *)(intptr_t)(image->pixels + tile->y * image->stride + tile->x * image->channels),
         .source_stride = (ptrdiff_t)image->stride,
         .source_height = (int32_t)(tile->is_halved ? tile->height / 2 : tile->height),
         .source_width = (int32_t)(tile->is_halved ? tile->width / 2 : tile->width),
         .height = (int32_t)(tile->bottom - tile->top),
         .width = (int32_t)(tile->right - tile->left),
-        .channels = channels,
+        .channels = (int32_t)image->channels,
     };
 }
 
@@ -63,14 +70,36 @@ static void halve(Job *job, uint8_t *room, int32_t level) {
     job->source = room, job->source_stride = row_bytes;
 }
 
-static void draw_into(Drawn *drawn, int32_t from, int32_t to, uint8_t *out, ptrdiff_t out_stride, int32_t level) {
+/* Draw rows of a tile as they are; `to` has the tile's channels. */
+static void draw_own(Drawn *drawn, int32_t from, int32_t below, Rows to, int32_t level) {
     const Job *const job = &drawn->job;
     if (!drawn->is_copied) {
-        draw_rows(job, &drawn->plan, from, to, out, out_stride, level);
+        draw_rows(job, &drawn->plan, from, below, to.first, to.stride, level);
         return;
     }
-    for (int32_t row = from; row < to; row++, out += out_stride)
-        memcpy(out, job->source + row * job->source_stride, (size_t)job->channels * (size_t)job->width);
+    for (int32_t row = from; row < below; row++, to.first += to.stride)
+        memcpy(to.first, job->source + row * job->source_stride, (size_t)job->channels * (size_t)job->width);
+}
+
+/* Draw rows of a tile into those of the picture; `grey` has room for as many without colour. */
+static void draw_into(Drawn *drawn, int32_t from, int32_t below, Rows to, uint8_t *grey, int32_t level) {
+    const int32_t width = drawn->job.width;
+    if (drawn->job.channels == to.channels) {
+        draw_own(drawn, from, below, to, level);
+        return;
+    }
+    draw_own(drawn, from, below, (Rows){grey, width, 1}, level);
+    for (int32_t row = from; row < below; row++, to.first += to.stride, grey += width)
+        for (int32_t x = 0; x < width; x++)
+            to.first[3 * x] = to.first[3 * x + 1] = to.first[3 * x + 2] = grey[x];
+}
+
+/* Channels of a picture of these images: of those that are there, the most that one has. */
+static size_t most_channels(const Image *images, int64_t count) {
+    size_t most = 1;
+    for (int64_t i = 0; i < count; i++)
+        most = images[i].pixels && images[i].channels > 1 ? 3 : most;
+    return most;
 }
 
 /* Draw tiles over each other, `fill` where none is, and change the colours; 0 if there is no memory.
@@ -80,26 +109,28 @@ static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t coun
                             int32_t level) {
     const int32_t channels = (int32_t)picture.channels, height = (int32_t)picture.height;
     const size_t stride = picture.channels * picture.width, strip_bytes = rounded(stride * STRIP);
+    const size_t grey_bytes = picture.width * STRIP;
     size_t tables = 0, halves = 0;
     for (int64_t i = 0; i < count; i++) {
-        const Job job = job_of(tiles + i, images + i, channels);
+        const Job job = job_of(tiles + i, images + i);
         tables += images[i].pixels ? room_of(&job) : 0;
-        halves += images[i].pixels ? bytes_of_half(tiles + i, channels) : 0;
+        halves += images[i].pixels ? bytes_of_half(tiles + i, images + i) : 0;
     }
     const size_t heads = rounded((size_t)count * sizeof(Drawn));
-    uint8_t *const room = malloc(heads + tables + halves + strip_bytes);
+    uint8_t *const room = malloc(heads + tables + halves + strip_bytes + grey_bytes);
     if (room == NULL)
         return 0;
     Drawn *const drawn = (Drawn *)room;
     uint8_t *table = memset(room + heads, 0, tables), *half = table + tables, *const strip = half + halves;
+    uint8_t *const grey = strip + strip_bytes;
     int64_t there = 0; /* tiles that have an image */
     for (int64_t i = 0; i < count; i++) {
         if (!images[i].pixels)
             continue;
-        Job job = job_of(tiles + i, images + i, channels);
+        Job job = job_of(tiles + i, images + i);
         if (tiles[i].is_halved)
             halve(&job, half, level);
-        half += bytes_of_half(tiles + i, channels);
+        half += bytes_of_half(tiles + i, images + i);
         Drawn *const next = drawn + there++;
         *next = (Drawn){
             .job = job,
@@ -116,8 +147,9 @@ static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t coun
         for (Drawn *next = drawn; next < drawn + there; next++) {
             const int32_t from = next->top > top ? next->top : top, to = next->bottom < bottom ? next->bottom : bottom;
             uint8_t *const place = strip + (ptrdiff_t)stride * (from - top) + channels * next->left;
+            const Rows rows = {place, (ptrdiff_t)stride, channels};
             if (from < to)
-                draw_into(next, from - next->top, to - next->top, place, (ptrdiff_t)stride, level);
+                draw_into(next, from - next->top, to - next->top, rows, grey, level);
         }
         Picture rows = picture;
         rows.source = strip, rows.source_stride = (ptrdiff_t)stride;

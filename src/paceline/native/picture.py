@@ -1,4 +1,4 @@
-"""Picture: a training picture from rectangles of images in one call, resampled, changed in colour, mirrored.
+"""Picture: training pictures from rectangles of images in one call, resampled, changed in colour, mirrored.
 
 The compiled code, `picture.h`, gives the bytes that `resample` and `jitter` give one after the other.
 """
@@ -20,60 +20,77 @@ if TYPE_CHECKING:
 
     Pixels = NDArray[np.uint8]
 
-__all__ = ["COLUMNS", "LEAST_SIDE", "draw_picture", "kernels_for"]
+__all__ = ["COLUMNS", "LEAST_SIDE", "draw_pictures", "kernels_for_pictures"]
 
 COLUMNS = 9
 """Of a table of tiles."""
 
 
-def kernels_for(images: Sequence[Pixels | None]) -> ctypes.CDLL | None:
-    """Return the compiled code where it is fast and takes these images: dense rows, colour in all or in none."""
+def kernels_for_pictures() -> ctypes.CDLL | None:
+    """Return the compiled code where it is there, and fast."""
     kernels = library()
-    if kernels is None or best_level(kernels) < LEAST_LEVEL:
-        return None
-    strides = {image.strides[1:] for image in images if image is not None}
-    return kernels if strides in ({(3, 1)}, {(1,)}, set()) else None
+    return kernels if kernels is not None and best_level(kernels) >= LEAST_LEVEL else None
 
 
-def draw_picture(
+def draw_pictures(
     kernels: ctypes.CDLL,
     tiles: NDArray[np.int64],
-    images: Sequence[Pixels | None],
-    hsv: tuple[float, float, float],
+    images: Sequence[Sequence[Pixels | None]],
+    hsv: NDArray[np.float64],
+    mirrors: NDArray[np.bool_],
     out: Pixels,
+    chosen: Sequence[bool],
     *,
     fill: int,
-    mirror_x: bool = False,
-    mirror_y: bool = False,
     level: int | None = None,
-) -> None:
-    """Draw tiles into a square picture HW3, one over the other, `fill` where none is.
+) -> list[bool]:
+    """Draw B square pictures BHW3 from T tiles each, one over the other, `fill` where none is; return which are drawn.
 
-    tiles: T9, of each the part of its image (left, top, height, width in pixels), whether that is first averaged over
+    tiles: BT9, of each the part of its image (left, top, height, width in pixels), whether that is first averaged over
         2 x 2 pixels (its sides are even then), and where it comes to lie before the picture is mirrored (xyxy). A part
         has at least `LEAST_SIDE` pixels along each side, also when it was averaged.
-    images: T that suit `kernels_for`, HW3, or HW without colour; None for tiles that are not there.
-    `hsv` and mirrors are those of `jitter`. Raises MemoryError.
+    images: BT, HW3, or HW without colour; None for tiles that are not there.
+    hsv, mirrors: B3 and B2, those of `jitter`, hue shifts from 0 to 1.
+    chosen: B; of these the ones are drawn whose images have dense rows.
+
+    Raises MemoryError.
     """
-    size = len(out)
-    assert out.shape == (size, size, 3)
-    assert out.strides[1:] == (3, 1)
-    assert tiles.shape == (len(images), COLUMNS)
-    assert tiles.flags.c_contiguous
-    sources, channels = array("q"), 1
-    for image in images:
-        if image is None:
-            sources.extend((0, 0))
-        else:
-            sources.extend((image.__array_interface__["data"][0], image.strides[0]))
-            channels = 3 if image.ndim == 3 else 1
-    start, stride = out.__array_interface__["data"][0], out.strides[0]
-    if mirror_y:
-        start, stride = start + (size - 1) * stride, -stride
-    done = kernels.paceline_picture(
-        *(tiles.__array_interface__["data"][0], sources.buffer_info()[0], len(images), channels),
-        *(size, start, stride, mirror_x),
-        *(hsv[0] % 1, hsv[1], hsv[2], fill, best_level(kernels) if level is None else level),
+    count, size = out.shape[:2]
+    assert out.shape == (count, size, size, 3)
+    assert tiles.shape == (count, len(images[0]), COLUMNS)
+    assert hsv.shape == (count, 3)
+    assert mirrors.shape == (count, 2)
+    assert all(table.flags.c_contiguous for table in (tiles, hsv, mirrors, out))
+    sources, drawn = array("q"), []
+    for is_chosen, of_picture in zip(chosen, images, strict=True):
+        found = _addresses(of_picture) if is_chosen else None
+        drawn.append(found is not None)
+        sources.extend(found or [0] * (3 * len(of_picture)))
+    done = kernels.paceline_pictures(
+        *(_address(tiles), sources.buffer_info()[0], tiles.shape[1], bytes(drawn)),
+        *(_address(hsv), _address(mirrors), count, size),
+        *(_address(out), fill, best_level(kernels) if level is None else level),
     )
     if not done:
         raise MemoryError
+    return drawn
+
+
+def _addresses(images: Sequence[Pixels | None]) -> list[int] | None:
+    """Address, bytes from row to row, and channels of images one after the other; None where rows are not dense."""
+    found: list[int] = []
+    for image in images:
+        if image is None:
+            found += (0, 0, 0)
+            continue
+        channels, about = 3 if image.ndim == 3 else 1, image.__array_interface__
+        strides = about["strides"]  # None where all is dense
+        if strides is not None and strides[1:] != ((3, 1) if channels == 3 else (1,)):
+            return None
+        found += (about["data"][0], about["shape"][1] * channels if strides is None else strides[0], channels)
+    return found
+
+
+def _address(table: NDArray[np.generic]) -> int:
+    address: int = table.__array_interface__["data"][0]
+    return address

@@ -31,17 +31,26 @@ EXPORT void paceline_jitter(const uint8_t *source, int64_t source_stride, uint8_
     jitter_at(picture, level);
 }
 
-/* Draw tiles into a picture of `size` x `size` pixels of three channels, all of them from 1 or from 3 channels, and
- * change its colours; a tile drawn at another size than its own has at least 2 x 2 pixels. 0 if there is no memory. */
-EXPORT int32_t paceline_picture(const Tile *tiles, const Image *images, int64_t count, int64_t channels, int64_t size,
-                                uint8_t *out, int64_t out_stride, int32_t mirrored, float shift, float saturation,
-                                float value, int32_t fill, int32_t level) {
-    const Picture picture = {
-        .out = out, .out_stride = out_stride,
-        .height = (size_t)size, .width = (size_t)size, .channels = (size_t)channels, .mirrored = mirrored,
-        .jitter = jitter_of(shift, saturation, value),
-    };
-    return draw_picture(tiles, images, count, picture, (uint8_t)fill, level);
+/* Draw pictures of `size` x `size` pixels of three channels, which lie one after the other, each from as many tiles, and
+ * change their colours: hue shift from 0 to 1, gains of saturation and value; mirrored along x, along y. A tile drawn at
+ * another size than its own has at least 2 x 2 pixels. Pictures that are not chosen stay as they are. 0 if there is no
+ * memory. */
+EXPORT int32_t paceline_pictures(const Tile *tiles, const Image *images, int64_t tiles_each, const uint8_t *chosen,
+                                 const double (*hsv)[3], const uint8_t (*mirrors)[2], int64_t count, int64_t size,
+                                 uint8_t *out, int32_t fill, int32_t level) {
+    const ptrdiff_t stride = 3 * size;
+    for (int64_t i = 0; i < count; i++, tiles += tiles_each, images += tiles_each, out += stride * size) {
+        if (!chosen[i])
+            continue;
+        const Picture picture = {
+            .out = mirrors[i][1] ? out + stride * (size - 1) : out, .out_stride = mirrors[i][1] ? -stride : stride,
+            .height = (size_t)size, .width = (size_t)size, .channels = most_channels(images, tiles_each),
+            .mirrored = mirrors[i][0], .jitter = jitter_of((float)hsv[i][0], (float)hsv[i][1], (float)hsv[i][2]),
+        };
+        if (!draw_picture(tiles, images, tiles_each, picture, (uint8_t)fill, level))
+            return 0;
+    }
+    return 1;
 }
 
 /* Draw a rectangle of at least 2 x 2 pixels of 1 or 3 channels into another one; 0 if there is no memory. */

@@ -11,6 +11,7 @@ from pictures import KINDS, SIZES, draw, images_of, make_sources, make_transform
 from paceline.data.device.pack import Sources, packed
 from paceline.data.device.reference import jittered, render_reference
 from paceline.data.device.table import PictureInt, TileInt
+from paceline.data.plain import plain_of
 from paceline.data.render import FILL, Workspace, render
 from paceline.native.library import library
 
@@ -20,9 +21,8 @@ STILL = {kind: replace(config, hsv_h=0, hsv_s=0, hsv_v=0) for kind, config in KI
 
 def on_host(transforms, sources):
     out = np.empty((len(transforms), SIZE, SIZE, 3), np.uint8)
-    workspace = Workspace(SIZE)
-    for row, images in enumerate(images_of(transforms, sources)):
-        render(transforms, row, images, workspace, out[row])
+    images = list(images_of(transforms, sources))
+    render(transforms, range(len(transforms)), images, Workspace(SIZE), out, plain=plain_of(transforms))
     return out
 
 

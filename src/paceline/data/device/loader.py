@@ -103,7 +103,7 @@ class DeviceLoader:
             return
         images = loader.images.decoded_set() if self._resident is None else None
         steps = loader.span(epoch, start_step)
-        schedule = Schedule(loader, steps, mosaic=mosaic)
+        schedule = Schedule(loader, steps, mosaic=mosaic, on_device=True)
         works = (
             PackedWork(loader, schedule, step, self._buffers, images=images, on_device=self._resident) for step in steps
         )
@@ -123,7 +123,7 @@ class DeviceLoader:
 
     def _streamed(self, window: DeviceWindow, steps: range, *, mosaic: bool) -> Generator[Batch, None, None]:
         loader = self.host
-        schedule = Schedule(loader, steps, mosaic=mosaic)
+        schedule = Schedule(loader, steps, mosaic=mosaic, on_device=True)
         works = (StreamedWork(loader, schedule, step, self._buffers, window.files) for step in steps)
         with closing(loader.stream(works)) as streamed:
             yield from self._feeder.feed(map(window.bring, streamed), loader.ready)
