@@ -69,6 +69,12 @@ def test_what_is_no_model_gets_a_sentence(name: str, sentence: str) -> None:
         YOLO(name)
 
 
+def test_the_task_may_be_said_and_is_detection() -> None:
+    assert YOLO("yolo11n", task="detect").model == YOLO("yolo11n").model
+    with pytest.raises(UserError, match="task='segment': only detection is offered"):
+        YOLO("yolo11n", task="segment")  # type: ignore[arg-type]
+
+
 def test_weights_are_found_by_file_and_by_folder(run: Path) -> None:
     for name in (run, str(run), run / "weights" / "best.safetensors"):
         assert YOLO(name).names == {0: "disc", 1: "ring"}

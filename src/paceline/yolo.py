@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NoReturn, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack
 
 from paceline.attributes import missing
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.commands.device import resolve_device
 from paceline.commands.predict import Predictor, predict
 from paceline.commands.weights import LoadedNetwork, find_weights, load_network
+from paceline.errors import UserError
 from paceline.models.catalogue import find_model
 from paceline.models.statistics import count_gflops, count_parameters
 from paceline.options import BenchOptions, PredictOptions, TrainOptions, ValOptions, settle_resume
@@ -70,11 +71,13 @@ class YOLO:
     green, red, as OpenCV reads them.
     """
 
-    def __init__(self, model: str | Path = "yolo11n") -> None:
+    def __init__(self, model: str | Path = "yolo11n", task: Literal["detect"] | None = None) -> None:
         """Name a network of `paceline models`, a .safetensors file of a run, or a run folder.
 
-        Raises UserError for anything else.
+        task: may be said, and is detection. Raises UserError for anything else.
         """
+        if task not in (None, "detect"):
+            raise UserError(f"task={task!r}: only detection is offered; leave task out.")
         self._model = str(model)
         self._loaded: LoadedNetwork | None = None
         self._predictors: dict[str, Predictor] = {}
