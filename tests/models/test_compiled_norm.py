@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from fill_rule import images
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from paceline.models import compiled_norm
-from paceline.models.compiled_norm import kernels_for, normed_and_activated
+from paceline.models.blocks import FoldedNorm
+from paceline.models.compiled_norm import activated_in_place, kernels_for, normed_and_activated
+from paceline.models.fusion import fuse
 from paceline.native import norm
+from paceline.triton_kernels import kernels_left_out
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
+
+    from paceline.models.graph import DetectionModel
 
 EPS = 1e-3
 ERRORS = {torch.float32: 5e-6, torch.bfloat16: 6e-3}
@@ -197,6 +205,73 @@ def test_the_activation_is_right_but_for_rounding_wherever_it_is(dtype: torch.dt
             (z,), _ = fused(x, weight, bias, silu=True, pieces=1, carried=None)
         wrong = (z.double() - exact).abs() / exact.abs().clamp(min=0.01)
         assert float(wrong.max()) < bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(st.integers(1, 3), st.integers(1, 70), st.integers(1, 20), st.integers(1, 20)),
+    dtype=st.sampled_from(list(ERRORS)),
+    way=st.sampled_from(["whole", "halves", "carried", "carried part"]),
+    seed=st.integers(0, 99),
+)
+def test_the_activation_alone_is_its_definition_at_every_level(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, way: str, seed: int
+) -> None:
+    found, random = norm.NORM.get(), torch.Generator().manual_seed(seed)
+    assert found is not None
+    batch, channels, height, width = shape
+    channels *= 2 if way == "halves" else 1
+    x = channels_last(torch.randn(batch, channels, height, width, generator=random) * 4).to(dtype)
+    carried = None
+    if way.startswith("carried"):
+        wider = channels_last(torch.randn(batch, channels + 3, height, width, generator=random)).to(dtype)
+        carried = wider[:, 2 : 2 + channels] if way == "carried part" else channels_last(wider[:, :channels])
+    exact = F.silu(x.double()) + (0 if carried is None else carried.double())
+    for level in levels():
+        mine = x.clone()
+        with at_level(level):
+            z = activated_in_place(mine, found, pieces=2 if way == "halves" else 1, carried=carried)
+        assert error(torch.cat(z, dim=1), exact) < ERRORS[dtype]
+        assert all(piece.is_contiguous(memory_format=torch.channels_last) for piece in z)
+        assert torch.equal(mine, x) if way == "halves" else z[0] is mine
+
+
+@pytest.mark.parametrize("dtype", [*ERRORS, torch.float64])
+def test_a_folded_norm_activates_by_torch_what_others_may_still_need(dtype: torch.dtype) -> None:
+    folded, x = FoldedNorm(), channels_last(torch.randn(2, 6, 5, 5).to(dtype))
+    for given_x, activation, no_grad in (
+        (x, nn.SiLU(), False),  # its gradient may be asked for
+        (x, nn.Identity(), True),
+        (x[:, :3], nn.SiLU(), True),
+        (torch.zeros(0, 6, 5, 5, dtype=dtype), nn.SiLU(), True),
+    ):
+        before = given_x.clone()
+        with torch.set_grad_enabled(not no_grad):
+            (z,) = folded.activated(given_x, activation)
+            halves = folded.activated(given_x[:, :2], activation, 2)
+            (added,) = folded.activated(given_x, activation, carried=2 * given_x)
+        assert torch.equal(given_x, before)
+        torch.testing.assert_close(z, activation(given_x))
+        torch.testing.assert_close(torch.cat(halves, dim=1), z[:, :2])
+        torch.testing.assert_close(added, 2 * given_x + z)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", list(ERRORS))
+def test_a_fused_network_answers_what_it_does_by_torch(filled_model: DetectionModel, dtype: torch.dtype) -> None:
+    x = images(torch.float64)
+    exact = filled_model(x)
+    network = copy.deepcopy(filled_model).float().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ours = fuse(network, for_autocast=None if dtype == torch.float32 else dtype)
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        answers = ours(channels_last(x.float()))
+        repeated = ours(channels_last(x.float()))
+        with kernels_left_out():
+            theirs = ours(channels_last(x.float()))
+    assert not all(torch.equal(mine, other) for mine, other in zip(answers, theirs, strict=True)), "by other code"
+    for mine, again, other, right in zip(answers, repeated, theirs, exact, strict=True):
+        assert torch.equal(mine, again)
+        assert error(mine, right) < max(2 * error(other, right), 1e-6)
 
 
 def test_gradients_of_weights_are_sums_of_what_was_not_rounded() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from paceline.models import compiled_norm
 from paceline.models.convolution import Convolution
 from paceline.models.joint import convolved_jointly
 from paceline.models.moments import Tally
@@ -20,13 +21,18 @@ from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import takes_map
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from paceline.models.moments import Moments
 
 
-class NormWithActivation(nn.BatchNorm2d):
-    """A batch norm that may carry out the activation after it too, so that what lies between is never written."""
+class Activating:
+    """What stands after a convolution and may activate too, so that what lies between need not be written."""
+
+    if TYPE_CHECKING:
+        __call__: Callable[..., Tensor]
 
     def takes_moments(self) -> bool:
         """Whether it would make use of the moments of its next map."""
@@ -48,6 +54,37 @@ class NormWithActivation(nn.BatchNorm2d):
         whole: Tensor = activation(self(x) if moments is None else self(x, moments))
         whole = whole if carried is None else carried + whole
         return (whole,) if pieces == 1 else torch.chunk(whole, pieces, dim=1)
+
+
+class NormWithActivation(Activating, nn.BatchNorm2d):
+    """A batch norm that may carry out the activation after it too."""
+
+
+class FoldedNorm(Activating, nn.Identity):
+    """In the place of a norm that has become part of its convolution: the activation alone, quickly on a CPU."""
+
+    def activated(
+        self,
+        x: Tensor,
+        activation: nn.Module,
+        pieces: int = 1,
+        carried: Tensor | None = None,
+        moments: Moments | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Activate BCHW, which nobody needs afterwards; in equal pieces, or added to what is carried past it."""
+        suits = (
+            type(activation) is nn.SiLU
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and (carried is None or (carried.dtype == x.dtype and carried.shape == x.shape))
+            and x.shape[1] % pieces == 0
+            and x.numel() > 0
+            and x.is_contiguous(memory_format=torch.channels_last)
+        )
+        compiled = compiled_norm.kernels_for(x) if suits else None
+        if compiled is None:
+            return super().activated(x, activation, pieces, carried, moments)
+        return compiled_norm.activated_in_place(x, compiled, pieces=pieces, carried=carried)
 
 
 class ConvUnit(nn.Module):
@@ -90,7 +127,7 @@ class ConvUnit(nn.Module):
         return self._finished(maps, 2)
 
     def _finished(self, maps: tuple[Tensor, ...], pieces: int = 1, carried: Tensor | None = None) -> tuple[Tensor, ...]:
-        if isinstance(self.bn, NormWithActivation):
+        if isinstance(self.bn, Activating):
             tally = Tally() if self.bn.takes_moments() else None
             convolved = convolved_jointly(self.conv, maps, tally)
             return self.bn.activated(convolved, self.act, pieces, carried, tally.moments if tally else None)

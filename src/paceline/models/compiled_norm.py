@@ -1,10 +1,12 @@
 """Compiled norm: batch norm in training and the activation after it as one differentiable operation, on a CPU.
 
 What `fused_norm` is on GPUs. Only the input is kept for the backward pass, which computes the activation's slope anew.
+In evaluation, where norms are part of their convolutions, the activation alone.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -105,6 +107,37 @@ def _cells(
         mean=kept.data_ptr(),
         inverse=kept.data_ptr() + kept.element_size() * channels,
     )
+
+
+@functools.cache
+def _nothing(channels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weight C, bias C, and mean and inverse 2C, of a norm that changes nothing."""
+    ones, zeros = torch.ones(channels), torch.zeros(channels)
+    return ones, zeros, torch.stack((zeros, ones))
+
+
+def activated_in_place(
+    x: Tensor, kernels: ctypes.CDLL, *, pieces: int = 1, carried: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Give SiLU(x) + carried where nothing is differentiated; a whole result is written over x.
+
+    x: BCHW as `kernels_for` asks, channels-last, not empty. pieces: 1, or 2 where the channels are even. carried: BCHW
+    of x's type. Returns the result, or its pieces along the channels, each contiguous and channels-last.
+    """
+    batch, channels, height, width = x.shape
+    z = [x]
+    if pieces > 1:
+        shape = (batch, channels // pieces, height, width)
+        z = [torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last) for _ in range(pieces)]
+    beside = None
+    if carried is not None:
+        carried, pitch = readable(carried)
+        beside = carried.data_ptr(), pitch
+    with torch.inference_mode(mode=False):
+        weight, bias, kept = _nothing(channels)
+    places = tuple((piece.data_ptr(), channels // pieces) for piece in z)
+    norm.apply(kernels, _cells(x, weight, bias, kept, places, silu=True), carried=beside)
+    return tuple(z)
 
 
 def normed_and_activated(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from paceline.models.blocks import ConvUnit
+from paceline.models.blocks import ConvUnit, FoldedNorm
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ def fuse(model: M, *, for_autocast: torch.dtype | None = None) -> M:
     for unit in fused.modules():
         if isinstance(unit, ConvUnit) and isinstance(unit.bn, nn.BatchNorm2d):
             unit.conv = fuse_conv_bn_eval(unit.conv, unit.bn)
-            unit.bn = nn.Identity()
+            unit.bn = FoldedNorm()
     for module in fused.modules():
         if for_autocast is not None and isinstance(module, nn.Conv2d):
             module.to(for_autocast)

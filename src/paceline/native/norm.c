@@ -486,6 +486,19 @@ EXPORT int32_t paceline_norm_forward(const Call *call) {
     return done;
 }
 
+/* Write z by a mean and an inverse that are given; one piece of z may lie where x does. 0 if there is no memory. */
+EXPORT int32_t paceline_norm_apply(const Call *call) {
+    Job job;
+    void *const room = laid_out(call, &job);
+    int32_t done = room != NULL;
+    if (done) {
+        prepare(&job);
+        done = pass_over(&job, RESULT);
+    }
+    free(room);
+    return done;
+}
+
 /* Write the gradients of x, weight and bias from those of z; 0 if there is no memory. */
 EXPORT int32_t paceline_norm_backward(const Call *call) {
     Job job;

@@ -1,4 +1,4 @@
-"""Norm: batch norm in training, and the activation and sum after it, by compiled code on the CPU, `norm.c`.
+"""Norm: batch norm, and the activation and sum after it, by compiled code on the CPU, `norm.c`.
 
 Maps are given by their addresses, as matrices of rows (cells) by channels that lie beside each other.
 """
@@ -35,7 +35,7 @@ class _Call(ctypes.Structure):
 def _declare(kernels: ctypes.CDLL) -> None:
     kernels.paceline_level.restype = ctypes.c_int32
     kernels.paceline_level.argtypes = []
-    for function in (kernels.paceline_norm_forward, kernels.paceline_norm_backward):
+    for function in (kernels.paceline_norm_forward, kernels.paceline_norm_apply, kernels.paceline_norm_backward):
         function.restype = ctypes.c_int32
         function.argtypes = [ctypes.POINTER(_Call)]
 
@@ -112,6 +112,18 @@ def forward(
     if carried is not None:
         call.carried, call.carried_pitch = carried
     if not kernels.paceline_norm_forward(call):
+        raise MemoryError
+
+
+def apply(kernels: ctypes.CDLL, cells: Cells, *, carried: tuple[int, int] | None, level: int | None = None) -> None:
+    """Write z by the mean and inverse that are given; one piece of it may lie where x does. Raises MemoryError.
+
+    carried: address and pitch of what is added to z.
+    """
+    call = _call(kernels, cells, level)
+    if carried is not None:
+        call.carried, call.carried_pitch = carried
+    if not kernels.paceline_norm_apply(call):
         raise MemoryError
 
 
