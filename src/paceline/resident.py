@@ -15,6 +15,8 @@ _CLEAR_PEAK = "5"
 """What Linux takes for forgetting the peak so far (proc(5))."""
 _MOST_MAPPED, _KEPT_AT_THE_TOP = -4, -1
 """Numbers of M_MMAP_MAX and M_TRIM_THRESHOLD (mallopt(3))."""
+_NEVER = -1
+"""A threshold that nothing reaches; any other has 31 bits, which a step may free more than."""
 
 
 def resident_bytes() -> int:
@@ -61,7 +63,7 @@ def keep_freed() -> None:
     except (OSError, AttributeError):
         return
     tune(_MOST_MAPPED, 0)
-    tune(_KEPT_AT_THE_TOP, 2**31 - 1)
+    tune(_KEPT_AT_THE_TOP, _NEVER)
 
 
 def _kept_by_linux() -> int | None:

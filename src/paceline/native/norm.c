@@ -55,6 +55,14 @@ typedef struct {
     double *parts;                               /* of each chunk, two numbers for each channel */
 } Job;
 
+/* For a loop over numbers of a line: what it reads and what it writes lie apart. There is more of it than compilers look
+ * at by themselves, who then go through it number by number. */
+#if defined(__clang__)
+#define APART _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define APART _Pragma("GCC ivdep")
+#endif
+
 INLINE float value_at(const void *from, int64_t i, int is_half) {
     if (!is_half)
         return ((const float *)from)[i];
@@ -170,6 +178,7 @@ INLINE void statistics(const Job *job, int64_t chunk, float *room, int is_half) 
     for (int64_t line = 1; lines.row < lines.end; lines.row += lines.step, line++) {
         const void *const x = moved(call->x, lines.row * channels, is_half);
         const int64_t length = rows_of(&lines) * channels;
+        APART
         for (int64_t i = 0; i < length; i++) {
             const float distance = value_at(x, i, is_half) - first[i];
             sums[i] += distance;
@@ -201,6 +210,7 @@ INLINE void result(const Job *job, int64_t chunk, int64_t piece, float *room, in
             is_added ? gathered(call->carried, call->carried_pitch, 0, &lines, room + count, is_half) : NULL;
         void *const to = place_of(call->z[piece], pitch, 0, &lines, room + 2 * count, is_half);
         const int64_t length = rows_of(&lines) * lines.width;
+        APART
         for (int64_t i = 0; i < length; i++) {
             const float z = (value_at(x, i, is_half) - mean[i]) * scale[i] + shift[i];
             const float activated = is_silu ? z * sigmoid(z) : z;
@@ -225,6 +235,7 @@ INLINE void sums(const Job *job, int64_t chunk, int64_t piece, float *room, int 
         const void *const x = gathered(call->x, call->channels, lines.first, &lines, beside, is_half);
         const void *const of_z = gathered(call->z[piece], call->z_pitch[piece], 0, &lines, beside + count, is_half);
         const int64_t length = rows_of(&lines) * lines.width;
+        APART
         for (int64_t i = 0; i < length; i++) {
             const float distance = value_at(x, i, is_half) - mean[i], gradient = value_at(of_z, i, is_half);
             const float before = is_silu ? before_silu(gradient, distance * scale[i] + shift[i]) : gradient;
@@ -255,6 +266,7 @@ INLINE void gradient(const Job *job, int64_t chunk, int64_t piece, float *room, 
         const void *const of_z = gathered(call->z[piece], call->z_pitch[piece], 0, &lines, room + count, is_half);
         void *const to = place_of(call->of_x, call->channels, lines.first, &lines, room + 2 * count, is_half);
         const int64_t length = rows_of(&lines) * lines.width;
+        APART
         for (int64_t i = 0; i < length; i++) {
             const float distance = value_at(x, i, is_half) - mean[i], of_result = value_at(of_z, i, is_half);
             const float before = is_silu ? before_silu(of_result, distance * scale[i] + shift[i]) : of_result;
