@@ -43,7 +43,7 @@ setup(
             "_pixels",
             "src/paceline/native/pixels.c",
             PIXELS,
-            ("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h"),
+            ("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h", "gather.h"),
         ),
         extension("_norm", "src/paceline/native/norm.c", NORM, ("levels.h",)),
         extension("_suppress", "src/paceline/native/suppress.c", SUPPRESS),

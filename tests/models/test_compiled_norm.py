@@ -205,6 +205,35 @@ def test_extremes_of_the_activation_are_its_limits() -> None:
             assert float(of_bias) == pytest.approx(32.0)
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2.0**-8 + 2e-4)])
+def test_the_activation_is_right_but_for_rounding_wherever_it_is(dtype: torch.dtype, bound: float) -> None:
+    """As a share of each number: a bfloat16 has its rounding, and two parts of ten thousand of the sigmoid."""
+    x = channels_last(torch.linspace(-1, 1, 2 * 61 * 67).view(2, 1, 61, 67).to(dtype))
+    weight, bias = torch.full((1,), 12.0), torch.full((1,), 0.25)
+    exact = defined(x.double(), weight.double(), bias.double(), silu=True, carried=None)
+    for level in levels():
+        with at_level(level):
+            (z,), _ = fused(x, weight, bias, silu=True, pieces=1, carried=None)
+        wrong = (z.double() - exact).abs() / exact.abs().clamp(min=0.01)
+        assert float(wrong.max()) < bound
+
+
+def test_gradients_of_weights_are_sums_of_what_was_not_rounded() -> None:
+    """Those of bfloat16 maps are nearer to double precision than any bfloat16 number may be."""
+    random = torch.Generator().manual_seed(0)
+    x = channels_last((torch.randn(4, 24, 30, 30, generator=random) * 3).bfloat16())
+    of_z = channels_last(torch.randn(4, 24, 30, 30, generator=random).bfloat16())
+    weight, bias = torch.rand(24, generator=random) + 0.2, torch.randn(24, generator=random)
+    inputs = [value.double().requires_grad_() for value in (weight, bias)]
+    exact = torch.autograd.grad(defined(x.double(), *inputs, silu=True, carried=None), inputs, of_z.double())
+    for level in levels():
+        ours = [value.clone().requires_grad_() for value in (weight, bias)]
+        with at_level(level):
+            (z,), _ = fused(x, *ours, silu=True, pieces=1, carried=None)
+            found = torch.autograd.grad(z, ours, of_z)
+        assert all(error(value, other) < 2e-4 for value, other in zip(found, exact, strict=True))
+
+
 def test_what_it_does_not_take_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     x = channels_last(torch.zeros(1, 8, 4, 4))
     monkeypatch.setattr(norm, "_level", lambda kernels: 2)

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 from fill_rule import images
 from torch import nn
@@ -17,6 +19,18 @@ def test_fusing_changes_no_output(filled_model: DetectionModel) -> None:
     x = images(torch.float64)
     for ours, theirs in zip(fuse(filled_model)(x), filled_model(x), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_rounded_for_autocast_change_no_bit(filled_model: DetectionModel, dtype: torch.dtype) -> None:
+    x = images(torch.float32)
+    network = copy.deepcopy(filled_model).float()
+    rounded = fuse(network, for_autocast=dtype)
+    assert {module.weight.dtype for module in rounded.modules() if isinstance(module, nn.Conv2d)} == {dtype}
+    with torch.autocast("cpu", dtype=dtype):
+        for ours, theirs in zip(rounded(x), fuse(network)(x), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_fusing_leaves_no_norm_and_leaves_the_original_alone(filled_model: DetectionModel) -> None:

@@ -40,7 +40,7 @@ def measure_evaluation(
     is_trained: whether the scores mean something; else suppression is given scores that are made up.
     limit_s: what the network alone takes at the limits of the device.
     """
-    folded, config = place(fuse(network), device), PostprocessConfig()
+    folded, config = place(fuse(network, for_autocast=amp_dtype), device), PostprocessConfig()
 
     def answer() -> tuple[Tensor, ...]:
         with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):

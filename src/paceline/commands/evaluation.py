@@ -78,7 +78,7 @@ def evaluate_network(
 
     Raises RuntimeError where there are fewer batches than `batches` says: figures of a part would pass for the whole's.
     """
-    folded = place(fuse(network), device)
+    folded = place(fuse(network, for_autocast=amp_dtype), device)
     ground_truth = ground_truth_of(index)
     evaluator = Evaluator(config, ground_truth, index.names)
     num_left = len(batches)

@@ -34,7 +34,7 @@ PIXELS = Compiled(
     what="The compiled pixel kernels",
     otherwise="OpenCV takes their place and needs three to four times as long.",
     declare=_declare,
-    parts=("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h"),
+    parts=("levels.h", "jitter.h", "resample.h", "halve.h", "picture.h", "gather.h"),
 )
 
 

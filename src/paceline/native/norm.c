@@ -20,8 +20,17 @@
 
 #define EXPORT __attribute__((visibility("default")))
 
-enum { RUN = 64, CHUNK = 1 << 15 };   /* numbers: of a line at least, where rows lie close together; of a chunk */
+/* Before a loop whose arrays lie apart. Of many arrays compilers do not find that out, and take number by number: the
+ * sums of float32 took eight times as long. */
+#if defined(__clang__)
+#define APART _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define APART _Pragma("GCC ivdep")
+#endif
+
+enum { RUN = 128, CHUNK = 1 << 15 };  /* numbers: of a line at least, where rows lie close together; of a chunk */
 enum { FLUSHED = 64 };                /* lines whose sums are added up before they join those of the chunk */
+enum { AHEAD = 2048 };                /* bytes: how far before they are needed numbers are asked for */
 enum { PIECES = 2 };                  /* at most, into which channels are cut */
 enum { STATISTICS, RESULT, SUMS, GRADIENT };
 
@@ -55,14 +64,6 @@ typedef struct {
     double *parts;                               /* of each chunk, two numbers for each channel */
 } Job;
 
-/* For a loop over numbers of a line: what it reads and what it writes lie apart. There is more of it than compilers look
- * at by themselves, who then go through it number by number. */
-#if defined(__clang__)
-#define APART _Pragma("clang loop vectorize(assume_safety)")
-#else
-#define APART _Pragma("GCC ivdep")
-#endif
-
 INLINE float value_at(const void *from, int64_t i, int is_half) {
     if (!is_half)
         return ((const float *)from)[i];
@@ -72,7 +73,7 @@ INLINE float value_at(const void *from, int64_t i, int is_half) {
     return value;
 }
 
-/* Rounded to the nearest, and to the even one of two. */
+/* Rounded to the nearest, of two that are as near away from zero: a few operations less than to the even one. */
 INLINE void put_at(void *to, int64_t i, float value, int is_half) {
     if (!is_half) {
         ((float *)to)[i] = value;
@@ -80,33 +81,57 @@ INLINE void put_at(void *to, int64_t i, float value, int is_half) {
     }
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16);
+    ((uint16_t *)to)[i] = (uint16_t)((bits + 0x8000) >> 16);
 }
 
 INLINE const void *moved(const void *from, int64_t numbers, int is_half) {
     return (const char *)from + numbers * (is_half ? 2 : 4);
 }
 
-/* e^x, to a few times 1e-7 of it: 2^n e^f with |f| below ln(2) / 2. */
-INLINE float exponential(float x) {
-    const float low = -87.0f, high = 88.0f, whole = 12582912.0f; /* adding 1.5 x 2^23 rounds to whole numbers */
-    const float raised = x > low ? x : low, within = raised < high ? raised : high;
-    const float n = (within * 1.44269504f + whole) - whole;
-    const float f = (within - n * 0.693359375f) + n * 2.12194440e-4f;
-    const float series =
-        1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
-    const int32_t bits = ((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return series * power;
+/* e^-x, to a few times 1e-7 of it, under bfloat16 1e-4: 2^n e^-f with |f| below ln(2) / 2. */
+INLINE float decay(float x, int is_half) {
+    const float limit = 87.0f, whole = 12582912.0f; /* adding 1.5 x 2^23 rounds to whole numbers, n in the last bits */
+    const float raised = x > -limit ? x : -limit, within = raised < limit ? raised : limit;
+    const float rounded = whole - within * 1.44269504f, n = rounded - whole;
+    float series;
+    if (is_half) {
+        const float f = within + n * 0.693147182f;
+        series = 0.999924421f - f * (0.99998492f - f * (0.505027354f - f * 0.167671129f));
+    } else {
+        const float f = (within + n * 0.693359375f) - n * 2.12194440e-4f;
+        const float rest = 0.166666667f - f * (0.0416666667f - f * (0.00833333333f - f * 0.00138888889f));
+        series = 1.0f - f * (1.0f - f * (0.5f - f * rest));
+    }
+    uint32_t bits, power;
+    memcpy(&bits, &series, sizeof bits);
+    memcpy(&power, &rounded, sizeof power);
+    bits += power << 23;
+    memcpy(&series, &bits, sizeof series);
+    return series;
 }
 
-INLINE float sigmoid(float z) { return 1.0f / (1.0f + exponential(-z)); }
+/* 1 / x of a number from 1 to 2^126, as near: a division takes as long as all the rest. Negating the logarithm, which the
+ * bits are, leaves a share e of at most .0506 away, and 1 / (1 - e) = (1 + e)(1 + e^2)(1 + e^4)..., under bfloat16 a
+ * parabola that is right for x = 1, where e is largest. */
+INLINE float inverse_of(float x, int is_half) {
+    uint32_t bits;
+    float guess;
+    memcpy(&bits, &x, sizeof bits);
+    bits = 0x7EF31000u - bits;
+    memcpy(&guess, &bits, sizeof guess);
+    const float e = 1.0f - x * guess;
+    if (is_half)
+        return guess * (0.999991959f + e * (1.00218144f + e * 1.01321054f));
+    const float square = e * e, nearer = guess + guess * e, near = nearer + nearer * square;
+    return near + near * (square * square);
+}
+
+INLINE float silu(float z, int is_half) { return z * inverse_of(1.0f + decay(z, is_half), is_half); }
 
 /* The gradient of what SiLU was given, from that of what it gave. */
-INLINE float before_silu(float gradient, float z) {
-    const float share = sigmoid(z);
-    return gradient * (share * (1.0f + z * (1.0f - share)));
+INLINE float before_silu(float gradient, float z, int is_half) {
+    const float power = decay(z, is_half), share = inverse_of(1.0f + power, is_half);
+    return gradient * (share * (1.0f + z * (power * share)));
 }
 
 /* Lines, one after the other: a few rows of one piece of the channels, which a loop goes through as one. */
@@ -129,15 +154,25 @@ INLINE int64_t rows_of(const Lines *lines) {
     return lines->end - lines->row < lines->step ? lines->end - lines->row : lines->step;
 }
 
+/* Ask for what is wanted some lines later: there is so much arithmetic that loads do not run far enough ahead. */
+INLINE void fetch_ahead(const void *from, int64_t numbers, int is_half) {
+    for (int64_t byte = 0; byte < numbers * (is_half ? 2 : 4); byte += 64)
+        __builtin_prefetch((const char *)from + AHEAD + byte);
+}
+
 /* The numbers of a line, from `first` of its rows that are `pitch` apart: where they lie, or close together in `room`. */
 INLINE const void *gathered(const void *from, int64_t pitch, int64_t first, const Lines *lines, void *room, int is_half) {
     const void *const begin = moved(from, lines->row * pitch + first, is_half);
     const int64_t rows = rows_of(lines), width = lines->width;
-    if (rows == 1 || pitch == width)
+    if (rows == 1 || pitch == width) {
+        fetch_ahead(begin, rows * width, is_half);
         return begin;
-    for (int64_t row = 0; row < rows; row++)
-        memcpy((void *)moved(room, row * width, is_half), moved(begin, row * pitch, is_half),
-               (size_t)(width * (is_half ? 2 : 4)));
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        const void *const part = moved(begin, row * pitch, is_half);
+        fetch_ahead(part, width, is_half);
+        memcpy((void *)moved(room, row * width, is_half), part, (size_t)(width * (is_half ? 2 : 4)));
+    }
     return room;
 }
 
@@ -178,8 +213,8 @@ INLINE void statistics(const Job *job, int64_t chunk, float *room, int is_half) 
     for (int64_t line = 1; lines.row < lines.end; lines.row += lines.step, line++) {
         const void *const x = moved(call->x, lines.row * channels, is_half);
         const int64_t length = rows_of(&lines) * channels;
-        APART
-        for (int64_t i = 0; i < length; i++) {
+        fetch_ahead(x, length, is_half);
+        APART for (int64_t i = 0; i < length; i++) {
             const float distance = value_at(x, i, is_half) - first[i];
             sums[i] += distance;
             squares[i] += distance * distance;
@@ -210,10 +245,9 @@ INLINE void result(const Job *job, int64_t chunk, int64_t piece, float *room, in
             is_added ? gathered(call->carried, call->carried_pitch, 0, &lines, room + count, is_half) : NULL;
         void *const to = place_of(call->z[piece], pitch, 0, &lines, room + 2 * count, is_half);
         const int64_t length = rows_of(&lines) * lines.width;
-        APART
-        for (int64_t i = 0; i < length; i++) {
+        APART for (int64_t i = 0; i < length; i++) {
             const float z = (value_at(x, i, is_half) - mean[i]) * scale[i] + shift[i];
-            const float activated = is_silu ? z * sigmoid(z) : z;
+            const float activated = is_silu ? silu(z, is_half) : z;
             put_at(to, i, is_added ? activated + value_at(carried, i, is_half) : activated, is_half);
         }
         scatter(call->z[piece], pitch, 0, &lines, to, is_half);
@@ -235,10 +269,9 @@ INLINE void sums(const Job *job, int64_t chunk, int64_t piece, float *room, int 
         const void *const x = gathered(call->x, call->channels, lines.first, &lines, beside, is_half);
         const void *const of_z = gathered(call->z[piece], call->z_pitch[piece], 0, &lines, beside + count, is_half);
         const int64_t length = rows_of(&lines) * lines.width;
-        APART
-        for (int64_t i = 0; i < length; i++) {
+        APART for (int64_t i = 0; i < length; i++) {
             const float distance = value_at(x, i, is_half) - mean[i], gradient = value_at(of_z, i, is_half);
-            const float before = is_silu ? before_silu(gradient, distance * scale[i] + shift[i]) : gradient;
+            const float before = is_silu ? before_silu(gradient, distance * scale[i] + shift[i], is_half) : gradient;
             plain[i] += before;
             products[i] += before * distance;
         }
@@ -266,10 +299,9 @@ INLINE void gradient(const Job *job, int64_t chunk, int64_t piece, float *room, 
         const void *const of_z = gathered(call->z[piece], call->z_pitch[piece], 0, &lines, room + count, is_half);
         void *const to = place_of(call->of_x, call->channels, lines.first, &lines, room + 2 * count, is_half);
         const int64_t length = rows_of(&lines) * lines.width;
-        APART
-        for (int64_t i = 0; i < length; i++) {
+        APART for (int64_t i = 0; i < length; i++) {
             const float distance = value_at(x, i, is_half) - mean[i], of_result = value_at(of_z, i, is_half);
-            const float before = is_silu ? before_silu(of_result, distance * scale[i] + shift[i]) : of_result;
+            const float before = is_silu ? before_silu(of_result, distance * scale[i] + shift[i], is_half) : of_result;
             put_at(to, i, before * scale[i] - (distance * slope[i] + offset[i]), is_half);
         }
         scatter(call->of_x, call->channels, lines.first, &lines, to, is_half);

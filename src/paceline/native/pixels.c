@@ -5,6 +5,7 @@
 
 #include <stdlib.h>
 
+#include "gather.h"
 #include "picture.h"
 
 #ifndef PACELINE_SOURCE_CRC
@@ -68,21 +69,5 @@ EXPORT int32_t paceline_resample(const uint8_t *source, int64_t source_stride, i
     return 1;
 }
 
-typedef struct {
-    int64_t source, source_stride, row_bytes, rows, out;
-} Rectangle;
-
 /* Copy rectangles, each from its address, rows `source_stride` bytes apart, to its address, rows close together. */
-EXPORT void paceline_gather(const Rectangle *rectangles, int64_t count) {
-    for (int64_t i = 0; i < count; i++) {
-        const Rectangle part = rectangles[i];
-        const uint8_t *from = (const uint8_t *)(intptr_t)part.source;
-        uint8_t *to = (uint8_t *)(intptr_t)part.out;
-        if (part.source_stride == part.row_bytes) {
-            memcpy(to, from, (size_t)(part.row_bytes * part.rows));
-            continue;
-        }
-        for (int64_t row = 0; row < part.rows; row++)
-            memcpy(to + row * part.row_bytes, from + row * part.source_stride, (size_t)part.row_bytes);
-    }
-}
+EXPORT void paceline_gather(const Rectangle *rectangles, int64_t count) { gather_all(rectangles, count); }

@@ -41,7 +41,7 @@ class Rehearsal:
 
     def evaluation(self, batch: Batch) -> Callable[[], None]:
         """Return what answers a batch by the average with its norms folded in, again and again."""
-        folded = fuse(self.eager.ema.network)
+        folded = fuse(self.eager.ema.network, for_autocast=self._amp_dtype)
 
         def answer() -> None:
             with (

@@ -7,7 +7,6 @@ import pytest
 import torch
 from pictures import KINDS, SIZES, draw, images_of, make_sources, make_transforms, poisoned, targets_of
 
-from paceline.data.device import rectangles
 from paceline.data.device.buffers import PackBuffers, usual_bytes
 from paceline.data.device.pack import Sources, packed
 from paceline.data.device.reference import render_reference
@@ -155,20 +154,6 @@ def test_maps_along_the_axes_are_inverted_alike() -> None:
     np.testing.assert_allclose(inverted_aligned(matrices), inverted(matrices), rtol=1e-12, atol=1e-12)
     nowhere = np.zeros((1, 3, 3))
     assert np.array_equal(inverted_aligned(nowhere)[0], np.diag([0.0, 0.0, 1.0]))
-
-
-@pytest.mark.parametrize("compiled", [True, False])
-def test_rectangles_are_copied_densely(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not compiled:
-        monkeypatch.setattr(rectangles, "library", lambda: None)
-    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
-    out = np.full(1000, 7, np.uint8)
-    here, there = image.ctypes.data, out.ctypes.data
-    table = np.array([[here + 90 * 3 + 6, 90, 12, 5, there + 100], [here, 90, 90, 2, there + 300], [0, 0, 0, 0, 0]])
-    rectangles.copy_rectangles(table)
-    expected = np.full(1000, 7, np.uint8)
-    expected[100:160], expected[300:480] = image[3:8, 2:6].reshape(-1), image[:2].reshape(-1)
-    np.testing.assert_array_equal(out, expected)
 
 
 def test_buffers_come_back_and_large_batches_get_their_own() -> None:

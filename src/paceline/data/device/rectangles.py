@@ -1,6 +1,6 @@
 """Rectangles: many copies of rows of bytes, from anywhere in memory into one buffer, as one table of addresses.
 
-Unlike `paceline.native.gather` it takes addresses: a batch computes all of them at once from where its images lie.
+A batch computes all addresses at once from where its images lie. The compiled code, `gather.h`, writes past the caches.
 """
 
 from __future__ import annotations
