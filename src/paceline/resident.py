@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import os
-import resource
 import sys
 from pathlib import Path
 
 import psutil
+
+if sys.platform != "win32":
+    import resource
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _CLEAR_PEAK = "5"
 """What Linux takes for forgetting the peak so far (proc(5))."""
 _MOST_MAPPED, _KEPT_AT_THE_TOP = -4, -1
 """Numbers of M_MMAP_MAX and M_TRIM_THRESHOLD (mallopt(3))."""
+_NEVER = -1
+"""A threshold that nothing reaches; any other has 31 bits, which a step may free more than."""
 
 
 def resident_bytes() -> int:
@@ -36,6 +40,8 @@ def peak_bytes() -> int:
     kept = _kept_by_linux()
     if kept is not None:
         return kept
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -61,7 +67,7 @@ def keep_freed() -> None:
     except (OSError, AttributeError):
         return
     tune(_MOST_MAPPED, 0)
-    tune(_KEPT_AT_THE_TOP, 2**31 - 1)
+    tune(_KEPT_AT_THE_TOP, _NEVER)
 
 
 def _kept_by_linux() -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -170,6 +171,24 @@ def test_the_number_of_threads_changes_no_bit(pieces: int) -> None:
         torch.set_num_threads(threads)
     for other in results[1:]:
         assert all(torch.equal(value, same) for value, same in zip(results[0], other, strict=True))
+
+
+def test_both_types_are_as_quick_backward() -> None:
+    """Float32 has twice the bytes; where its loops go number by number it takes four times as long."""
+    found = norm.NORM.get()
+    assert found is not None
+    if found.paceline_level() < 2:
+        pytest.skip("without vector units")
+    least = dict.fromkeys(ERRORS, float("inf"))
+    for _ in range(15):
+        for dtype in ERRORS:
+            x = channels_last(torch.randn(2, 64, 40, 40).to(dtype)).requires_grad_()
+            (z,), _ = fused(x, torch.ones(64), torch.zeros(64), silu=True, pieces=1, carried=None)
+            of_z = torch.ones_like(z)
+            start = time.perf_counter()
+            torch.autograd.grad(z, [x], of_z)
+            least[dtype] = min(least[dtype], time.perf_counter() - start)
+    assert least[torch.float32] < 3 * least[torch.bfloat16]
 
 
 def test_large_numbers_far_from_zero_keep_their_variance() -> None:

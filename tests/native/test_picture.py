@@ -148,6 +148,32 @@ def test_pictures_of_images_that_it_cannot_take_are_left_to_others(kernels: ctyp
     assert out.max(axis=(1, 2, 3)).tolist() == [FILL] + [0] * (len(takes) - 1) + [77] * len(cannot)
 
 
+@pytest.mark.parametrize(
+    "tile",
+    [
+        (-1, 0, 9, 9, 0, 0, 0, 8, 8),
+        (0, -1, 9, 9, 0, 0, 0, 8, 8),
+        (12, 0, 9, 9, 0, 0, 0, 8, 8),
+        (0, 12, 9, 9, 0, 0, 0, 8, 8),
+        (0, 0, 2**40, 9, 0, 0, 0, 8, 8),
+        (0, 0, 9, 1, 0, 0, 0, 8, 8),
+        (0, 0, 2, 9, 1, 0, 0, 8, 8),
+        (0, 0, 9, 8, 1, 0, 0, 8, 8),
+        (0, 0, 9, 9, 0, -1, 0, 8, 8),
+        (0, 0, 9, 9, 0, 0, 0, 9, 8),
+        (0, 0, 9, 9, 0, 0, 3, 8, 2),
+        (0, 0, 9, 9, 0, 0, 0, 8, 9),
+    ],
+)
+def test_a_tile_that_is_not_in_its_image_or_the_picture_is_noticed(kernels: ctypes.CDLL, tile: tuple[int, ...]) -> None:
+    """Else it would be read from, or written to, whatever lies beside it."""
+    image, out = np.zeros((60, 60, 3), np.uint8)[20:40, 20:40], np.full((3, 8, 8, 3), 77, np.uint8)
+    tiles, hsv, mirrors = np.array([[tile]]), np.array([[0.0, 1.0, 1.0]]), np.zeros((1, 2), np.bool_)
+    with pytest.raises(AssertionError, match="does not lie"):
+        draw_pictures(kernels, tiles, [[image]], hsv, mirrors, out[1:2], [True], fill=FILL)
+    assert (out == 77).all()
+
+
 def test_it_is_used_where_it_is_fast(kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "paceline_level", lambda: 2)
     assert kernels_for_pictures() is kernels

@@ -87,16 +87,16 @@ INLINE void split(const uint8_t *restrict rgb, size_t groups, uint8_t *restrict 
 INLINE void join(const uint8_t *restrict r, const uint8_t *restrict g, const uint8_t *restrict b, size_t groups,
                  int mirrored, uint8_t *restrict rgb) {
     for (size_t group = 0; group < groups; group++) {
-        const size_t from = GROUP * group, last = from + GROUP - 1;
+        const ptrdiff_t from = (ptrdiff_t)(GROUP * group), last = from + GROUP - 1;
         uint8_t *const first = rgb + 3 * GROUP * (mirrored ? groups - 1 - group : group);
         uint8_t *const second = first + GROUP, *const third = second + GROUP;
-        for (size_t i = 0; i < GROUP; i++) {
+        for (ptrdiff_t i = 0; i < GROUP; i++) { /* places before the planes' first are read, and masked */
             const uint8_t red = r[mirrored ? last - 2 - i : from + i];
             const uint8_t green = g[mirrored ? last - 1 - i : from + i - 1];
             const uint8_t blue = b[mirrored ? last - i : from + i - 2];
-            first[i] = in_turn(i, 0, red, blue, green);
-            second[i] = in_turn(i, 1, red, blue, green);
-            third[i] = in_turn(i, 2, red, blue, green);
+            first[i] = in_turn((size_t)i, 0, red, blue, green);
+            second[i] = in_turn((size_t)i, 1, red, blue, green);
+            third[i] = in_turn((size_t)i, 2, red, blue, green);
         }
         if (mirrored) { /* what went over an end of the group */
             second[-1] = r[last - 1];

@@ -14,7 +14,9 @@
 #include "jitter.h"
 #include "resample.h"
 
-enum { STRIP = 16 }; /* rows */
+enum { STRIP = 16 };             /* rows */
+enum { MOST_SIDE_PX = 1 << 24 }; /* of a part of an image: places in its rows are numbers of 32 bits */
+enum { MISFIT = -1, NO_MEMORY = 0, DRAWN = 1 };
 
 /* A rectangle of an image, and where it comes to lie before the picture is mirrored. */
 typedef struct {
@@ -23,9 +25,9 @@ typedef struct {
     int64_t left, top, right, bottom; /* in the picture */
 } Tile;
 
-/* An image: the address of its first pixel, 0 where there is none, the bytes from row to row, and 3 channels or 1. */
+/* An image: the address of its first pixel, 0 where there is none, the bytes from row to row, 3 channels or 1, sides. */
 typedef struct {
-    int64_t pixels, stride, channels;
+    int64_t pixels, stride, channels, height, width;
 } Image;
 
 typedef struct {
@@ -41,6 +43,21 @@ typedef struct {
     ptrdiff_t stride; /* bytes */
     int32_t channels;
 } Rows;
+
+/* Whether a tile's part lies in its image, 2 x 2 pixels at least once it is halved, and the tile in the picture. */
+static int fits(const Tile *tile, const Image *image, const Picture *picture) {
+    const int64_t unit = tile->is_halved ? 2 : 1, height = (int64_t)picture->height, width = (int64_t)picture->width;
+    return tile->x >= 0 && tile->width >= 2 * unit && tile->width % unit == 0 && tile->width <= MOST_SIDE_PX &&
+           tile->x <= image->width - tile->width && tile->y >= 0 && tile->height >= 2 * unit &&
+           tile->height % unit == 0 && tile->height <= MOST_SIDE_PX && tile->y <= image->height - tile->height &&
+           tile->left >= 0 && tile->left <= tile->right && tile->right <= width && tile->top >= 0 &&
+           tile->top <= tile->bottom && tile->bottom <= height;
+}
+
+/* Whether there is anything to draw. */
+static int is_seen(const Tile *tile, const Image *image) {
+    return image->pixels && tile->left < tile->right && tile->top < tile->bottom;
+}
 
 static size_t rounded(size_t bytes) { return (bytes + LANE - 1) / LANE * LANE; }
 
@@ -102,7 +119,7 @@ static size_t most_channels(const Image *images, int64_t count) {
     return most;
 }
 
-/* Draw tiles over each other, `fill` where none is, and change the colours; 0 if there is no memory.
+/* Draw tiles over each other, `fill` where none is, and change the colours; or say why nothing is drawn.
  *
  * `picture` says where the result goes, how large it is, and what its colours become; it has no source of its own. */
 static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t count, Picture picture, uint8_t fill,
@@ -112,20 +129,24 @@ static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t coun
     const size_t grey_bytes = picture.width * STRIP;
     size_t tables = 0, halves = 0;
     for (int64_t i = 0; i < count; i++) {
+        if (images[i].pixels && !fits(tiles + i, images + i, &picture))
+            return MISFIT;
+        if (!is_seen(tiles + i, images + i))
+            continue;
         const Job job = job_of(tiles + i, images + i);
-        tables += images[i].pixels ? room_of(&job) : 0;
-        halves += images[i].pixels ? bytes_of_half(tiles + i, images + i) : 0;
+        tables += room_of(&job);
+        halves += bytes_of_half(tiles + i, images + i);
     }
     const size_t heads = rounded((size_t)count * sizeof(Drawn));
     uint8_t *const room = malloc(heads + tables + halves + strip_bytes + grey_bytes);
     if (room == NULL)
-        return 0;
+        return NO_MEMORY;
     Drawn *const drawn = (Drawn *)room;
     uint8_t *table = memset(room + heads, 0, tables), *half = table + tables, *const strip = half + halves;
     uint8_t *const grey = strip + strip_bytes;
-    int64_t there = 0; /* tiles that have an image */
+    int64_t there = 0; /* tiles */
     for (int64_t i = 0; i < count; i++) {
-        if (!images[i].pixels)
+        if (!is_seen(tiles + i, images + i))
             continue;
         Job job = job_of(tiles + i, images + i);
         if (tiles[i].is_halved)
@@ -146,10 +167,11 @@ static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t coun
         memset(strip, fill, strip_bytes);
         for (Drawn *next = drawn; next < drawn + there; next++) {
             const int32_t from = next->top > top ? next->top : top, to = next->bottom < bottom ? next->bottom : bottom;
+            if (from >= to)
+                continue;
             uint8_t *const place = strip + (ptrdiff_t)stride * (from - top) + channels * next->left;
             const Rows rows = {place, (ptrdiff_t)stride, channels};
-            if (from < to)
-                draw_into(next, from - next->top, to - next->top, rows, grey, level);
+            draw_into(next, from - next->top, to - next->top, rows, grey, level);
         }
         Picture rows = picture;
         rows.source = strip, rows.source_stride = (ptrdiff_t)stride;
@@ -157,7 +179,7 @@ static int32_t draw_picture(const Tile *tiles, const Image *images, int64_t coun
         jitter_at(rows, level);
     }
     free(room);
-    return 1;
+    return DRAWN;
 }
 
 #endif

@@ -24,6 +24,8 @@ __all__ = ["COLUMNS", "LEAST_SIDE", "draw_pictures", "kernels_for_pictures"]
 
 COLUMNS = 9
 """Of a table of tiles."""
+_FIELDS = 5
+"""Of what compiled code is told of an image."""
 
 
 def kernels_for_pictures() -> ctypes.CDLL | None:
@@ -53,7 +55,7 @@ def draw_pictures(
     hsv, mirrors: B3 and B2, those of `jitter`, hue shifts from 0 to 1.
     chosen: B; of these the ones are drawn whose images have dense rows.
 
-    Raises MemoryError.
+    Raises MemoryError. A part that does not lie in its image is noticed before anything is read.
     """
     count, size = out.shape[:2]
     assert out.shape == (count, size, size, 3)
@@ -65,7 +67,7 @@ def draw_pictures(
     for is_chosen, of_picture in zip(chosen, images, strict=True):
         found = _addresses(of_picture) if is_chosen else None
         drawn.append(found is not None)
-        sources.extend(found or [0] * (3 * len(of_picture)))
+        sources.extend(found or [0] * (_FIELDS * len(of_picture)))
     done = kernels.paceline_pictures(
         *(_address(tiles), sources.buffer_info()[0], tiles.shape[1], bytes(drawn)),
         *(_address(hsv), _address(mirrors), count, size),
@@ -73,21 +75,23 @@ def draw_pictures(
     )
     if not done:
         raise MemoryError
+    assert done > 0, "a tile does not lie in its image, or in the picture"
     return drawn
 
 
 def _addresses(images: Sequence[Pixels | None]) -> list[int] | None:
-    """Address, bytes from row to row, and channels of images one after the other; None where rows are not dense."""
+    """Address, bytes from row to row, channels, height and width of images; None where rows are not dense."""
     found: list[int] = []
     for image in images:
         if image is None:
-            found += (0, 0, 0)
+            found += (0,) * _FIELDS
             continue
         channels, about = 3 if image.ndim == 3 else 1, image.__array_interface__
-        strides = about["strides"]  # None where all is dense
+        strides, (height, width) = about["strides"], about["shape"][:2]  # no strides where all is dense
         if strides is not None and strides[1:] != ((3, 1) if channels == 3 else (1,)):
             return None
-        found += (about["data"][0], about["shape"][1] * channels if strides is None else strides[0], channels)
+        stride = width * channels if strides is None else strides[0]
+        found += (about["data"][0], stride, channels, height, width)
     return found
 
 

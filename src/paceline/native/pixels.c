@@ -34,8 +34,8 @@ EXPORT void paceline_jitter(const uint8_t *source, int64_t source_stride, uint8_
 
 /* Draw pictures of `size` x `size` pixels of three channels, which lie one after the other, each from as many tiles, and
  * change their colours: hue shift from 0 to 1, gains of saturation and value; mirrored along x, along y. A tile drawn at
- * another size than its own has at least 2 x 2 pixels. Pictures that are not chosen stay as they are. 0 if there is no
- * memory. */
+ * another size than its own has at least 2 x 2 pixels. Pictures that are not chosen stay as they are. DRAWN, or at the
+ * first that is not drawn: NO_MEMORY, or MISFIT where a tile does not lie in its image, or in the picture. */
 EXPORT int32_t paceline_pictures(const Tile *tiles, const Image *images, int64_t tiles_each, const uint8_t *chosen,
                                  const double (*hsv)[3], const uint8_t (*mirrors)[2], int64_t count, int64_t size,
                                  uint8_t *out, int32_t fill, int32_t level) {
@@ -48,10 +48,11 @@ EXPORT int32_t paceline_pictures(const Tile *tiles, const Image *images, int64_t
             .height = (size_t)size, .width = (size_t)size, .channels = most_channels(images, tiles_each),
             .mirrored = mirrors[i][0], .jitter = jitter_of((float)hsv[i][0], (float)hsv[i][1], (float)hsv[i][2]),
         };
-        if (!draw_picture(tiles, images, tiles_each, picture, (uint8_t)fill, level))
-            return 0;
+        const int32_t done = draw_picture(tiles, images, tiles_each, picture, (uint8_t)fill, level);
+        if (done != DRAWN)
+            return done;
     }
-    return 1;
+    return DRAWN;
 }
 
 /* Draw a rectangle of at least 2 x 2 pixels of 1 or 3 channels into another one; 0 if there is no memory. */
