@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
@@ -143,6 +144,11 @@ class PlannedBatch:
     def fetch(self, place: int, get: Get[T]) -> list[T | None]:
         """Images of a picture's tiles by `get`, with others in the place of images that turn out to be broken."""
         loader, planned, row = self._loader, self._planned, self._start + place
+        if loader.window and planned.transforms.sources[row, 0] < 0:
+            # Its own picture does not show it, but others will. Made later it would stay beyond its time, and drive
+            # others out before theirs. What is broken is noticed by who shows it.
+            with suppress(BrokenImage):
+                get(int(planned.transforms.samples[row]), renew=True)
         while True:
             sources = planned.transforms.sources[row].tolist()
             try:
