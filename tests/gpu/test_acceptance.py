@@ -11,7 +11,10 @@ from paceline.models.registry import build_model
 from paceline.training.acceptance import compared
 from paceline.training.precision import Precision
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
