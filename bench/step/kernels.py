@@ -1,7 +1,7 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare early|halves|moments|order ...]
+                                 [--only-ours | --compare early|halves|moments|order|streams|branches ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
@@ -11,7 +11,8 @@ count its waiting.
 With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `early`,
 kernels that come while the one before them ends (decision 73); `halves`, weights rounded by nodes (decision 76);
 `moments`, norms that take the moments that convolutions have written (decision 70); `order`, sums against the order in
-which a map was written (decision 75). The last line is JSON.
+which a map was written (decision 75); `streams`, gradients of weights and branches of the head on streams of their own;
+`branches`, these of the head alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import os
 import sys
 import time
 from collections import defaultdict
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -45,7 +46,7 @@ from paceline.training.trials import TrialSetting, noise
 from paceline.training.understudy import Cast, understudy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
     from paceline.batch import Batch
@@ -140,11 +141,18 @@ class Way:
     """What is left out, of `PARTS`."""
 
 
+@contextmanager
+def _in_order(number: int, x: torch.Tensor) -> Iterator[None]:
+    yield
+
+
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "early": lambda: mock.patch("paceline.triton_kernels._overlaps_on", return_value=False),
-    "halves": lambda: mock.patch("paceline.models.graph.halved", return_value=nullcontext()),
+    "halves": lambda: mock.patch("paceline.models.half_weights.autocast_type", return_value=None),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
     "order": lambda: mock.patch.object(order, "AGAINST", False),
+    "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
+    "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda maps: None),
 }
 """What can be left out, and how."""
 

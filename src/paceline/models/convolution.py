@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from paceline.models.half_weights import half_of
+from paceline.models import parted_conv
+from paceline.models.half_weights import half_of, is_held
 from paceline.triton_kernels import autocast_type, on_gpu, takes_map, usable
 
 if TYPE_CHECKING:
@@ -37,14 +38,17 @@ class Convolution(nn.Conv2d):
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton
 
         if self.groups > 1:
-            return depthwise_conv.convolved(x, half_of(self.weight, dtype), dtype)
+            return depthwise_conv.convolved(x, half_of(self.weight, dtype), dtype, joins=is_held(self.weight))
         if narrow_conv.is_narrow(self.in_channels, self.out_channels, self.stride[0]):
             return narrow_conv.convolved(x, self.weight, self.stride[0], dtype, tally=tally)
         return self._by_torch(x, dtype)
 
     def _by_torch(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Convolve as `nn.Conv2d` does, which under autocast computes in this type."""
-        y: Tensor = self._conv_forward(x, half_of(self.weight, dtype), self.bias)
+        half = half_of(self.weight, dtype)
+        if half is not self.weight and on_gpu(x) and self.bias is None:
+            return parted_conv.convolved(x, half, self)
+        y: Tensor = self._conv_forward(x, half, self.bias)
         return y
 
     def _has_kernels(self, x: Tensor, dtype: torch.dtype) -> bool:
@@ -87,6 +91,7 @@ class BiasedConvolution(nn.Conv2d):
             x,
             weight,
             self.bias,
+            joins=is_held(self.weight),
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,

@@ -13,6 +13,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from paceline.models.beside import beside
 from paceline.models.depthwise_kernels import _trace_back
 from paceline.triton_kernels import cdiv, start_kernel
 
@@ -85,12 +86,12 @@ class _Convolved(torch.autograd.Function):
     """3 x 3 depthwise convolution with padding 1, stride 1 and without bias."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, launch: Launch) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, joins: bool, launch: Launch) -> Tensor:
         """Return y BCHW, channels-last and of type `dtype`."""
         ctx.types = (x.dtype, weight.dtype)
         x, filters = x.to(dtype).contiguous(memory_format=torch.channels_last), weight.to(dtype)
         ctx.save_for_backward(x, filters)
-        ctx.launch = launch
+        ctx.launch, ctx.joins = launch, joins
         return F.conv2d(x, filters, padding=1, groups=len(filters))
 
     @staticmethod
@@ -101,22 +102,26 @@ class _Convolved(torch.autograd.Function):
         type_of_x, type_of_weight = ctx.types
         of_y = of_y.contiguous(memory_format=torch.channels_last)
         of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_x = traced_back(of_y, filters.view(-1, 9).T.contiguous(), ctx.launch).to(type_of_x)
         if ctx.needs_input_grad[1]:
             sizes = ([1, 1], [1, 1], [1, 1], False, [0, 0], len(filters))
-            of_weight = torch.ops.aten.convolution_backward(of_y, x, filters, None, *sizes, [False, True, False])[1]
-            of_weight = of_weight.to(type_of_weight)
-        return of_x, of_weight, None, None
+            with beside(of_y, x, filters, joins=ctx.joins):
+                _, of_weight, _ = torch.ops.aten.convolution_backward(
+                    of_y, x, filters, None, *sizes, [False, True, False]
+                )
+                of_weight = of_weight.to(type_of_weight)
+        if ctx.needs_input_grad[0]:
+            of_x = traced_back(of_y, filters.view(-1, 9).T.contiguous(), ctx.launch).to(type_of_x)
+        return of_x, of_weight, None, None, None
 
 
-def convolved(x: Tensor, weight: Tensor, dtype: torch.dtype, *, launch: Launch = LAUNCH) -> Tensor:
+def convolved(x: Tensor, weight: Tensor, dtype: torch.dtype, *, joins: bool = False, launch: Launch = LAUNCH) -> Tensor:
     """Convolve BCHW by filters C, 1, 3, 3 with padding 1; on the current stream, without waiting.
 
     x: a number of channels that eight divides. dtype: what is computed with, and the type of y; filters are rounded to
-    it. launch: changes the time only.
+    it. joins: whether the gradient of the filters meets others before anything reads it (`beside.py`). launch: changes
+    the time only.
     Returns y BCHW, channels-last.
     """
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        y: Tensor = _Convolved.apply(x, weight, dtype, launch)
+        y: Tensor = _Convolved.apply(x, weight, dtype, joins, launch)
     return y

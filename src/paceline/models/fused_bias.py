@@ -12,6 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from paceline.models.bias_kernels import _settle, _sums
+from paceline.models.parted_conv import gradients_apart
 from paceline.triton_kernels import autocast_type, cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class _Biased(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
+        joins: bool,
         stride: tuple[int, ...],
         padding: tuple[int, ...],
         dilation: tuple[int, ...],
@@ -134,7 +136,7 @@ class _Biased(torch.autograd.Function):
         """Convolve BCHW; x and weight are of one type, which the result has."""
         ctx.save_for_backward(x, weight)
         ctx.settings = (stride, padding, dilation, False, (0, 0), groups)
-        ctx.bias_type = bias.dtype
+        ctx.bias_type, ctx.joins = bias.dtype, joins
         convolved: Tensor = torch.ops.aten.convolution(x, weight, bias.to(x.dtype), *ctx.settings)
         return convolved
 
@@ -147,9 +149,8 @@ class _Biased(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             sums, gradient = sums_over_cells(gradient)
             of_bias = sums.to(ctx.bias_type)
-        wanted = (*ctx.needs_input_grad[:2], False)
-        of_x, of_weight, _ = torch.ops.aten.convolution_backward(gradient, x, weight, None, *ctx.settings, wanted)
-        return of_x, of_weight, of_bias, None, None, None, None
+        of_x, of_weight = gradients_apart(gradient, x, weight, ctx.settings, ctx.needs_input_grad[:2], joins=ctx.joins)
+        return of_x, of_weight, of_bias, *[None] * 5
 
 
 def biased_convolution(
@@ -157,6 +158,7 @@ def biased_convolution(
     weight: Tensor,
     bias: Tensor,
     *,
+    joins: bool = False,
     stride: tuple[int, ...],
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
@@ -164,11 +166,12 @@ def biased_convolution(
 ) -> Tensor:
     """Convolve BCHW as `F.conv2d` does, in autocast in its type; on the current stream, without waiting.
 
-    x: channels-last. Gradients are of the types of what was given.
+    x: channels-last. joins: whether the gradient of the weight meets others before anything reads it (`beside.py`).
+    Gradients are of the types of what was given.
     """
     dtype = autocast_type(x)
     if dtype is not None:
         x, weight = x.to(dtype), weight.to(dtype)
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        convolved: Tensor = _Biased.apply(x, weight, bias, stride, padding, dilation, groups)
+        convolved: Tensor = _Biased.apply(x, weight, bias, joins, stride, padding, dilation, groups)
     return convolved

@@ -14,7 +14,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from paceline.models import order
-from paceline.models.half_weights import numbers_of
+from paceline.models.beside import beside
+from paceline.models.half_weights import is_held, numbers_of, whole_of
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
 from paceline.models.moments import Moments
 from paceline.models.part_kernels import _settle_weight
@@ -241,12 +242,13 @@ class _Convolved(torch.autograd.Function):
     """A 1 x 1 convolution over maps that stay where they are."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, tiles: Tiles, tally: Tally | None, *maps: Tensor) -> Tensor:
-        """Return y BCHW, channels-last and of the maps' type."""
+    def forward(
+        ctx: Any, weight: Tensor, factors: Tensor, tiles: Tiles, tally: Tally | None, joins: bool, *maps: Tensor
+    ) -> Tensor:
+        """Return y BCHW, channels-last and of the maps' type, as are `factors` N K, the weight's numbers."""
         maps = tuple(map(_readable, maps))
-        factors = numbers_of(weight, maps[0].dtype).flatten(1)
         ctx.save_for_backward(factors, *maps)
-        ctx.layout, ctx.tiles = Layout.of(weight), tiles
+        ctx.layout, ctx.tiles, ctx.joins = Layout.of(weight), tiles, joins
         return product(factors, maps, tiles.of_result, tally=tally)
 
     @staticmethod
@@ -257,12 +259,13 @@ class _Convolved(torch.autograd.Function):
         of_y = _readable(of_y)
         of_weight = of_maps = None
         if ctx.needs_input_grad[0]:
-            of_weight = gradient_of_weight(ctx.layout, of_y, maps, ctx.tiles.of_weight)
-        needed = ctx.needs_input_grad[3:]
+            with beside(of_y, *maps, joins=ctx.joins):
+                of_weight = gradient_of_weight(ctx.layout, of_y, maps, ctx.tiles.of_weight)
+        needed = ctx.needs_input_grad[5:]
         if any(needed):
             of_maps = gradients_of_maps(factors, of_y, maps, ctx.tiles.of_pieces)
         found = of_maps or (None,) * len(maps)
-        return of_weight, None, None, *(value if needs else None for value, needs in zip(found, needed, strict=True))
+        return of_weight, *[None] * 4, *(value if needs else None for value, needs in zip(found, needed, strict=True))
 
 
 def convolved(
@@ -282,5 +285,6 @@ def convolved(
     """
     with torch.cuda.device_of(pieces[0]):  # where Triton launches; a backward pass is in a thread of the device
         maps = [piece.to(dtype) for piece in _few(pieces)]
-        y: Tensor = _Convolved.apply(weight, tiles, tally, *maps)
+        factors = numbers_of(weight, dtype).flatten(1)
+        y: Tensor = _Convolved.apply(whole_of(weight), factors, tiles, tally, is_held(weight), *maps)
     return y

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from paceline.models.beside import note_made
 from paceline.models.blocks import Concat, SplitChain
 from paceline.models.half_weights import halved
 
@@ -152,6 +153,8 @@ def run_nodes(
         else:
             with halved(modules[str(node)]):
                 values[node] = modules[str(node)](*taken)
+            if stop == len(wiring) and node in wiring.inputs[-1]:
+                note_made(values[node])
         for value in wiring.freed[node]:
             del values[value]
     if stop == len(wiring):

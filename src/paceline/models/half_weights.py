@@ -8,19 +8,23 @@ made, and one operation gives all their gradients back:
 weights of a node   --- one copy --->   halves   --- each convolution takes its own --->   results
 their gradients     <-- one copy ----   those of the halves
 ```
-The numbers are autocast's, to the bit. It goes by nodes since gradients travel between ranks as they come.
+The numbers are autocast's, to the bit. It goes by nodes since gradients travel between ranks as they come. Kernels that
+sum a weight's gradient in float32 give it to the weight as it is, by the same way: `whole_of`. So all gradients of a
+node's weights meet here, and may have been computed beside the rest until then (`beside.py`).
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from paceline.models.beside import rejoin
 from paceline.triton_kernels import autocast_type
 
 if TYPE_CHECKING:
@@ -29,13 +33,28 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_halves: ContextVar[Mapping[int, Tensor]] = ContextVar("_halves")
-"""Copies by the `id` of the weight, which the node that runs holds."""
+
+@dataclass(frozen=True)
+class _Held:
+    """What a node holds of a weight."""
+
+    half: Tensor
+    whole: Tensor
+    """The weight itself, whose gradient goes where that of the copy does."""
+
+
+_halves: ContextVar[Mapping[int, _Held]] = ContextVar("_halves")
+"""By the `id` of the weight, of the node that runs."""
 
 
 def halved(node: nn.Module) -> AbstractContextManager[None]:
-    """Let the convolutions of a node find copies of their weights; nothing but in training under autocast."""
+    """Let the convolutions of a node find copies of their weights; nothing but in training under autocast.
+
+    A node that says so (`halves_parts`) does it itself, part by part.
+    """
     if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_compiled(node):
+        return nullcontext()
+    if getattr(node, "halves_parts", False):
         return nullcontext()
     weights = [module.weight for module in node.modules() if isinstance(module, nn.Conv2d) and _is_plain(module.weight)]
     dtype = autocast_type(weights[0]) if weights else None
@@ -45,18 +64,30 @@ def halved(node: nn.Module) -> AbstractContextManager[None]:
 def half_of(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return the copy of a weight of this type, which takes the gradient in its place; without one, the weight."""
     held = _halves.get({}).get(id(weight))
-    return held if held is not None and held.dtype == dtype else weight
+    return held.half if held is not None and held.half.dtype == dtype else weight
 
 
 def numbers_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return a weight in a type, for those who give its gradient to the weight itself."""
+    """Return a weight in a type, for those who give its gradient to `whole_of` it."""
     return half_of(weight, dtype).detach().to(dtype)
+
+
+def whole_of(weight: Tensor) -> Tensor:
+    """Return what takes the gradient of a weight, as it is, in its place; the weight where the node holds none."""
+    return _halves.get({})[id(weight)].whole if is_held(weight) else weight
+
+
+def is_held(weight: Tensor) -> bool:
+    """Whether the gradient of a weight meets the others of its node before anything reads it."""
+    return id(weight) in _halves.get({})
 
 
 @contextmanager
 def _held(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
-    copies: tuple[Tensor, ...] = _Halved.apply(dtype, *weights)  # type: ignore[no-untyped-call]
-    token = _halves.set({id(weight): copy for weight, copy in zip(weights, copies, strict=True)})
+    outputs: tuple[Tensor, ...] = _Halved.apply(dtype, *weights)  # type: ignore[no-untyped-call]
+    halves, wholes = outputs[: len(weights)], outputs[len(weights) :]
+    held = {id(weight): _Held(half, whole) for weight, half, whole in zip(weights, halves, wholes, strict=True)}
+    token = _halves.set(held)
     try:
         yield
     finally:
@@ -73,21 +104,30 @@ def _is_compiled(node: nn.Module) -> bool:
 
 
 class _Halved(torch.autograd.Function):
-    """Copies of tensors in another type, all by one operation."""
+    """Copies of tensors in another type, all by one operation, and the tensors themselves."""
 
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Return copies laid out like the weights."""
+        """Return copies laid out like the weights, then the weights."""
         ctx.set_materialize_grads(False)
-        return _converted(weights, dtype)
+        ctx.device = weights[0].device
+        return *_converted(weights, dtype), *(weight.detach() for weight in weights)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients in float32; None for copies whose gradient has gone to the weight itself."""
-        there = [gradient for gradient in gradients if gradient is not None]
-        found = iter(_converted(there, torch.float32))
-        return None, *(None if gradient is None else next(found) for gradient in gradients)
+        """Gradients in float32, of which any may have been computed beside what came before."""
+        rejoin(ctx.device)
+        of_halves, of_wholes = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
+        found = iter(_converted([gradient for gradient in of_halves if gradient is not None], torch.float32))
+        rounded = [None if gradient is None else next(found) for gradient in of_halves]
+        return None, *(_sum_of(*both) for both in zip(rounded, of_wholes, strict=True))
+
+
+def _sum_of(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:

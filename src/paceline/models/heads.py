@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
+from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
+from paceline.models.half_weights import halved
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -36,6 +38,9 @@ class DetectionHead(nn.Module):
     (generalised focal loss, arXiv 2006.04388). `depthwise` takes the lighter class branch of YOLO11.
     """
 
+    halves_parts = True
+    """Branches have half weights each for itself, since each may be on a stream of its own."""
+
     def __init__(
         self,
         in_channels: Sequence[int],
@@ -57,7 +62,14 @@ class DetectionHead(nn.Module):
 
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
-        return _join_points(self.cv2, levels), _join_points(self.cv3, levels)
+        count = len(levels)
+        branches = zip((*self.cv2, *self.cv3), (*levels, *levels), strict=True)
+        maps = []
+        for number, (branch, level) in enumerate(branches):
+            with apart(number, level), halved(branch):
+                maps.append(branch(level))
+        together(maps)
+        return _join_points(maps[:count]), _join_points(maps[count:])
 
     def _start_biases(self, strides: Sequence[int], num_classes: int) -> None:
         """Start with boxes of a few strides, and with scores as if an image of 640 px held five objects."""
@@ -82,9 +94,8 @@ def _depthwise_branch(in_channels: int, width: int, out_channels: int) -> nn.Seq
     )
 
 
-def _join_points(branches: Iterable[nn.Module], levels: Sequence[Tensor]) -> Tensor:
-    """Run a branch per level and join BCHW maps to BAC; each level is a view in any memory layout, copied once."""
-    maps = (branch(level) for branch, level in zip(branches, levels, strict=True))
+def _join_points(maps: Sequence[Tensor]) -> Tensor:
+    """Join BCHW maps to BAC; each is a view in any memory layout, copied once."""
     return torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
 
 

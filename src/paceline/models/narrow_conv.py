@@ -13,10 +13,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models import order
-from paceline.models.half_weights import half_of, numbers_of
+from paceline.models.beside import beside
+from paceline.models.half_weights import half_of, is_held, numbers_of, whole_of
 from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
+from paceline.models.parted_conv import gradients_apart
 from paceline.triton_kernels import cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
@@ -197,16 +199,17 @@ class _Convolved(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         weight: Tensor,
+        factors: Tensor,
         stride: int,
-        dtype: torch.dtype,
         tally: Tally | None,
+        joins: bool,
         convolving: Launch,
         weighing: Launch,
     ) -> Tensor:
-        """Return y BNHW, channels-last and of type `dtype`."""
-        ctx.types = (x.dtype, weight.dtype)
-        x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-        factors = numbers_of(weight, dtype).contiguous(memory_format=torch.channels_last)
+        """Return y BNHW, channels-last and of the type of `factors`, the weight's numbers."""
+        ctx.types, ctx.joins = (x.dtype, weight.dtype), joins
+        x = x.to(factors.dtype).contiguous(memory_format=torch.channels_last)
+        factors = factors.contiguous(memory_format=torch.channels_last)
         ours = _Ours.of(x.shape[1], len(weight), stride)
         ctx.save_for_backward(x, factors)
         ctx.stride, ctx.ours, ctx.launches = stride, ours, (convolving, weighing)
@@ -223,13 +226,12 @@ class _Convolved(torch.autograd.Function):
         convolving, weighing = ctx.launches
         of_y = of_y.contiguous(memory_format=torch.channels_last)
         wanted = ctx.needs_input_grad[:2]
-        theirs = [wanted[0] and not ctx.ours.map, wanted[1] and not ctx.ours.weights, False]
-        of_x = of_weight = None
-        if any(theirs):
-            sizes = ([ctx.stride] * 2, [1, 1], [1, 1], False, [0, 0], 1)
-            of_x, of_weight, _ = torch.ops.aten.convolution_backward(of_y, x, factors, None, *sizes, theirs)
+        theirs = (wanted[0] and not ctx.ours.map, wanted[1] and not ctx.ours.weights)
+        settings = ((ctx.stride,) * 2, (1, 1), (1, 1), False, (0, 0), 1)
+        of_x, of_weight = gradients_apart(of_y, x, factors, settings, theirs, joins=ctx.joins)
         if wanted[1] and ctx.ours.weights:  # first, since it goes against the order in which y' was written
-            of_weight = _weighed(x, of_y, ctx.stride, weighing)
+            with beside(of_y, x, joins=ctx.joins):
+                of_weight = _weighed(x, of_y, ctx.stride, weighing)
         if wanted[0] and ctx.ours.map:
             if ctx.stride == 1:
                 of_x = _convolved(of_y, factors, 1, convolving, turned=True)
@@ -237,7 +239,7 @@ class _Convolved(torch.autograd.Function):
                 of_x = _traced_back(of_y, factors, x.shape[2:], convolving)
         of_x = None if of_x is None else of_x.to(type_of_x)
         of_weight = None if of_weight is None else of_weight.to(type_of_weight)
-        return of_x, of_weight, None, None, None, None, None
+        return of_x, of_weight, *[None] * 6
 
 
 def is_narrow(in_channels: int, out_channels: int, stride: int) -> bool:
@@ -264,7 +266,8 @@ def convolved(
     """
     assert stride in (1, 2), "no other gradient of the map is known here"
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        if not _Ours.of(x.shape[1], len(weight), stride).weights:
-            weight = half_of(weight, dtype)
-        y: Tensor = _Convolved.apply(x, weight, stride, dtype, tally, convolving, weighing)
+        sums_whole = _Ours.of(x.shape[1], len(weight), stride).weights
+        learns = whole_of(weight) if sums_whole else half_of(weight, dtype)
+        factors, joins = numbers_of(weight, dtype), is_held(weight)
+        y: Tensor = _Convolved.apply(x, learns, factors, stride, tally, joins, convolving, weighing)
     return y

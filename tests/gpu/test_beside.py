@@ -1,0 +1,62 @@
+"""Streams of a recording on a CUDA device: what is computed side by side is what is computed in order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from steps import everything, make_step, run, works
+
+from paceline.models import beside
+from paceline.models.registry import build_model
+from paceline.training.graphed import CudaCapture, GraphedStep
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+
+
+def replayed(name: str, updates: int) -> list[Tensor]:
+    """Return losses and state of a network after updates by graphs in bfloat16."""
+    torch.manual_seed(0)
+    network = build_model(name, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inner = make_step("SGD", network=network, dtype=torch.float32, device="cuda", amp_dtype=torch.bfloat16)
+    step = GraphedStep(inner, CudaCapture(DEVICE))
+    said = run(step, works(updates, "SGD", device="cuda", boxes=(4,)))
+    assert step.num_graphs > 0
+    return [*said, *everything(inner)["state"]]
+
+
+@pytest.mark.parametrize("name", ["yolo11n", "yolov8n", "yolo11m"])
+def test_no_bit_depends_on_streams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = replayed(name, 12)
+    monkeypatch.setattr(beside, "_is_recording", lambda device: False)
+    expected, again = replayed(name, 12), replayed(name, 12)
+    if not all(torch.equal(one, other) for one, other in zip(expected, again, strict=True)):
+        pytest.skip("without streams two runs differ here, too")
+    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert torch.equal(one, other), number
+
+
+def test_what_is_recorded_goes_by_several_streams() -> None:
+    """Each branch of the head and the gradients of weights have one; the recording would end with an error without."""
+    replayed("yolo11n", 2)
+    numbers = [-1, *range(6)]
+    assert len({beside._stream_of(DEVICE, number) for number in numbers}) == len(numbers)
+    assert beside._stream_of.cache_info().currsize >= len(numbers)
+    assert not beside._read
+    assert not beside._made
