@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _interpreted(*names: str) -> Iterator[ModuleType]:
     """Let Triton's interpreter run the kernels of modules, imported anew in this order; give the last of them."""
     pytest.importorskip("triton")
-    names = ("paceline.triton_overlap", "paceline.models.turn_kernels", *names)  # which others call
+    names = ("paceline.models.turn_kernels", *names)  # which others call
     rooms = [(importlib.import_module(room), name) for room, _, name in (name.rpartition(".") for name in names)]
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:

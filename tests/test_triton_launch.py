@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import dataclasses
 import importlib.util
 import random
@@ -234,66 +232,3 @@ def test_cuts_are_those_of_triton() -> None:
         assert triton_kernels.next_power_of_2(count) == triton.next_power_of_2(count)
         for size in (1, 3, 16):
             assert triton_kernels.cdiv(count, size) == triton.cdiv(count, size)
-
-
-def patient(x, rows, early: triton.language.constexpr = False):  # type: ignore[no-untyped-def]
-    """Be compiled by nobody; may be launched early."""
-
-
-def test_a_kernel_that_can_come_early_does_where_the_device_lets_it(gpu: Any) -> None:
-    asked: list[int] = []
-
-    def more(_: Any, number: int) -> dict[str, bool]:
-        asked.append(number)
-        return {"early": True, "launch_pdl": True} if number == 1 else {}
-
-    start = launch.launcher_of(triton.jit(patient), more)
-    for gpu.device in (0, 1, 0, 1):
-        start((2,), (torch.zeros(8), 7), {"num_warps": 2})
-    assert [launched.values[-1] for launched in gpu.launches] == [False, True, False, True]
-    assert asked == [0, 1], "what was launched is launched again without asking"
-
-
-def test_kernels_come_early_on_hopper_if_a_chain_of_them_holds(
-    gpu: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from paceline import triton_probe
-
-    capability, holds = {0: (8, 9), 1: (9, 0), 2: (10, 0), 3: (9, 0)}, {1: True, 2: False}
-
-    def chain_holds(value: Any) -> bool:
-        return holds[value]  # none for 3: a driver that refuses
-
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[device.index])
-    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-    monkeypatch.setattr(torch, "zeros", lambda _, device: device.index)
-    monkeypatch.setattr(triton_probe, "chain_holds", chain_holds)
-    triton_kernels._overlaps_on.cache_clear()
-    with caplog.at_level("WARNING", logger="paceline"):
-        found = [triton_kernels.early_options(triton.jit(patient), number) for number in range(4)]
-    triton_kernels._overlaps_on.cache_clear()
-    assert found == [{}, {"early": True, "launch_pdl": True}, {}, {}]
-    assert [record.args[0] for record in caplog.records if isinstance(record.args, tuple)] == [2, 3]
-    assert not triton_kernels.early_options(kernel(), 1), "it does not wait"
-
-
-def test_kernels_that_may_come_early_wait_first() -> None:
-    """One that did not would read what is not written yet; `tests/kernels/compiling.py` looks at what is compiled."""
-    waiting = 0
-    for path in sorted(Path(triton_kernels.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if not isinstance(node, ast.FunctionDef) or node.name == "await_previous":
-                continue
-            parameters = [argument.arg for argument in node.args.args]
-            starts = [ast.unparse(statement) for statement in node.body if not is_text(statement)][:1]
-            if "early" in parameters:
-                assert starts == ["await_previous(early)"], (path, node.name)
-                waiting += 1
-            else:
-                assert "await_previous(early)" not in ast.unparse(node), (path, node.name)
-    assert waiting > 30
-
-
-def is_text(statement: ast.stmt) -> bool:
-    """Whether it is a docstring."""
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)

@@ -76,7 +76,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         data = make_set(Path(folder))
         for way in ("encoded_by_host", "encoded_by_device", "ram", "device"):
-            figures |= ready_rates(data, way, options, render_by_kernel, device)
+            found = ready_rates(data, way, options, render_by_kernel, device)
+            print(found, flush=True)  # a session may be cut off
+            figures |= found
         figures |= fill_rates(data, options, render_by_kernel, device)
     for name, figure in figures.items():
         print(f"{name:36} {figure:>14,.6g}" if isinstance(figure, float) else f"{name:36} {figure:>14}")

@@ -1,18 +1,16 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare early|halves|moments|order|streams|branches ...]
+                                 [--only-ours | --compare halves|moments|streams|branches ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
-between them, are those of a graph in which each kernel comes when the one before has ended: one that comes early would
-count its waiting.
+between them, are those of a graph on one stream: kernels side by side would each count the time of all.
 
-With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `early`,
-kernels that come while the one before them ends (decision 73); `halves`, weights rounded by nodes (decision 76);
-`moments`, norms that take the moments that convolutions have written (decision 70); `order`, sums against the order in
-which a map was written (decision 75); `streams`, gradients of weights and branches of the head on streams of their own;
-`branches`, these of the head alone. The last line is JSON.
+With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `halves`,
+weights rounded by nodes (decision 76); `moments`, norms that take the moments that convolutions have written (decision
+70); `streams`, gradients of weights and branches of the head on streams of their own (decision 83); `branches`, these
+of the head alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ import torch
 from paceline import triton_kernels
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
-from paceline.models import order
 from paceline.models.registry import build_model
 from paceline.parallel.norms import BatchNorm
 from paceline.training.ahead import imagined_step
@@ -147,12 +144,10 @@ def _in_order(number: int, x: torch.Tensor) -> Iterator[None]:
 
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "early": lambda: mock.patch("paceline.triton_kernels._overlaps_on", return_value=False),
     "halves": lambda: mock.patch("paceline.models.half_weights.autocast_type", return_value=None),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
-    "order": lambda: mock.patch.object(order, "AGAINST", False),
     "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
-    "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda maps: None),
+    "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda given: None),
 }
 """What can be left out, and how."""
 
@@ -211,8 +206,7 @@ def main() -> int:
             cells = ", ".join(f"{key} {value:,.2f}" for key, value in figures[way.name].items())
             print(f"{options.model} {way.name}: {cells}", flush=True)
             if way.graphs and not options.compare:
-                stack.enter_context(PARTS["early"]())
-                stack.enter_context(mock.patch.object(triton_kernels, "_launchers", {}))
+                stack.enter_context(PARTS["streams"]())
                 setting = setting_of(options.model, options.imgsz, device)
                 if way.ours:
                     compile_kernels(setting)

@@ -35,7 +35,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEP, RENDER = REPOSITORY / "bench" / "step", REPOSITORY / "bench" / "render" / "gpu.py"
 MODEL = "yolo11n"
-UNMEASURED = ("early", "halves", "moments", "order")
+UNMEASURED = ("streams", "branches", "halves", "moments")
 """What `kernels.py` leaves out in turn."""
 ON_CPU = 3.0
 """How many times as long a part may take there."""

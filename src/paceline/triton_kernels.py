@@ -26,10 +26,6 @@ SWITCH = "PACELINE_KERNELS"
 """Environment variable that leaves all to torch where it is `off`."""
 LEAST_CAPABILITY = (8, 0)
 """Older GPUs have no bfloat16, and nobody has tried the kernels on them."""
-LEAST_EARLY_CAPABILITY = (9, 0)
-"""Older GPUs start a kernel when the one before has ended."""
-_EARLY = {"early": True, "launch_pdl": True}
-"""Options of a kernel that waits for the one before it by itself; the first is its own, the second one of Triton's."""
 KEPT_CUTS = 4096
 """Sizes for which it is remembered how kernels cut them."""
 
@@ -81,14 +77,13 @@ def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options:
     """
     try:
         if _is_ahead.get():
-            more = early_options(kernel, torch.cuda.current_device()) if torch.cuda.is_available() else {}
-            kernel.warmup(*arguments, grid=grid, **options, **more)
+            kernel.warmup(*arguments, grid=grid, **options)
             return
         launch = _launchers.get(id(kernel))
         if launch is None:
             from paceline.triton_launch import launcher_of  # which needs Triton
 
-            launch = _launchers[id(kernel)] = launcher_of(kernel, early_options)
+            launch = _launchers[id(kernel)] = launcher_of(kernel)
         launch(grid, arguments, options)
     except RuntimeError:
         raise
@@ -97,14 +92,6 @@ def start_kernel(kernel: Any, grid: tuple[int, ...], *arguments: Any, **options:
             f"The kernel {kernel.__name__} cannot be started here ({type(error).__name__}: {str(error)[:200]}); "
             f"{SWITCH}=off does without kernels."
         ) from error
-
-
-def early_options(kernel: Any, number: int) -> dict[str, bool]:
-    """Return what a kernel is launched with in order to come early, on the CUDA device of a number; nothing elsewhere.
-
-    Only kernels that begin by waiting (`triton_overlap.py`) can, which have a parameter `early`.
-    """
-    return _EARLY if "early" in kernel.arg_names and _overlaps_on(number) else {}
 
 
 def cdiv(count: int, size: int) -> int:
@@ -172,7 +159,6 @@ def _works_on(number: int) -> bool:
     if reason:
         log.warning("Triton's kernels cannot be used on cuda:%d: %s; torch's take their place.", number, reason)
         return False
-    _overlaps_on(number)  # asked now, since while a graph is recorded it cannot be
     return True
 
 
@@ -193,21 +179,3 @@ def _why_not(device: torch.device) -> str:
     except Exception as error:  # no Triton, no C compiler for it, no driver: every one of its own kind
         first = next((line for line in str(error).splitlines() if line.strip()), "")
         return f"{type(error).__name__}: {first.strip()[:200]}".rstrip(":. ")
-
-
-@functools.cache
-def _overlaps_on(number: int) -> bool:
-    """Whether kernels on a device may come before the one before them has ended."""
-    device = torch.device("cuda", number)
-    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < LEAST_EARLY_CAPABILITY:
-        return False
-    try:
-        from paceline.triton_probe import chain_holds
-
-        with torch.cuda.device(device):
-            reason = "" if chain_holds(torch.zeros(1, device=device)) else "one did not wait for another"
-    except Exception as error:  # as many kinds as there are drivers
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-    if reason:
-        log.warning("Kernels on cuda:%d are started one after the other, which is slower: %s.", number, reason)
-    return not reason

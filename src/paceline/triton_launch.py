@@ -25,8 +25,6 @@ from triton.runtime.jit import JITFunction
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    MoreOptions = Callable[[Any, int], Mapping[str, Any]]
-
 log = logging.getLogger("paceline")
 
 FIRST_KNOWN, LAST_KNOWN = (3, 6), (3, 9)
@@ -51,9 +49,8 @@ class _Ready:
 class Launcher:
     """Starts one kernel."""
 
-    def __init__(self, kernel: JITFunction[Any], more: MoreOptions) -> None:
+    def __init__(self, kernel: JITFunction[Any]) -> None:
         self._kernel = kernel
-        self._more = more
         self._current_device: Callable[[], int] = driver.active.get_current_device
         self._current_stream: Callable[[int], int] = driver.active.get_current_stream
         self._known: dict[tuple[Any, ...], _Ready] = {}
@@ -86,7 +83,6 @@ class Launcher:
     ) -> None:
         """Launch as Triton does, and remember what was launched."""
         kernel = self._kernel
-        options = {**options, **self._more(kernel, key[0])}
         compiled = kernel[grid](*arguments, **options)
         others = kernel.params[len(arguments) :]
         constant = all(isinstance(value, constexpr) for value, _ in kernel.used_global_vals.values())
@@ -99,15 +95,10 @@ class Launcher:
         self._known[key] = _Ready(compiled, compiled.run, compiled.function, compiled.packed_metadata, constants)
 
 
-def launcher_of(
-    kernel: Any, more: MoreOptions = lambda _, __: {}
-) -> Callable[[tuple[int, ...], Sequence[Any], Mapping[str, Any]], None]:
-    """Return what starts a kernel: its launcher, or Triton alone for another version, another GPU's or no compiler.
-
-    more: options that a launcher adds, always the same ones for a kernel and the number of a device.
-    """
+def launcher_of(kernel: Any) -> Callable[[tuple[int, ...], Sequence[Any], Mapping[str, Any]], None]:
+    """Return what starts a kernel: its launcher, or Triton alone for another version, another GPU's or no compiler."""
     if type(kernel) is JITFunction and _is_known():
-        return Launcher(kernel, more)
+        return Launcher(kernel)
     return lambda grid, arguments, options: kernel[grid](*arguments, **options)
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from steps import everything, make_step, run, works
 
-from paceline.models import beside
+from paceline.models import beside, heads
 from paceline.models.registry import build_model
 from paceline.training.graphed import CudaCapture, GraphedStep
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
 pytestmark = [
@@ -41,21 +44,34 @@ def replayed(name: str, updates: int) -> list[Tensor]:
     return [*said, *everything(inner)["state"]]
 
 
+@contextmanager
+def _in_order(number: int, x: Tensor) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("what", ["all", "gradients of weights"])
 @pytest.mark.parametrize("name", ["yolo11n", "yolov8n", "yolo11m"])
-def test_no_bit_depends_on_streams(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bit_depends_on_streams(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if what != "all":
+        monkeypatch.setattr(heads, "apart", _in_order)
+        monkeypatch.setattr(heads, "together", lambda given: None)
     found = replayed(name, 12)
     monkeypatch.setattr(beside, "_is_recording", lambda device: False)
     expected, again = replayed(name, 12), replayed(name, 12)
     if not all(torch.equal(one, other) for one, other in zip(expected, again, strict=True)):
         pytest.skip("without streams two runs differ here, too")
-    for number, (one, other) in enumerate(zip(found, expected, strict=True)):
-        assert torch.equal(one, other), number
+    differ = [
+        (number, float((one.double() - other.double()).abs().max()), float(other.double().abs().max()))
+        for number, (one, other) in enumerate(zip(found, expected, strict=True))
+        if not torch.equal(one, other)
+    ]
+    assert not differ, f"{len(differ)} of {len(found)}: {differ[:6]}"
 
 
 def test_what_is_recorded_goes_by_several_streams() -> None:
     """Each branch of the head and the gradients of weights have one; the recording would end with an error without."""
     replayed("yolo11n", 2)
-    numbers = [-1, *range(6)]
+    numbers = [beside.OF_STATISTICS, -1, *range(6)]
     assert len({beside._stream_of(DEVICE, number) for number in numbers}) == len(numbers)
     assert beside._stream_of.cache_info().currsize >= len(numbers)
     assert not beside._read

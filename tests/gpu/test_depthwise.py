@@ -33,7 +33,7 @@ def test_the_gradient_of_the_map_is_that_in_double_and_the_rest_is_torchs(
             y = convolved(*leaves, dtype)
         else:
             kind = dtype if way == "torch" else torch.float64
-            leaves = x.to(kind).requires_grad_(), weight.to(dtype).to(kind).requires_grad_()
+            leaves = x.to(kind, copy=True).requires_grad_(), weight.to(dtype).to(kind).requires_grad_()
             y = F.conv2d(*leaves, padding=1, groups=shape[1])
         y.backward(of_y.to(y.dtype))
         found.append((y.detach(), *(leaf.grad for leaf in leaves)))

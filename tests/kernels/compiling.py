@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 ALIGNED = [["tt.divisibility", 16]]
-EARLY_CAPABILITY = 90
-WAIT = re.compile(r"griddepcontrol\.wait\s*;")
-MEMORY = re.compile(r"\b(ld|st|atom|red|cp)\.(global|async|relaxed|acquire|release|reduce|volatile|weak)")
 
 
 def run_apart(program: str, folder: Path, *words: str) -> str:
@@ -44,9 +41,9 @@ def compiled(
     *,
     other: str = "i32",
     warps: int = 4,
-    capability: int = EARLY_CAPABILITY,
+    capability: int = 90,
 ) -> Any:
-    """Compile a kernel as it is launched on such a GPU: early, where that can be.
+    """Compile a kernel for a GPU of such a capability.
 
     fixed: its constants. kinds: types of arguments by name, or tuples of them; `other` of the rest. Addresses are
     multiples of 16.
@@ -54,8 +51,6 @@ def compiled(
     from triton import compiler
     from triton.backends.compiler import GPUTarget
 
-    early = capability >= EARLY_CAPABILITY
-    fixed = {**fixed, "early": early}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in fixed else kinds.get(name, other) for name in names}
     attributes: dict[tuple[int, ...], Any] = {}
@@ -68,18 +63,9 @@ def compiled(
     constants = {(names.index(name),): value for name, value in fixed.items()}
     source = compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
-    made = compiler.compile(source, target=target, options={"num_warps": warps, "launch_pdl": early})
+    made = compiler.compile(source, target=target, options={"num_warps": warps})
     assert len(made.asm["cubin"]) > 1000
-    if early:
-        assert_waits_first(made.asm["ptx"], kernel.__name__)
     return made
-
-
-def assert_waits_first(ptx: str, name: str) -> None:
-    """A kernel that comes early touches no memory but its parameters before the one before it has ended."""
-    touch = MEMORY.search(ptx)
-    assert touch, name
-    assert WAIT.search(ptx, 0, touch.start()), f"{name}: {touch.group()} before it waits"
 
 
 @dataclass(frozen=True)

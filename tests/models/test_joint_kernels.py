@@ -374,7 +374,7 @@ for num_out, num_in, room in sizes:
     for name, tile in tiles.items():
         fixed = {key: value for key, value in vars(tile).items() if key not in ("warps", "programs")}
         choices = [{"notes": False}, {"notes": True}] if name == "_convolve_joint" else [{}]
-        for more in [{"backwards": True}] if name == "_weight_parts" else choices:
+        for more in choices:
             variants.add((name, room, tile.warps, tuple((fixed | more).items())))
 for name, room, warps, fixed in sorted(variants):
     made = built(KERNELS[name], dict(fixed) | ({"room": room} if room else {}), warps, "*bf16", 89)

@@ -199,7 +199,7 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
         assert not usage_of(made).spilled
         assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
         assert "wgmma" in made.asm["ptx"], "products of matrices"
-    tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages, backwards=True)
+    tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
     made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, **tile, **sizes)
     assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
     made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, 89, **tile, **sizes)

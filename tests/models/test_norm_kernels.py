@@ -267,19 +267,19 @@ numbers = ("num_rows", "num_channels", "piece_channels", "num_parts", "first_pit
 numbers += ("second_pitch", "carried_pitch")
 kinds |= dict.fromkeys(numbers, "i32")
 of_tiles = dict(rows=32, channels=64, step=8)
-of_sums = of_tiles | dict(stages=3, backwards=True)
+of_sums = of_tiles | dict(stages=3)
 variants = [
     (norm_kernels._statistics, of_sums),
     (norm_kernels._settle_statistics, dict(parts_room=512, channels=8)),
     (moment_kernels._join_moments, dict(parts=32, channels=32)),
-    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=False, backwards=True)),
-    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=True, backwards=False)),
+    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=False)),
+    (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=True)),
     (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=1, ptx=True)),
     (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=2, ptx=True)),
     (norm_kernels._settle_sums, dict(parts_room=512, channels=8)),
     (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=1, ptx=True)),
     (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=2, ptx=True)),
-    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True, ptx=False, adds=False, backwards=False)),
+    (norm_kernels._apply, dict(rows=256, channels=8, step=8, silu=True, ptx=False, adds=False)),
     (norm_kernels._apply_gradient, dict(rows=256, channels=8, step=8, silu=True, pieces=2, ptx=False)),
     (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1, ptx=True)),
 ]

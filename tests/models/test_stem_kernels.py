@@ -377,7 +377,7 @@ for filters in (8, 16, 32, 64):
         assert "st.global.b16" not in ptx, "eight numbers are stored at once"
         assert "cp.async.cg.shared.global" in ptx, "and as many loaded, ahead"
         assert "cp.async.ca" not in ptx
-    ptx = made(stem_kernels._multiply, of(BACKWARD, filters, of_y_step=8, backwards=True), BACKWARD.warps)
+    ptx = made(stem_kernels._multiply, of(BACKWARD, filters, of_y_step=8), BACKWARD.warps)
     assert "cp.async.cg.shared.global" in ptx
     assert "cp.async.ca" not in ptx
     if filters > 8:  # which are too few for the widest instructions
@@ -386,11 +386,11 @@ for filters in (8, 16, 32, 64):
 for kinds in (dict(of_images="*fp32"), dict(capability=80), dict(of_images="*fp16", computed="*fp16", capability=89)):
     for notes in (False, True):
         convolve(32, notes, **kinds)
-    made(stem_kernels._multiply, of(BACKWARD, 32, of_y_step=8, backwards=True), BACKWARD.warps, **kinds)
+    made(stem_kernels._multiply, of(BACKWARD, 32, of_y_step=8), BACKWARD.warps, **kinds)
 for more in (dict(step=1), dict(whole=False), dict(stride=1, step=1, whole=False)):
     for notes in (False, True):
         convolve(16, notes, more)
-    made(stem_kernels._multiply, of(BACKWARD, 16, of_y_step=1, backwards=True, **more), BACKWARD.warps)
+    made(stem_kernels._multiply, of(BACKWARD, 16, of_y_step=1, **more), BACKWARD.warps)
 made(stem_kernels._spread, dict(stride=2, channels=16), 4)
 made(stem_kernels._settle, dict(rows=SETTLED_ROWS, weights=SETTLED_WEIGHTS), 8)
 print("compiled")

@@ -22,7 +22,7 @@ from paceline.batch import Batch
 from paceline.ledger import Ledger
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss, LossSums
-from paceline.models import convolution, joint, order, stem
+from paceline.models import convolution, joint, stem
 from paceline.models.blocks import C2PSA, SPPF, C3k, Concat, SplitChain, Upsample
 from paceline.models.convolution import BiasedConvolution, Convolution
 from paceline.models.families import yolo11, yolov8
@@ -293,18 +293,6 @@ def test_an_update_in_single_precision(
     theirs, exact = by_torch(network, detection_loss(), batches), exactly(network, detection_loss(), batches)
     assert started.total() == len(batches) * wanted.total(), "torch alone"
     assert_no_farther(ours, theirs, exact, SINGLE)
-
-
-@pytest.mark.slow
-def test_an_update_in_the_order_of_memory(
-    small: None, all_in_float32: None, started: Counter[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    network = network_of("yolo11n", seed=1)
-    against = taken(network, detection_loss(), ONE)
-    monkeypatch.setattr(order, "AGAINST", False)
-    along = taken(network, detection_loss(), ONE)
-    assert any(not torch.equal(value, against[name]) for name, value in along.items()), "sums in another order"
-    assert_no_farther(along, against, exactly(network, detection_loss(), ONE), SINGLE)
 
 
 @pytest.mark.parametrize(

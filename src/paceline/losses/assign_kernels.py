@@ -20,7 +20,6 @@ import triton.language as tl
 
 from paceline.losses.assign import ALIGNMENT_EPS
 from paceline.losses.box_kernels import aspect_angle, ciou, four, store_four
-from paceline.triton_overlap import await_previous
 
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
 _HUGE = tl.constexpr(float("inf"))
@@ -64,9 +63,7 @@ def _search(
     least_side,
     bins: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     image = tl.program_id(1).to(tl.int64)
     point = tl.program_id(0) * block + tl.arange(0, block)
     real = point < num_points
@@ -122,9 +119,7 @@ def _claim(
     num_boxes,
     topk: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     number, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row = image * num_boxes + number
     values = alignment + row * num_points
@@ -187,9 +182,7 @@ def _contest(
     topk: tl.constexpr,
     every: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     image = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * block + tl.arange(0, block)
     real = slot < num_slots
@@ -228,9 +221,7 @@ def _target(
     num_slots,
     every: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     image = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * block + tl.arange(0, block)
     real = slot < num_slots

@@ -16,7 +16,6 @@ import triton.language as tl
 
 from paceline.losses.box_kernels import aspect_angle, ciou, ciou_slopes, four
 from paceline.losses.detection import LAST_BIN_MARGIN
-from paceline.triton_overlap import await_previous
 
 _MARGIN = tl.constexpr(LAST_BIN_MARGIN)
 
@@ -86,9 +85,7 @@ def _sum_boxes(
     num_slots,
     bins: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     counts, cell, share, x, y, stride, t_x1, t_y1, t_x2, t_y2 = _slots_of_block(
         points, strides, boxes, owner, point, weight, num_points, num_boxes, num_slots, block
     )
@@ -124,9 +121,7 @@ def _box_gradient(
     num_slots,
     bins: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     counts, cell, share, x, y, stride, t_x1, t_y1, t_x2, t_y2 = _slots_of_block(
         points, strides, boxes, owner, point, weight, num_points, num_boxes, num_slots, block
     )
@@ -168,10 +163,7 @@ def _logits_of_block(logits, label, weight, num_logits, num_classes: tl.constexp
 
 
 @triton.jit
-def _sum_classes(
-    logits, label, weight, sums, num_logits, num_classes: tl.constexpr, block: tl.constexpr, early: tl.constexpr = False
-):
-    await_previous(early)
+def _sum_classes(logits, label, weight, sums, num_logits, num_classes: tl.constexpr, block: tl.constexpr):
     x, _, real, target = _logits_of_block(logits, label, weight, num_logits, num_classes, block)
     softplus = tl.maximum(x, 0.0) + _log_of_one_more(tl.exp(-tl.abs(x)))
     tl.store(sums + tl.program_id(0), tl.sum(tl.where(real, softplus - target * x, 0.0), axis=0))
@@ -187,9 +179,7 @@ def _class_gradient(
     num_logits,
     num_classes: tl.constexpr,
     block: tl.constexpr,
-    early: tl.constexpr = False,
 ):
-    await_previous(early)
     x, place, real, target = _logits_of_block(logits, label, weight, num_logits, num_classes, block)
     slope = tl.load(of_sum) * (tl.sigmoid(x) - target)
     tl.store(gradient + place, slope.to(gradient.dtype.element_ty), mask=real)

@@ -11,8 +11,9 @@ backward    maps    y' --- x' of the last layer --- x' of the one before --- ...
             weights  \--- w' -------------------- w' ------------------- ... ---/           `beside`, `rejoin`
 ```
 Branches of a head begin when their map is there, and autograd takes them back on the streams they came on. Nothing in
-a backward pass waits for the gradient of a weight but its node (`half_weights.py`), which hands it on. It is for
-recordings alone: started one by one, the host would be what a step waits for.
+a backward pass waits for the gradient of a weight but its node (`half_weights.py`), which hands it on. And running
+statistics move while the backward pass goes on. It is for recordings alone: started one by one, the host would be what
+a step waits for.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from torch import Tensor
 
 _OF_WEIGHTS = -1
 """Number of the stream for gradients of weights; branches count from 0."""
+OF_STATISTICS = -2
+"""That of the stream for running statistics."""
 _read: dict[torch.cuda.Stream, list[Tensor]] = {}
 """What gradients of weights are still made of, by the stream that it is of: it would write over what is given back."""
 _made: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
-"""Maps by their `id`, with when they are there."""
+"""Tensors by their `id`, with when they are there."""
 
 
 @contextmanager
@@ -54,15 +57,17 @@ def beside(*read: Tensor, joins: bool) -> Iterator[None]:
         yield
 
 
-def rejoin(device: torch.device) -> None:
-    """Let the current stream wait for all that was started `beside` it."""
+def rejoin(device: torch.device, made: Iterable[Tensor]) -> None:
+    """Let the current stream wait for all that was started `beside` it, whose tensors it reads from now on."""
     if _read and (current := torch.cuda.current_stream(device)) in _read:
         current.wait_stream(_stream_of(device, _OF_WEIGHTS))
+        for value in made:
+            value.record_stream(current)  # what comes beside another stream next does not wait for this one
         del _read[current]
 
 
 def note_made(value: Tensor) -> None:
-    """Remember when a map is there that branches will take."""
+    """Remember when a tensor is there that something `apart` will take."""
     if _is_recording(value.device):
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(value.device))
@@ -71,7 +76,7 @@ def note_made(value: Tensor) -> None:
 
 @contextmanager
 def apart(number: int, x: Tensor) -> Iterator[None]:
-    """Start a branch on the stream of its number, from when x was made; what it gives is for `together`."""
+    """Start what is started inside on the stream of a number, from when x was made; what it gives is for `together`."""
     if not _is_recording(x.device):
         yield
         return
@@ -85,12 +90,12 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
         yield
 
 
-def together(maps: Sequence[Tensor]) -> None:
-    """Let the current stream wait for branches, whose numbers were those of these maps."""
-    device = maps[0].device
+def together(given: Mapping[int, Tensor]) -> None:
+    """Let the current stream wait for what was started `apart`, by number, and read what that has given."""
+    device = next(iter(given.values())).device
     if _is_recording(device):
         current = torch.cuda.current_stream(device)
-        for number, value in enumerate(maps):
+        for number, value in given.items():
             current.wait_stream(_stream_of(device, number))
             value.record_stream(current)
         _made.clear()
@@ -105,6 +110,6 @@ def _is_recording(device: torch.device) -> bool:
 
 @functools.cache
 def _stream_of(device: torch.device, number: int) -> torch.cuda.Stream:
-    priority = 0 if number == _OF_WEIGHTS else -1
+    priority = 0 if number < 0 else -1
     stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
     return stream

@@ -15,8 +15,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.triton_overlap import await_previous
-
 
 @triton.jit(do_not_specialize=("num_cells", "image_cells", "image_pitch", "part_cells"))
 def _sums(
@@ -34,13 +32,11 @@ def _sums(
     cells: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Sum the cells of each part, and may lay them side by side; pitches and channels are multiples of `step`.
 
     fits: whether the channels of a tile divide those that there are.
     """
-    await_previous(early)
     part = tl.program_id(0)
     first, last = part * part_cells, tl.minimum((part + 1) * part_cells, num_cells)
     channel = tl.program_id(1) * channels + tl.arange(0, channels)
@@ -63,11 +59,8 @@ def _sums(
 
 
 @triton.jit(do_not_specialize=("num_parts",))
-def _settle(
-    parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr, early: tl.constexpr = False
-):
+def _settle(parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr):
     """Add up the parts."""
-    await_previous(early)
     part = tl.arange(0, parts_room)
     channel = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = channel < num_channels

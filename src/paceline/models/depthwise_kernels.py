@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from paceline.models.narrow_kernels import _cells
-from paceline.triton_overlap import await_previous
 
 
 @triton.jit
@@ -39,10 +38,8 @@ def _trace_back(
     lines: tl.constexpr,
     columns: tl.constexpr,
     channels: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Convolve a tile by filters, 9 x channel, from their other end."""
-    await_previous(early)
     num_channels = num_channels // channels * channels  # and so of eight
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     channel = tl.program_id(1) * channels + tl.arange(0, channels)

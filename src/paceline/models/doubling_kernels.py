@@ -12,8 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.triton_overlap import await_previous
-
 _EIGHT = tl.constexpr(8)
 """Channels that are loaded at once; divides those of a map and all pitches."""
 
@@ -43,10 +41,8 @@ def _double(
     pitch,
     cells: tl.constexpr,
     channels: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Write each cell four times."""
-    await_previous(early)
     inside, cell, first, channel = _cells(num_cells, width, cells, channels)
     value = tl.load(x + _places(cell, channel, pitch), mask=inside, other=0)
     tl.store(doubled + _places(first, channel, num_channels), value, mask=inside)
@@ -65,10 +61,8 @@ def _halve(
     pitch,
     cells: tl.constexpr,
     channels: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Add up the four cells that each was written to, row by row."""
-    await_previous(early)
     inside, cell, first, channel = _cells(num_cells, width, cells, channels)
     total = tl.load(of_doubled + _places(first, channel, pitch), mask=inside, other=0).to(tl.float32)
     total += tl.load(of_doubled + _places(first + 1, channel, pitch), mask=inside, other=0).to(tl.float32)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from paceline.models import order
 from paceline.models.beside import beside
 from paceline.models.half_weights import is_held, numbers_of, whole_of
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
@@ -209,7 +208,6 @@ def gradient_of_weight(layout: Layout, of_y: Tensor, maps: Sequence[Tensor], til
         num_in,
         num_out,
         room=len(joined.maps),
-        backwards=order.AGAINST,
         **_constants(tile),
     )
     found = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=of_y.device)

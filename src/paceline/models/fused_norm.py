@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from paceline.models import order
 from paceline.models.moment_kernels import _join_moments
 from paceline.models.moments import Moments
 from paceline.models.norm_kernels import (
@@ -117,7 +116,6 @@ def moments_of(y: Tensor, launch: Launch = SUMS) -> Moments:
         channels=cut.channels,
         step=_step(num_channels),
         stages=launch.stages,
-        backwards=order.AGAINST,
         num_warps=launch.warps,
     )
     return moments
@@ -170,7 +168,6 @@ class _NormedAndActivated(torch.autograd.Function):
         kept = y.new_empty((2, num_channels), dtype=torch.float32)
         images, _, height, width = y.shape
         z = y.new_empty((pieces, images, height, width, num_channels // pieces))
-        is_just_written = moments is not None
         room, warps = (_MOST_PARTS, 4) if moments is None else (_MOST_PARTS_BEFORE, 8)
         moments = moments_of(y, of_sums) if moments is None else _few(moments)
         start_kernel(
@@ -207,7 +204,6 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=tiles.channels,
             step=_step(num_channels, pitch),
             ptx=has_ptx(y),
-            backwards=is_just_written and order.AGAINST,
             num_warps=of_results.warps,
         )
         ctx.save_for_backward(y, weight, bias, kept)
@@ -246,7 +242,6 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=cut.channels,
             **ways,
             stages=of_sums.stages,
-            backwards=order.AGAINST,
             num_warps=of_sums.warps,
         )
         start_kernel(

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from paceline.models import order
 from paceline.models.moments import Moments
 from paceline.models.pitch import Layout, readable
 from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
@@ -165,7 +164,6 @@ def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch
         of_y_step=_step(pitch),
         whole=out_size[1] % OUTPUTS == 0,
         stages=launch.stages,
-        backwards=order.AGAINST,
         num_warps=launch.warps,
     )
     of_weight = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=x.device)

@@ -78,7 +78,7 @@ def whole_of(weight: Tensor) -> Tensor:
 
 
 def is_held(weight: Tensor) -> bool:
-    """Whether the gradient of a weight meets the others of its node before anything reads it."""
+    """Whether the gradient of a weight, which its node uses once, meets those of the others before it is read."""
     return id(weight) in _halves.get({})
 
 
@@ -117,7 +117,7 @@ class _Halved(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients in float32, of which any may have been computed beside what came before."""
-        rejoin(ctx.device)
+        rejoin(ctx.device, [gradient for gradient in gradients if gradient is not None])
         of_halves, of_wholes = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
         found = iter(_converted([gradient for gradient in of_halves if gradient is not None], torch.float32))
         rounded = [None if gradient is None else next(found) for gradient in of_halves]

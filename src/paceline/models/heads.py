@@ -68,7 +68,7 @@ class DetectionHead(nn.Module):
         for number, (branch, level) in enumerate(branches):
             with apart(number, level), halved(branch):
                 maps.append(branch(level))
-        together(maps)
+        together(dict(enumerate(maps)))
         return _join_points(maps[:count]), _join_points(maps[count:])
 
     def _start_biases(self, strides: Sequence[int], num_classes: int) -> None:

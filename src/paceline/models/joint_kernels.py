@@ -22,7 +22,6 @@ import triton.language as tl
 
 from paceline.models.moment_kernels import _note
 from paceline.models.turn_kernels import _num_turns, _piece
-from paceline.triton_overlap import await_previous
 
 STEP = tl.constexpr(8)
 """Channels that are loaded at once, and what all widths and distances between rows are multiples of."""
@@ -63,13 +62,11 @@ def _convolve_joint(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Convolve `rows` cells to `columns` channels; `depth` channels of x are multiplied at once.
 
     notes: whether the moments of the cells are written, as one part.
     """
-    await_previous(early)
     num_in, num_out = num_in // STEP * STEP, num_out // STEP * STEP
     blocks = tl.cdiv(num_out, columns)
     row = tl.program_id(0) // blocks * rows + tl.arange(0, rows)
@@ -109,10 +106,8 @@ def _piece_gradients(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Gradient of `columns` channels of x at `rows` cells, into `pieces`; `depth` channels of y' go in at once."""
-    await_previous(early)
     num_in, num_out, of_y_pitch = num_in // STEP * STEP, num_out // STEP * STEP, of_y_pitch // STEP * STEP
     blocks = tl.cdiv(num_in, columns)
     row = tl.program_id(0) // blocks * rows + tl.arange(0, rows)
@@ -147,14 +142,11 @@ def _weight_parts(
     columns: tl.constexpr,
     depth: tl.constexpr,
     stages: tl.constexpr,
-    backwards: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Sum the gradient of `rows` x `columns` weights over the cells of one part, `depth` of them at once.
 
     parts: part, out, in.
     """
-    await_previous(early)
     num_in, num_out, of_y_pitch = num_in // STEP * STEP, num_out // STEP * STEP, of_y_pitch // STEP * STEP
     across = tl.cdiv(num_in, columns)
     blocks = across * tl.cdiv(num_out, rows)
@@ -165,7 +157,7 @@ def _weight_parts(
     num_pieces = tl.cdiv(num_rows, depth)
     total = tl.full((rows, columns), 0.0, tl.float32)
     for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
-        row = _piece(turn, part, num_parts, num_pieces, backwards) * depth + tl.arange(0, depth)
+        row = _piece(turn, part, num_parts) * depth + tl.arange(0, depth)
         is_row = row < num_rows
         place = of_y + row.to(tl.int64)[:, None] * of_y_pitch + out[None, :]
         gradient = tl.load(place, mask=is_row[:, None] & is_out[None, :], other=0)

@@ -20,8 +20,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.triton_overlap import await_previous
-
 _LEAST_ROWS = tl.constexpr(16)
 """Of a product of matrices."""
 
@@ -87,11 +85,8 @@ def _joined(moments, first, part, num_parts, column, is_column, num_channels):
 
 
 @triton.jit(do_not_specialize=("num_channels", "num_parts"))
-def _join_moments(
-    moments, joined, num_channels, num_parts, parts: tl.constexpr, channels: tl.constexpr, early: tl.constexpr = False
-):
+def _join_moments(moments, joined, num_channels, num_parts, parts: tl.constexpr, channels: tl.constexpr):
     """Make one part of each `parts`."""
-    await_previous(early)
     chunk = tl.program_id(0)
     part = chunk * parts + tl.arange(0, parts)
     column = tl.program_id(1) * channels + tl.arange(0, channels)

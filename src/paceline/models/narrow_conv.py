@@ -12,7 +12,6 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from paceline.models import order
 from paceline.models.beside import beside
 from paceline.models.half_weights import half_of, is_held, numbers_of, whole_of
 from paceline.models.moments import Moments
@@ -153,7 +152,6 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         lines=launch.lines,
         columns=launch.columns,
         stages=launch.stages,
-        backwards=order.AGAINST,
         num_warps=launch.warps,
     )
     of_weight = torch.empty_like(parts[0])
@@ -229,7 +227,7 @@ class _Convolved(torch.autograd.Function):
         theirs = (wanted[0] and not ctx.ours.map, wanted[1] and not ctx.ours.weights)
         settings = ((ctx.stride,) * 2, (1, 1), (1, 1), False, (0, 0), 1)
         of_x, of_weight = gradients_apart(of_y, x, factors, settings, theirs, joins=ctx.joins)
-        if wanted[1] and ctx.ours.weights:  # first, since it goes against the order in which y' was written
+        if wanted[1] and ctx.ours.weights:
             with beside(of_y, x, joins=ctx.joins):
                 of_weight = _weighed(x, of_y, ctx.stride, weighing)
         if wanted[0] and ctx.ours.map:

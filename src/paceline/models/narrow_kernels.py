@@ -23,7 +23,6 @@ import triton.language as tl
 
 from paceline.models.moment_kernels import _note
 from paceline.models.turn_kernels import _num_turns, _piece
-from paceline.triton_overlap import await_previous
 
 _ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
@@ -85,13 +84,11 @@ def _convolve_narrow(
     notes: tl.constexpr,
     lines: tl.constexpr,
     columns: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Convolve a tile of cells; `turned` takes weights of a convolution from y to x, for the gradient of its map.
 
     weight: out, 3, 3, in; turned: in, 3, 3, out. notes: whether the moments of the tile are written, as one part.
     """
-    await_previous(early)
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     number, out = tl.arange(0, room), tl.arange(0, out_room)
     is_weight = (number < 3 * in_channels)[:, None] & (out < out_channels)[None, :]
@@ -177,10 +174,8 @@ def _map_gradient(
     in_room: tl.constexpr,
     lines: tl.constexpr,
     columns: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Gradient of the map at stride 2: four cells of it for each cell of y', two in each of two lines."""
-    await_previous(early)
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     above = _pairs(of_y, image, line, column, out_height, out_width, out_channels, room)
     below = _pairs(of_y, image, line + 1, column, out_height, out_width, out_channels, room)
@@ -220,18 +215,15 @@ def _weight_gradient(
     lines: tl.constexpr,
     columns: tl.constexpr,
     stages: tl.constexpr,
-    backwards: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Sum the gradient of the weights over the tiles of one part; parts: part, out, 3, 3, in."""
-    await_previous(early)
     part, num_parts = tl.program_id(0), tl.num_programs(0)
     number, out = tl.arange(0, room), tl.arange(0, out_room)
     upper = tl.full((out_room, room), 0.0, tl.float32)
     middle = tl.full((out_room, room), 0.0, tl.float32)
     lower = tl.full((out_room, room), 0.0, tl.float32)
     for turn in tl.range(0, _num_turns(part, num_parts, num_tiles), num_stages=stages):
-        tile = _piece(turn, part, num_parts, num_tiles, backwards)
+        tile = _piece(turn, part, num_parts)
         image, line, column = _cells(tile, tiles_down, tiles_across, lines, columns)
         inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
         first_of_y = of_y + image.to(tl.int64) * (out_height * out_width * out_channels)

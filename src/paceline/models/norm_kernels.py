@@ -25,7 +25,6 @@ import triton.language as tl
 
 from paceline.models.moment_kernels import _joined, _write
 from paceline.models.turn_kernels import _num_rows_of, _num_turns, _piece
-from paceline.triton_overlap import await_previous
 
 _ANY = ("num_rows", "num_channels")
 _PITCHES = ("first_pitch", "second_pitch")
@@ -67,12 +66,9 @@ def _inside(is_row, is_channel, step: tl.constexpr):
 
 
 @triton.jit
-def _number(backwards: tl.constexpr):
+def _number():
     """Which of the tiles below each other this program has; beyond the last one there may be a few that are empty."""
-    number = tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
-    if backwards:
-        number = tl.num_programs(1) * tl.num_programs(2) - 1 - number
-    return number
+    return tl.program_id(2) * tl.num_programs(1) + tl.program_id(1)
 
 
 @triton.jit(do_not_specialize=_ANY)
@@ -85,20 +81,17 @@ def _statistics(
     channels: tl.constexpr,
     step: tl.constexpr,
     stages: tl.constexpr,
-    backwards: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Mean, and sum of squares around it, of the rows of each part."""
-    await_previous(early)
     part, parts, pieces = tl.program_id(1), tl.num_programs(1), tl.cdiv(num_rows, rows)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
-    first = _piece(0, part, parts, pieces, backwards) * rows
+    first = part * rows
     around = tl.load(y + first.to(tl.int64) * num_channels + column, mask=is_channel, other=0).to(tl.float32)
     total = tl.full((rows, channels), 0.0, tl.float32)
     squares = tl.full((rows, channels), 0.0, tl.float32)
     for turn in tl.range(0, _num_turns(part, parts, pieces), num_stages=stages):
-        row = _piece(turn, part, parts, pieces, backwards) * rows + tl.arange(0, rows)
+        row = _piece(turn, part, parts) * rows + tl.arange(0, rows)
         inside = _inside(row < num_rows, is_channel, step)
         place = _places(row, column, num_channels, step)
         value = tl.load(y + place, mask=inside, other=0).to(tl.float32) - around[None, :]
@@ -106,7 +99,7 @@ def _statistics(
         total += value
         squares += value * value
     sums = tl.sum(total, axis=0)
-    count = _num_rows_of(part, parts, pieces, num_rows, rows, backwards).to(tl.float32)
+    count = _num_rows_of(part, parts, pieces, num_rows, rows).to(tl.float32)
     mean = sums / count
     spread = tl.maximum(tl.sum(squares, axis=0) - sums * mean, 0.0)
     _write(around + mean, spread, part, parts, column, is_channel, num_channels, moments)
@@ -125,10 +118,8 @@ def _settle_statistics(
     eps,
     parts_room: tl.constexpr,
     channels: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Join the parts; keep mean and 1 / deviation, and tell mean and unbiased variance."""
-    await_previous(early)
     part = tl.arange(0, parts_room)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
@@ -159,13 +150,10 @@ def _apply(
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
-    backwards: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Normalise, activate and add what is carried; pieces of the result lie one after the other."""
-    await_previous(early)
     num_channels = num_channels // step * step
-    row = _number(backwards) * rows + tl.arange(0, rows)
+    row = _number() * rows + tl.arange(0, rows)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
     inside = _inside(row < num_rows, is_channel, step)
@@ -245,11 +233,8 @@ def _gradient_sums(
     step: tl.constexpr,
     ptx: tl.constexpr,
     stages: tl.constexpr,
-    backwards: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Sum the gradient, and its product with the standardised values, over the rows of each part."""
-    await_previous(early)
     num_channels = num_channels // step * step
     part, num_parts, num_pieces = tl.program_id(1), tl.num_programs(1), tl.cdiv(num_rows, rows)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
@@ -261,7 +246,7 @@ def _gradient_sums(
     of_bias = tl.full((rows, channels), 0.0, tl.float32)
     of_weight = tl.full((rows, channels), 0.0, tl.float32)
     for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
-        row = _piece(turn, part, num_parts, num_pieces, backwards) * rows + tl.arange(0, rows)
+        row = _piece(turn, part, num_parts) * rows + tl.arange(0, rows)
         inside = _inside(row < num_rows, is_channel, step)
         centred, gradient = _centred_and_gradient(
             of_first,
@@ -289,11 +274,8 @@ def _gradient_sums(
 
 
 @triton.jit(do_not_specialize=("num_channels", "num_parts"))
-def _settle_sums(
-    parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr, early: tl.constexpr = False
-):
+def _settle_sums(parts, sums, num_channels, num_parts, parts_room: tl.constexpr, channels: tl.constexpr):
     """Join the parts of both sums."""
-    await_previous(early)
     part = tl.arange(0, parts_room)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
@@ -326,12 +308,10 @@ def _apply_gradient(
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Gradient of what was normalised, the dependence of mean and variance on it included."""
-    await_previous(early)
     num_channels = num_channels // step * step
-    row = _number(False) * rows + tl.arange(0, rows)
+    row = _number() * rows + tl.arange(0, rows)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
     is_channel = column < num_channels
     inside = _inside(row < num_rows, is_channel, step)

@@ -10,15 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.triton_overlap import await_previous
-
 
 @triton.jit(do_not_specialize=("num_weights", "num_parts"))
-def _settle_weight(
-    parts, of_weight, num_weights, num_parts, at_once: tl.constexpr, weights: tl.constexpr, early: tl.constexpr = False
-):
+def _settle_weight(parts, of_weight, num_weights, num_parts, at_once: tl.constexpr, weights: tl.constexpr):
     """Add the parts of the gradient of `weights` weights, `at_once` side by side."""
-    await_previous(early)
     weight = tl.program_id(0) * weights + tl.arange(0, weights)
     total = tl.full((at_once, weights), 0.0, tl.float32)
     for first in range(0, num_parts, at_once):

@@ -26,8 +26,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.triton_overlap import await_previous
-
 _EIGHT = tl.constexpr(8)
 """Channels that are loaded at once; divides those of a map and all pitches."""
 
@@ -88,10 +86,8 @@ def _pool(
     cells: tl.constexpr,
     channels: tl.constexpr,
     unroll: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Pool, and write down what was chosen; may copy the map on the way, to cells as far apart as those of `pooled`."""
-    await_previous(early)
     is_there, start, column, first, channel = _strip(num_strips, height, width, rows, cells, channels)
     v1, p1 = _best_of_row(x, x_pitch, start - 2, is_there, column, first, channel, height, width)
     v2, p2 = _best_of_row(x, x_pitch, start - 1, is_there, column, first, channel, height, width)
@@ -134,10 +130,8 @@ def _pool_gradient(
     cells: tl.constexpr,
     channels: tl.constexpr,
     unroll: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Gradient of what was pooled, from that of the maxima, and from that of what else was done with it."""
-    await_previous(early)
     is_there, start, column, first, channel = _strip(num_strips, height, width, rows, cells, channels)
     nothing = tl.full((cells, channels), 0.0, tl.float32)
     s0, s1, s2, s3, s4 = nothing, nothing, nothing, nothing, nothing

@@ -34,7 +34,6 @@ import triton.language as tl
 
 from paceline.models.moment_kernels import _widened, _write
 from paceline.models.turn_kernels import _num_turns, _piece
-from paceline.triton_overlap import await_previous
 
 OUTPUTS = 4
 """Neighbours that are one group."""
@@ -75,10 +74,8 @@ def _spread(
     of_pixel,
     stride: tl.constexpr,
     channels: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Write the weights of a block of channels and a line of the window where the windows of a group lie."""
-    await_previous(early)
     block, line = tl.program_id(0) // 3, tl.program_id(0) % 3
     column = tl.arange(0, _OUTPUTS * channels)
     nth, inside = _band(stride, channels)
@@ -201,13 +198,11 @@ def _convolve(
     step: tl.constexpr,
     whole: tl.constexpr,
     stages: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Convolve the groups of a part with the filters of a block of channels.
 
     notes: whether moments are written, those of each of the four outputs of the groups as a part of its own.
     """
-    await_previous(early)
     blocks = num_channels // channels
     part, block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
     first, last = part * part_groups, tl.minimum((part + 1) * part_groups, num_groups)
@@ -274,11 +269,8 @@ def _multiply(
     of_y_step: tl.constexpr,
     whole: tl.constexpr,
     stages: tl.constexpr,
-    backwards: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Multiply the gradient of the outputs of a part by what they see; a sum for each of the outputs of a group."""
-    await_previous(early)
     blocks = num_channels // channels
     part, block, num_parts = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.num_programs(0) // blocks
     num_pieces = tl.cdiv(num_groups, groups)
@@ -286,7 +278,7 @@ def _multiply(
     middle = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
     lower = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
     for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
-        group = _piece(turn, part, num_parts, num_pieces, backwards) * groups + tl.arange(0, groups)
+        group = _piece(turn, part, num_parts) * groups + tl.arange(0, groups)
         is_group = group < num_groups
         line, across = _divided(group, groups_across)
         image, top = _divided(line, out_height)
@@ -323,10 +315,8 @@ def _settle(
     of_pixel,
     rows: tl.constexpr,
     weights: tl.constexpr,
-    early: tl.constexpr = False,
 ):
     """Add the sums of all parts and outputs of groups."""
-    await_previous(early)
     weight = tl.program_id(0) * weights + tl.arange(0, weights)
     is_weight = weight < num_weights
     total = tl.full((rows, weights), 0.0, tl.float32)

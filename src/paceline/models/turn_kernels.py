@@ -1,15 +1,8 @@
-"""Turns: how the programs of a kernel share a map that is too large for the cache, by Triton.
+"""Turns: how the programs of a kernel share a map, by Triton.
 
-What was read or written last is in the cache still: the end of a map, if the kernel before went through it from the
-beginning. A sum may begin where that kernel has ended, and the next kernel at the beginning, where the sum has ended:
-
-```
-convolution     ------------------------>    writes a map, whose end is left in the cache
-sum             <------------------------    finds the end, and leaves the beginning
-result          ------------------------>    finds the beginning
-```
-For that all programs of a sum have to be at one place of the map together, so each has every so-manieth piece of it
-and not so many in a row. This module needs Triton; nothing imports it before that is known to work.
+Each program has every so-manieth piece of it, so that all are at one place of the map together, in a part of the memory
+and of the cache, and none has more than one piece more to do. This module needs Triton; nothing imports it before that
+is known to work.
 """
 
 from __future__ import annotations
@@ -25,18 +18,13 @@ def _num_turns(part, parts, pieces):
 
 
 @triton.jit
-def _piece(turn, part, parts, pieces, backwards: tl.constexpr):
-    """Which piece is at a part's turn; the last one is at the first turn, if `backwards`."""
-    piece = turn * parts + part
-    if backwards:
-        piece = pieces - 1 - piece
-    return piece
+def _piece(turn, part, parts):
+    """Which piece is at a part's turn."""
+    return turn * parts + part
 
 
 @triton.jit
-def _num_rows_of(part, parts, pieces, num_rows, rows: tl.constexpr, backwards: tl.constexpr):
+def _num_rows_of(part, parts, pieces, num_rows, rows: tl.constexpr):
     """How many rows a part has, if pieces are `rows` each and the last has what is left."""
     mine = _num_turns(part, parts, pieces) * rows
-    last = pieces - 1
-    owner = 0 if backwards else last % parts
-    return tl.where(part == owner, mine - (pieces * rows - num_rows), mine)
+    return tl.where(part == (pieces - 1) % parts, mine - (pieces * rows - num_rows), mine)

@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paceline.models import compiled_norm
+from paceline.models.beside import OF_STATISTICS, apart, note_made, together
 from paceline.models.blocks import NormWithActivation
 from paceline.triton_kernels import on_gpu, usable
 
@@ -197,10 +198,16 @@ class BatchStatistics:
                 torch._foreach_add_(self._of_all("sums"), self._of_all("latest"))
             self._parts += 1
             self._batches += share
+            note_made(self._parts)
 
     @torch.no_grad()
     def commit(self) -> None:
         """Move the running statistics by the mean of the parts since the last time; without parts, do nothing."""
+        with apart(OF_STATISTICS, self._parts):  # beside the backward pass
+            self._move()
+        together({OF_STATISTICS: self._parts})
+
+    def _move(self) -> None:
         are_there = (self._parts > 0).to(self._parts.dtype)
         each = 1 / self._parts.clamp(min=1e-6)
         norms = [norm for norm in self._norms.values() if norm.training]
