@@ -126,6 +126,22 @@ def test_what_was_launched_is_launched_again_without_triton(gpu: Any, monkeypatc
     assert isinstance(second.values[0], int), "an address, which the launcher does not look up"
 
 
+def test_numbers_beyond_32_bits_are_told_apart_as_triton_does_alone(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be addresses, which are others each time; they arrive as they are."""
+    tested, x = kernel(), torch.zeros(8)
+    started = [2**62 + 2**33 + 1, 2**33 + 3]
+    for word in started:
+        triton_kernels.start_kernel(tested, (2,), x, x, 3, 4, 0.5, (word, word + 2), 7, wide=8, num_warps=2)
+        monkeypatch.setattr(type(tested), "run", lambda *_, **__: pytest.fail("Triton was asked again"))
+    assert [launched.values[5] for launched in gpu.launches] == [(word, word + 2) for word in started]
+    monkeypatch.undo()
+    for other in (2**33, 2**63 + 1, 5):
+        triton_kernels.start_kernel(tested, (2,), x, x, 3, 4, 0.5, (other, 2**33 + 3), 7, wide=8, num_warps=2)
+    kinds = [kind_of(launched.kernel) for launched in gpu.launches]
+    assert kinds[0] == kinds[1]
+    assert len(set(kinds)) == 4
+
+
 @pytest.mark.parametrize(
     "change",
     [

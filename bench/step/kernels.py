@@ -1,16 +1,16 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare halves|moments|streams|branches ...]
+                                 [--only-ours | --compare halves|lists|moments|streams|branches ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
 between them, are those of a graph on one stream: kernels side by side would each count the time of all.
 
 With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `halves`,
-weights rounded by nodes (decision 76); `moments`, norms that take the moments that convolutions have written (decision
-70); `streams`, gradients of weights and branches of the head on streams of their own (decision 83); `branches`, these
-of the head alone. The last line is JSON.
+weights rounded by nodes (decision 76); `lists`, whole lists of tensors by one kernel (decision 82); `moments`, norms
+that take the moments that convolutions have written (decision 70); `streams`, gradients of weights and branches of the
+head on streams of their own (decision 83); `branches`, these of the head alone. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ if TYPE_CHECKING:
 
 CLASSES, BOXES, ROOM = 80, 16, 32
 WARM_UPS = 4
-ROOMS = ("parallel.norms", "losses.detection", "models.convolution", "models.stem", "models.joint", "triton_kernels")
+OF_MODELS = ("models.convolution", "models.stem", "models.joint")
+ROOMS = ("parallel.norms", "losses.detection", *OF_MODELS, "lists", "triton_kernels")
 """Where it is asked whether kernels can be used."""
 RATES = Rates(lr=1e-6, bias_lr=1e-6, momentum=0.9)
 
@@ -145,6 +146,7 @@ def _in_order(number: int, x: torch.Tensor) -> Iterator[None]:
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "halves": lambda: mock.patch("paceline.models.half_weights.autocast_type", return_value=None),
+    "lists": lambda: mock.patch("paceline.lists.usable", return_value=False),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
     "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
     "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda given: None),

@@ -2,9 +2,9 @@
 
 Triton has compiled a kernel for kinds of arguments: for types, constants, and numbers and addresses that 16 divides.
 At each launch it finds out anew which kind is asked for, in some ten microseconds. Here a key that tells no less apart
-is looked up: type, device and alignment of every tensor, every other argument as it is, every option, and the current
-device. What is found is launched by Triton's own launcher, with the addresses in place of the tensors; what is not goes
-through Triton once, checks of the tensors included. This module needs Triton.
+is looked up: type, device and alignment of every tensor and every large number, every other argument as it is, every
+option, and the current device. What is found is launched by Triton's own launcher, with the addresses in place of the
+tensors; what is not goes through Triton once, checks of the tensors included. This module needs Triton.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ FIRST_KNOWN, LAST_KNOWN = (3, 6), (3, 9)
 _MOST_KINDS = 4096
 """That a kernel is remembered with; then it starts anew, lest numbers that never come again fill the memory."""
 _ALIGNMENT = 16
+_LARGE = 1 << 31
+"""From here on, and below its negative, numbers have 64 bits, and which they are makes no other kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +119,7 @@ def _look_at(arguments: Sequence[Any], key: list[Any], values: list[Any]) -> Non
     """Append what the kernel hangs on, and what it is launched with."""
     for value in arguments:
         if value.__class__ is int:
-            key.append(value)
+            key.append(value if -_LARGE <= value < _LARGE else (value % _ALIGNMENT == 0, value >= 1 << 63))
             values.append(value)
         elif isinstance(value, Tensor):
             address = value.data_ptr()

@@ -37,6 +37,7 @@ KERNELS = {
     *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_trace_back"),
     *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
     *("_pool", "_pool_gradient", "_double", "_halve"),
+    *("_convert", "_note", "_multiply", "_squares", "_settle", "_descend", "_count", "_adapt", "_approach", "_copy"),
     *("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient"),
 }
 

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from paceline.lists import by_kernels, convert
 from paceline.models.beside import rejoin
 from paceline.triton_kernels import autocast_type
 
@@ -110,8 +111,8 @@ class _Halved(torch.autograd.Function):
     def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
         """Return copies laid out like the weights, then the weights."""
         ctx.set_materialize_grads(False)
-        ctx.device = weights[0].device
-        return *_converted(weights, dtype), *(weight.detach() for weight in weights)
+        ctx.device, ctx.kernels = weights[0].device, by_kernels(weights[0])
+        return *_converted(weights, dtype, kernels=ctx.kernels), *(weight.detach() for weight in weights)
 
     @staticmethod
     @once_differentiable
@@ -119,7 +120,8 @@ class _Halved(torch.autograd.Function):
         """Gradients in float32, of which any may have been computed beside what came before."""
         rejoin(ctx.device, [gradient for gradient in gradients if gradient is not None])
         of_halves, of_wholes = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
-        found = iter(_converted([gradient for gradient in of_halves if gradient is not None], torch.float32))
+        there = [gradient for gradient in of_halves if gradient is not None]
+        found = iter(_converted(there, torch.float32, kernels=ctx.kernels))
         rounded = [None if gradient is None else next(found) for gradient in of_halves]
         return None, *(_sum_of(*both) for both in zip(rounded, of_wholes, strict=True))
 
@@ -130,8 +132,8 @@ def _sum_of(one: Tensor | None, other: Tensor | None) -> Tensor | None:
     return one + other
 
 
-def _converted(tensors: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def _converted(tensors: Sequence[Tensor], dtype: torch.dtype, *, kernels: bool) -> tuple[Tensor, ...]:
     converted = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
     if converted:
-        torch._foreach_copy_(converted, tuple(tensors))
+        convert(converted, tensors, kernels=kernels)
     return converted

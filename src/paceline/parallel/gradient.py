@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.lists import Walk, Walks, multiply, settle, squares
 from paceline.parallel.shards import laid_out_like, local
 from paceline.prefix import with_prefix, without_prefix
 
@@ -35,6 +36,7 @@ class GradientSum:
         self.parameters = dict(parameters)
         self.loss_scale = loss_scale
         self._clip = clip
+        self._walks = Walks()
         dtype = torch.promote_types(next(iter(self.parameters.values())).dtype, torch.float32)
         self._images, self._normaliser = torch.zeros(2, device=device, dtype=dtype).unbind()
 
@@ -66,6 +68,27 @@ class GradientSum:
         add_up: sums a 0-dim tensor over the ranks that hold other parameters than this one.
         """
         gradients = self.gradients()
+        walk = self._walks.over(moving=gradients)
+        not_finite = (
+            self._finished_by_torch(gradients, share, add_up)
+            if walk is None
+            else self._finished_by_kernels(walk, share, add_up)
+        )
+        self.loss_scale.update(not_finite)
+        return not_finite
+
+    def _finished_by_kernels(self, walk: Walk, share: float, add_up: Callable[[Tensor], Tensor] | None) -> Tensor:
+        parts = squares(walk)
+        if add_up is not None:
+            parts = add_up(parts.sum()).reshape(1)
+        counts = (self._images, self._normaliser)
+        factor, not_finite = settle(parts, *counts, self.loss_scale.value, share=share, clip=self._clip)
+        multiply(walk, factor)
+        return not_finite
+
+    def _finished_by_torch(
+        self, gradients: list[Tensor], share: float, add_up: Callable[[Tensor], Tensor] | None
+    ) -> Tensor:
         factor = self._images / (self._normaliser.clamp(min=1.0) * self.loss_scale.value * share)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if add_up is not None:
@@ -76,9 +99,7 @@ class GradientSum:
         torch._foreach_mul_(gradients, factor)
         self._images.zero_()
         self._normaliser.zero_()
-        not_finite = (~torch.isfinite(norm)).to(norm.dtype)
-        self.loss_scale.update(not_finite)
-        return not_finite
+        return (~torch.isfinite(norm)).to(norm.dtype)
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was added up since the last update; of the gradients, this rank's."""

@@ -1,4 +1,4 @@
-"""AdamW (arXiv 1711.05101) by torch's fused operation, its learning rate on the device."""
+"""AdamW (arXiv 1711.05101) by torch's fused operation or a kernel over lists, its learning rate on the device."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paceline.lists import adapt
 from paceline.training.optimizer import Optimizer, rates_on_device
 
 if TYPE_CHECKING:
@@ -37,6 +38,13 @@ class AdamW(Optimizer):
         averages, squares, steps = (
             [self.state[parameter][name] for parameter in parameters] for name in ("exp_avg", "exp_avg_sq", "step")
         )
+        walk = self._walks.over(parameters, averages, squares, moving=gradients)
+        counted = None if walk is None else self._walks.over(steps)
+        if walk is not None and counted is not None:
+            rates = {"lr": group["lr"], "left_out": self._left_out(group["lr"])}
+            fixed = {"weight_decay": group["weight_decay"], "eps": group["eps"], "betas": group["betas"]}
+            adapt(walk, counted, **rates, **fixed)
+            return
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
             parameters,

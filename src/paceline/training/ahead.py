@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,11 @@ from torch.overrides import TorchFunctionMode
 
 from paceline.batch import Batch
 from paceline.parallel.fingerprint import digest_of_package
+from paceline.parallel.gradient import GradientSum
+from paceline.parallel.loss_scale import LossScale
 from paceline.parallel.norms import BatchStatistics
+from paceline.training.ema import Ema
+from paceline.training.optim import OptimPlan, build_optimizer
 from paceline.triton_kernels import compiled_ahead, usable
 
 if TYPE_CHECKING:
@@ -111,7 +116,7 @@ def mark(what: str, network: DetectionModel, amp_dtype: torch.dtype | None, devi
 def imagined_step(
     network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype, *, images: int = _IMAGES, side: int = _SIDE
 ) -> None:
-    """Take a step, forward and backward, of a copy of a network without numbers."""
+    """Take a step, with the updates that each optimiser would make, of a copy of a network without numbers."""
     imagined = copy.deepcopy(network).to("meta").to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     BatchStatistics(imagined)
     batch = Batch(
@@ -125,3 +130,14 @@ def imagined_step(
     with torch.autocast("cuda", dtype=amp_dtype), _AsOnGpu(amp_dtype):
         predictions = imagined(batch.images)
     criterion(predictions, batch).total.backward()  # type: ignore[no-untyped-call]
+    _imagined_update(imagined)
+
+
+def _imagined_update(network: DetectionModel) -> None:
+    trained = {name: value for name, value in network.named_parameters() if value.requires_grad}
+    device = torch.device("meta")
+    GradientSum(trained, device, clip=1.0, loss_scale=LossScale(1.0, device, adaptive=False)).finish()
+    rates = OptimPlan(name="SGD", lr0=0.01, momentum=0.9, warmup_momentum=0.9, warmup_bias_lr=0.0, weight_decay=1e-4)
+    for plan in (rates, replace(rates, name="AdamW")):
+        build_optimizer(plan, network).step()
+    Ema(network).take_in()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.lists import Walks, approach, copy_numbers
 from paceline.parallel.shards import local
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Ema:
         self._counts = [value for _, value in pairs if not value.is_floating_point()]
         # One operation walks through both in the order of memory.
         assert all(average.stride() == value.stride() for average, value in pairs)
+        self._walks, self._count_walks = Walks(), Walks(torch.int64)
         self._share = torch.zeros((), dtype=torch.float32, device=pairs[0][1].device)
         """What the next update takes of the network's values."""
 
@@ -56,6 +58,18 @@ class Ema:
     @torch.no_grad()
     def take_in(self) -> None:
         """Take in the network's present values, as `advance` has said; the device's part of an update."""
+        walk = self._walks.over(self._averages, self._values)
+        if walk is not None:
+            approach(walk, self._share)
+        else:
+            self._take_in_by_torch()
+        walk = self._count_walks.over(self._average_counts, self._counts)
+        if walk is not None:
+            copy_numbers(walk)
+        elif self._counts:
+            torch._foreach_copy_(self._average_counts, self._counts)
+
+    def _take_in_by_torch(self) -> None:
         # A fused SGD of rate s that walks uphill by `values`, with a weight decay of 1: a - s (1 a - v).
         torch._fused_sgd_(
             self._averages,
@@ -69,8 +83,6 @@ class Ema:
             maximize=True,
             is_first_step=False,
         )
-        if self._counts:
-            torch._foreach_copy_(self._average_counts, self._counts)
 
 
 def _tensors(network: Module) -> list[Tensor]:

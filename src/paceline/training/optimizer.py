@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paceline.lists import Walks
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -28,6 +30,7 @@ class Optimizer(ABC):
         self.param_groups: list[dict[str, Any]] = [defaults | dict(group) for group in groups]
         self.state: dict[Tensor, dict[str, Tensor]] = {}
         """Tensors of each parameter, by name, there from the start."""
+        self._walks = Walks()
 
     def step(self) -> None:
         """Apply the gradients; parameters that have none stay."""
@@ -42,6 +45,10 @@ class Optimizer(ABC):
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.grad = None
+
+    def _left_out(self, lr: Tensor) -> Tensor:
+        """Return what says whether an update is left out, beside a rate."""
+        return torch.zeros_like(lr) if self.found_inf is None else self.found_inf
 
     @abstractmethod
     def _apply(self, group: dict[str, Any], parameters: list[Tensor]) -> None:

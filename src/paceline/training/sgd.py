@@ -9,7 +9,7 @@ buf = buf + g;  w = w - (lr m) buf  fused, momentum 1, rate lr m
 w   = w - lr g                      fused, no momentum
 ```
 which is buf = m buf + g; w = w - lr (g + m buf), as in torch.optim.SGD. What it costs beside the one operation that
-takes numbers is in docs/decisions/0050.
+takes numbers is in docs/decisions/0050. Where kernels can be used, one does it all (`lists.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from paceline.lists import descend
 from paceline.training.optimizer import Optimizer, rates_on_device
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Sgd(Optimizer):
     """Changes parameters that have a gradient; its state is a `momentum_buffer` per parameter, there from the start.
 
     `lr` and `momentum` of each group are 0-dim float32 tensors beside the parameters; they are changed in place. Weight
-    decay changes the gradients in place, too.
+    decay may change the gradients in place, too.
     """
 
     def __init__(
@@ -47,6 +48,12 @@ class Sgd(Optimizer):
         gradients: list[Any] = [parameter.grad for parameter in parameters]
         buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         lr, momentum, found_inf = group["lr"], group["momentum"], self.found_inf
+        walk = self._walks.over(parameters, buffers, moving=gradients)
+        if walk is not None:
+            decay, nesterov = group["weight_decay"], group["nesterov"]
+            rates = {"lr": lr, "momentum": momentum, "left_out": self._left_out(lr)}
+            descend(walk, **rates, weight_decay=decay, nesterov=nesterov)
+            return
         if group["weight_decay"] != 0:
             torch._foreach_add_(gradients, parameters, alpha=group["weight_decay"])
         torch._foreach_mul_(buffers, momentum if found_inf is None else torch.where(found_inf > 0, 1.0, momentum))
