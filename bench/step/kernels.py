@@ -140,13 +140,22 @@ class Way:
 
 
 @contextmanager
+def _without_lists() -> Iterator[None]:
+    with (
+        mock.patch("paceline.lists.usable", return_value=False),
+        mock.patch("paceline.training.ahead._imagined_update"),  # torch's cannot be imagined
+    ):
+        yield
+
+
+@contextmanager
 def _in_order(number: int, x: torch.Tensor) -> Iterator[None]:
     yield
 
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "halves": lambda: mock.patch("paceline.models.half_weights.autocast_type", return_value=None),
-    "lists": lambda: mock.patch("paceline.lists.usable", return_value=False),
+    "lists": lambda: _without_lists(),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
     "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
     "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda given: None),

@@ -115,6 +115,7 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     found = Gpu()
     monkeypatch.setattr(beside, "_is_recording", lambda device: True)
+    monkeypatch.setattr(half_weights, "on_gpu", lambda values: True)
     monkeypatch.setattr(beside, "_stream_of", found.stream_of)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: found.current)
     monkeypatch.setattr(torch.cuda, "stream", found.on)

@@ -26,7 +26,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.lists import by_kernels, convert
 from paceline.models.beside import rejoin
-from paceline.triton_kernels import autocast_type
+from paceline.triton_kernels import autocast_type, on_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +40,8 @@ class _Held:
     """What a node holds of a weight."""
 
     half: Tensor
-    whole: Tensor
-    """The weight itself, whose gradient goes where that of the copy does."""
+    whole: Tensor | None
+    """The weight itself, whose gradient goes where that of the copy does; for kernels alone, so on GPUs."""
 
 
 _halves: ContextVar[Mapping[int, _Held]] = ContextVar("_halves")
@@ -51,15 +51,20 @@ _halves: ContextVar[Mapping[int, _Held]] = ContextVar("_halves")
 def halved(node: nn.Module) -> AbstractContextManager[None]:
     """Let the convolutions of a node find copies of their weights; nothing but in training under autocast.
 
-    A node that says so (`halves_parts`) does it itself, part by part.
+    On a GPU a node that says so (`has_parts_apart`) does it itself, by `halved_apart`.
     """
     if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_compiled(node):
         return nullcontext()
-    if getattr(node, "halves_parts", False):
-        return nullcontext()
     weights = [module.weight for module in node.modules() if isinstance(module, nn.Conv2d) and _is_plain(module.weight)]
     dtype = autocast_type(weights[0]) if weights else None
-    return nullcontext() if dtype is None else _held(weights, dtype)
+    if dtype is None or (getattr(node, "has_parts_apart", False) and on_gpu(weights[0])):
+        return nullcontext()
+    return _held(weights, dtype)
+
+
+def halved_apart(part: nn.Module, x: Tensor) -> AbstractContextManager[None]:
+    """Do it for a part of a node that takes x and may be on a stream of its own; nothing but on GPUs."""
+    return halved(part) if on_gpu(x) else nullcontext()
 
 
 def half_of(weight: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -75,7 +80,8 @@ def numbers_of(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def whole_of(weight: Tensor) -> Tensor:
     """Return what takes the gradient of a weight, as it is, in its place; the weight where the node holds none."""
-    return _halves.get({})[id(weight)].whole if is_held(weight) else weight
+    held = _halves.get({}).get(id(weight))
+    return weight if held is None or held.whole is None else held.whole
 
 
 def is_held(weight: Tensor) -> bool:
@@ -85,8 +91,8 @@ def is_held(weight: Tensor) -> bool:
 
 @contextmanager
 def _held(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
-    outputs: tuple[Tensor, ...] = _Halved.apply(dtype, *weights)  # type: ignore[no-untyped-call]
-    halves, wholes = outputs[: len(weights)], outputs[len(weights) :]
+    outputs: tuple[Tensor, ...] = _Halved.apply(dtype, on_gpu(weights[0]), *weights)  # type: ignore[no-untyped-call]
+    halves, wholes = outputs[: len(weights)], outputs[len(weights) :] or [None] * len(weights)
     held = {id(weight): _Held(half, whole) for weight, half, whole in zip(weights, halves, wholes, strict=True)}
     token = _halves.set(held)
     try:
@@ -108,22 +114,24 @@ class _Halved(torch.autograd.Function):
     """Copies of tensors in another type, all by one operation, and the tensors themselves."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
-        """Return copies laid out like the weights, then the weights."""
+    def forward(ctx: Any, dtype: torch.dtype, gives_wholes: bool, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Return copies laid out like the weights, then the weights, if asked for."""
         ctx.set_materialize_grads(False)
+        ctx.num_weights = len(weights)
         ctx.device, ctx.kernels = weights[0].device, by_kernels(weights[0])
-        return *_converted(weights, dtype, kernels=ctx.kernels), *(weight.detach() for weight in weights)
+        halves = _converted(weights, dtype, kernels=ctx.kernels)
+        return (*halves, *(weight.detach() for weight in weights)) if gives_wholes else halves
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients in float32, of which any may have been computed beside what came before."""
         rejoin(ctx.device, [gradient for gradient in gradients if gradient is not None])
-        of_halves, of_wholes = gradients[: len(gradients) // 2], gradients[len(gradients) // 2 :]
+        of_halves, of_wholes = gradients[: ctx.num_weights], gradients[ctx.num_weights :]
         there = [gradient for gradient in of_halves if gradient is not None]
         found = iter(_converted(there, torch.float32, kernels=ctx.kernels))
         rounded = [None if gradient is None else next(found) for gradient in of_halves]
-        return None, *(_sum_of(*both) for both in zip(rounded, of_wholes, strict=True))
+        return None, None, *(map(_sum_of, rounded, of_wholes) if of_wholes else rounded)
 
 
 def _sum_of(one: Tensor | None, other: Tensor | None) -> Tensor | None:

@@ -11,7 +11,7 @@ from torch import nn
 from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
-from paceline.models.half_weights import halved
+from paceline.models.half_weights import halved_apart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,8 +38,8 @@ class DetectionHead(nn.Module):
     (generalised focal loss, arXiv 2006.04388). `depthwise` takes the lighter class branch of YOLO11.
     """
 
-    halves_parts = True
-    """Branches have half weights each for itself, since each may be on a stream of its own."""
+    has_parts_apart = True
+    """Each branch may be on a stream of its own."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class DetectionHead(nn.Module):
         branches = zip((*self.cv2, *self.cv3), (*levels, *levels), strict=True)
         maps = []
         for number, (branch, level) in enumerate(branches):
-            with apart(number, level), halved(branch):
+            with apart(number, level), halved_apart(branch, level):
                 maps.append(branch(level))
         together(dict(enumerate(maps)))
         return _join_points(maps[:count]), _join_points(maps[count:])
