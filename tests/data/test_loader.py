@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from paceline.data import decode
+from paceline.data import decode, store
 from paceline.data.config import AugmentConfig, DataConfig
 from paceline.data.index import Index, Strings
 from paceline.data.loader import EvalLoader, TrainLoader, num_threads
@@ -22,7 +22,7 @@ from paceline.data.polygons import Polygons
 from paceline.data.render import FILL
 from paceline.errors import UserError
 from paceline.letterbox import Letterbox
-from paceline.native.jpeg import decode_jpeg
+from paceline.native.jpeg import decode_jpeg, load_jpeg
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -120,22 +120,30 @@ def test_threads_and_cache_change_no_pixel(index: Index, more: dict[str, Any]) -
 
 
 def test_who_decodes_changes_no_pixel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours in one step with the reading, ours by itself, another; each takes what the one before does not."""
     index = write_set(tmp_path, suffix=".jpg")
-    taken = []
+    taken: dict[str, list[bool]] = {"load_jpeg": [], "decode_jpeg": []}
 
-    def count(encoded: bytes, out: Any = None, reduction: int = 1) -> Any:
-        pixels = decode_jpeg(encoded, out, reduction)
-        taken.append(pixels is not None)
-        return pixels
+    def counted(name: str, given: Any) -> Any:
+        found = (load_jpeg if name == "load_jpeg" else decode_jpeg)(*given)
+        taken[name].append(isinstance(found, np.ndarray))
+        return found
 
-    monkeypatch.setattr(decode, "decode_jpeg", count)
+    monkeypatch.setattr(store, "load_jpeg", lambda *given: counted("load_jpeg", given))
+    monkeypatch.setattr(decode, "decode_jpeg", lambda *given: counted("decode_jpeg", given))
+    is_ours = decode_jpeg((tmp_path / "000.jpg").read_bytes()) is not None
+    with loader(index, cache="none") as at_once:
+        expected = collect(at_once, 2)
+    assert any(taken["load_jpeg"]) == is_ours
+    monkeypatch.setattr(store, "load_jpeg", lambda *_: None)
     with loader(index, cache="none") as ours:
-        expected = collect(ours, 2)
-    assert any(taken) == (decode_jpeg((tmp_path / "000.jpg").read_bytes()) is not None)
+        found = [collect(ours, 2)]
+    assert any(taken["decode_jpeg"]) == is_ours
     monkeypatch.setattr(decode, "decode_jpeg", lambda *_: None)
     with loader(index, cache="none") as theirs:
-        found = collect(theirs, 2)
-    assert all(same(*pair) for pair in zip(expected, found, strict=True))
+        found.append(collect(theirs, 2))
+    for batches in found:
+        assert all(same(*pair) for pair in zip(expected, batches, strict=True))
 
 
 def test_any_step_can_be_the_first(index: Index) -> None:

@@ -5,10 +5,10 @@ import time
 
 import pytest
 
-from paceline.data.prefetch import Prefetcher
+from paceline.data.prefetch import Prefetcher, Work
 
 
-class Squares:
+class Squares(Work[list[int]]):
     """A work of `parts` parts whose result is [number squared] per part."""
 
     begun: int = 0
@@ -98,3 +98,54 @@ def test_closing_in_the_middle_ends_all_threads_at_once() -> None:
     consumer.join(2)
     assert time.perf_counter() - start < 2
     assert len(waiter) == 1
+
+
+class Rounds(Work[list[str]]):
+    """Writes down what is done for it, in rounds of so many parts."""
+
+    def __init__(self, *rounds: int, done: list[str] | None = None, name: str = "") -> None:
+        self.rounds, self.name = list(rounds), name
+        self.done: list[str] = [] if done is None else done
+
+    def begin(self) -> int:
+        self.now = 0
+        return self.rounds[0]
+
+    def make(self, part: int) -> None:
+        self.done.append(f"{self.name}{self.now}.{part}")
+
+    def go_on(self) -> int:
+        self.now += 1
+        return self.rounds[self.now] if self.now < len(self.rounds) else 0
+
+    def finish(self) -> list[str]:
+        return self.done
+
+
+@pytest.mark.parametrize("num_threads", [1, 4])
+@pytest.mark.parametrize("rounds", [(3,), (2, 3), (0, 3), (0,), (2, 1, 4)])
+def test_a_round_begins_when_all_of_the_one_before_is_made(rounds: tuple[int, ...], num_threads: int) -> None:
+    prefetcher = Prefetcher(num_threads, 2)
+    for done in prefetcher.stream(Rounds(*rounds) for _ in range(20)):
+        assert sorted(done) == [f"{number}.{part}" for number, count in enumerate(rounds) for part in range(count)]
+        assert [entry[0] for entry in done] == sorted(entry[0] for entry in done)
+    prefetcher.close()
+
+
+def test_threads_take_tasks_of_the_oldest_batch_first() -> None:
+    prefetcher, done = Prefetcher(1, 3), list[str]()
+    works = [Rounds(2, 2, done=done, name=name) for name in "abc"]
+    list(prefetcher.stream(works))
+    prefetcher.close()
+    assert done == [f"{name}{number}.{part}" for name in "abc" for number in (0, 1) for part in (0, 1)]
+
+
+def test_an_error_in_the_second_round_reaches_the_consumer() -> None:
+    class Failing(Rounds):
+        def go_on(self) -> int:
+            raise RuntimeError("no second round")
+
+    prefetcher = Prefetcher(2, 3)
+    with pytest.raises(RuntimeError, match="no second round"):
+        list(prefetcher.stream([Rounds(2), Failing(2), Rounds(2)]))
+    prefetcher.close()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
 import random
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -17,10 +19,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from paceline.native.jpeg import decode_at_level, decode_jpeg, decoder
+from paceline.native.jpeg import decode_at_level, decode_jpeg, decoder, load_jpeg
 
 if TYPE_CHECKING:
     import ctypes
+    from pathlib import Path
 
 Pixels = NDArray[np.uint8]
 SAMPLINGS = {"444": 0x111111, "422": 0x211111, "420": 0x221111, "440": 0x121111}
@@ -431,3 +434,66 @@ def test_it_is_used_where_it_is_quicker(library: ctypes.CDLL) -> None:
     encoded = encode(picture(30, 40))
     found = decode_jpeg(encoded)
     assert (found is not None) == (library.paceline_level() > 0)
+
+
+MANY = 10**6
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 8])
+@pytest.mark.parametrize("pixels", [picture(33, 50), picture(40, 21)[..., 0]], ids=["colour", "grey"])
+def test_a_file_is_read_and_decoded_at_once(
+    library: ctypes.CDLL, tmp_path: Path, pixels: Pixels, reduction: int
+) -> None:
+    file = tmp_path / "a ü.jpg"
+    file.write_bytes(encode(pixels))
+    expected = decode_jpeg(file.read_bytes(), None, reduction)
+    assert expected is not None
+    height, width = expected.shape[:2]
+    for most_pixels in (height * width, MANY):
+        found = load_jpeg(str(file), most_pixels, reduction)
+        assert isinstance(found, np.ndarray)
+        np.testing.assert_array_equal(found, expected)
+    assert found.base is None or found.base.nbytes < 4 * found.nbytes or pixels.ndim == 3, "memory for colours is kept"
+
+
+@pytest.mark.parametrize("change", ["progressive", "cut off", "of other kind", "too large", "tiny", "empty"])
+def test_of_a_file_that_is_refused_the_bytes_are_given(library: ctypes.CDLL, tmp_path: Path, change: str) -> None:
+    content, most_pixels = encode(picture(32, 48)), 32 * 48
+    if change == "progressive":
+        content = encode(picture(32, 48), progressive=1)
+    if change == "cut off":
+        content = content[:-2].replace(b"\xff\xd9", b"")
+    if change == "of other kind":
+        content = cv2.imencode(".png", picture(32, 48))[1].tobytes()
+    if change == "too large":
+        most_pixels -= 1
+    if change in ("tiny", "empty"):
+        content = content[: {"tiny": 1, "empty": 0}[change]]
+    file = tmp_path / "a.jpg"
+    file.write_bytes(content)
+    assert load_jpeg(str(file), most_pixels) == content
+
+
+def test_what_cannot_be_read_at_once_is_left_alone(library: ctypes.CDLL, tmp_path: Path) -> None:
+    assert load_jpeg(str(tmp_path / "gone.jpg"), MANY) is None
+    assert load_jpeg(str(tmp_path), MANY) is None
+    os.mkfifo(tmp_path / "pipe.jpg")
+    writer = os.open(tmp_path / "pipe.jpg", os.O_RDWR)  # so that to open it waits for nobody
+    assert load_jpeg(str(tmp_path / "pipe.jpg"), MANY) is None
+    os.close(writer)
+    large = tmp_path / "large.jpg"
+    large.write_bytes(encode(picture(32, 48)) + bytes(3 << 20))
+    assert load_jpeg(str(large), MANY) is None
+
+
+def test_threads_have_memory_of_their_own(library: ctypes.CDLL, tmp_path: Path) -> None:
+    files, expected = [], []
+    for seed in range(4):
+        files.append(str(tmp_path / f"{seed}.jpg"))
+        content = encode(picture(64 + seed, 80, seed=seed))
+        (tmp_path / f"{seed}.jpg").write_bytes(content)
+        expected.append(decode_jpeg(content))
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(50):
+            found = list(pool.map(lambda file: load_jpeg(file, MANY), files))
+            assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))  # type: ignore[arg-type]

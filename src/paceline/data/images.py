@@ -16,6 +16,7 @@ from paceline.data.decode import decode_compact
 from paceline.data.headers import UNDECODABLE, BadImage
 from paceline.data.shelf import Shelf
 from paceline.data.slab_file import WRITTEN
+from paceline.data.store import FileStore
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -165,7 +166,30 @@ class Images:
         self.shelf.close()
 
     def _make(self, number: int) -> NDArray[np.uint8]:
-        return self._decode(number, self._read(number))
+        loaded = self._load(number)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        return self._decode(number, self._read(number) if loaded is None else loaded)
+
+    def _load(self, number: int) -> NDArray[np.uint8] | bytes | None:
+        """Read and decode an ordinary file at once; its bytes, or None, where it has to be gone about in two steps."""
+        store = self.shelf.store
+        if type(store) is not FileStore or self.index.orientation[number] != 1:
+            return None
+        start, expected = time.perf_counter(), self._extents(number)
+        loaded = store.load(number, expected[0] * expected[1], int(self.reductions[number]))
+        took_s = time.perf_counter() - start
+        if took_s > _SLOW_READ_S:
+            self._name_slow(number, took_s)
+        is_done = isinstance(loaded, np.ndarray) and loaded.shape[:2] == expected
+        self._counters.add(decode_s=took_s, decodes=is_done)
+        return loaded if is_done or isinstance(loaded, bytes) else None
+
+    def _extents(self, number: int) -> tuple[int, int]:
+        """Height and width of a decoded image."""
+        reduction = int(self.reductions[number])
+        height, width = self.index.sizes[number].tolist()
+        return -(-height // reduction), -(-width // reduction)
 
     def _read(self, number: int) -> bytes:
         """Read; whatever goes wrong is the fault of this image."""
@@ -185,15 +209,13 @@ class Images:
     def _decode(self, number: int, encoded: bytes) -> NDArray[np.uint8]:
         """Decode; whatever goes wrong is the fault of this image."""
         start = time.perf_counter()
-        reduction = int(self.reductions[number])
         try:
-            pixels = decode_compact(encoded, int(self.index.orientation[number]), reduction)
+            pixels = decode_compact(encoded, int(self.index.orientation[number]), int(self.reductions[number]))
         except BadImage:
             raise
         except Exception as error:
             raise BadImage(f"{UNDECODABLE} ({type(error).__name__}: {error})") from error
-        height, width = self.index.sizes[number].tolist()
-        if pixels.shape[:2] != (-(-height // reduction), -(-width // reduction)):
+        if pixels.shape[:2] != self._extents(number):
             raise BadImage("has another size than when it was indexed")
         self._counters.add(decode_s=time.perf_counter() - start, decodes=1)
         return pixels

@@ -17,6 +17,7 @@ from paceline.batch import Batch
 from paceline.data import augment, paste, targets
 from paceline.data.images import BrokenImage
 from paceline.data.plain import plain_of
+from paceline.data.prefetch import Work
 from paceline.data.render import FILL, letterbox, render
 from paceline.data.sizes import size_of_step
 from paceline.data.user_transform import seeds
@@ -191,7 +192,7 @@ class PlannedBatch:
         )
 
 
-class TrainWork:
+class TrainWork(Work["Batch"]):
     """One training batch on its way."""
 
     def __init__(self, loader: TrainLoader, schedule: Schedule, step: int) -> None:
@@ -234,7 +235,7 @@ class TrainWork:
         return _batch(self._buffer, self._planned.targets(self._changed if self._loader.transform else None))
 
 
-class EvalWork:
+class EvalWork(Work["Batch"]):
     """One batch for evaluation on its way."""
 
     def __init__(self, loader: EvalLoader, step: int) -> None:

@@ -21,6 +21,13 @@
 #include <emmintrin.h>
 #endif
 
+#ifndef _WIN32
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#endif
+
 #include "jpeg_decode.h"
 
 INLINE uint32_t number(const uint8_t *bytes) { return (uint32_t)bytes[0] << 8 | bytes[1]; }
@@ -215,4 +222,49 @@ EXPORT int32_t paceline_jpeg_decode(const uint8_t *encoded, int64_t size, uint8_
         return paceline_decode_by_avx2(&image, out);
 #endif
     return decode_image(&image, out);
+}
+
+/* Whether there is an end of a JPEG in a file, from the back: before it are only trailers such as phones write. */
+static int has_end(const uint8_t *file, int64_t size) {
+    for (int64_t at = size - 2; at >= 0; at--)
+        if (file[at] == 0xFF && file[at + 1] == 0xD9)
+            return 1;
+    return 0;
+}
+
+/* Bytes of a file, which are read to `into` where it has room for all of them; -1 where it cannot be read as a whole. */
+static int64_t read_file(const char *path, uint8_t *into, int64_t room) {
+#ifdef _WIN32
+    (void)path, (void)into, (void)room;
+    return -1;
+#else
+    struct stat found;
+    const int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return -1;
+    int64_t size = fstat(file, &found) == 0 && S_ISREG(found.st_mode) ? (int64_t)found.st_size : -1;
+    for (int64_t there = 0; size <= room && there < size;) {
+        const ssize_t more = read(file, into + there, (size_t)(size - there));
+        if (more < 0 && errno == EINTR)
+            continue;
+        if (more <= 0) /* it has become shorter, or cannot be read */
+            size = -1;
+        else
+            there += more;
+    }
+    close(file);
+    return size;
+#endif
+}
+
+/* Read a file to `file` of `file_room` bytes, and decode it as above. Returns how many bytes it has, which are in `file`
+ * where there is room for them; -1 where it cannot be read. The first side of the shape is 0 where nothing is decoded.
+ */
+EXPORT int64_t paceline_jpeg_load(const char *path, uint8_t *file, int64_t file_room, uint8_t *out, int64_t room,
+                                  int32_t reduction, int32_t *shape, int32_t level) {
+    const int64_t size = read_file(path, file, file_room);
+    if (size < 2 || size > file_room || file[0] != 0xFF || file[1] != 0xD8 || !has_end(file, size) ||
+        !paceline_jpeg_decode(file, size, out, room, reduction, shape, level))
+        shape[0] = 0;
+    return size;
 }

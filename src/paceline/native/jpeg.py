@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
+import os
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +25,11 @@ def _declare(decoder: ctypes.CDLL) -> None:
     decoder.paceline_level.argtypes = []
     decoder.paceline_jpeg_shape.restype = number
     decoder.paceline_jpeg_shape.argtypes = [ctypes.c_char_p, integer, number, pointer]
+    decoder.paceline_jpeg_load.restype = integer
+    decoder.paceline_jpeg_load.argtypes = [
+        *(ctypes.c_char_p, pointer, integer),
+        *(pointer, integer, number, pointer, number),
+    ]
     decoder.paceline_jpeg_decode.restype = number
     decoder.paceline_jpeg_decode.argtypes = [ctypes.c_char_p, integer, pointer, integer, number, pointer, number]
 
@@ -57,9 +65,44 @@ def decode_jpeg(encoded: bytes, out: Pixels | None = None, reduction: int = 1) -
     without AVX2.
     """
     library = decoder()
-    if library is None or (level := library.paceline_level()) == 0:
+    if library is None or (level := _level_of(library)) == 0:
         return None
     return decode_at_level(library, encoded, out, level, reduction)
+
+
+def load_jpeg(path: str, most_pixels: int, reduction: int = 1) -> Pixels | bytes | None:
+    """Read a file and decode it as `decode_jpeg` does, in one call, so that its thread waits once for Python's lock.
+
+    most_pixels: height times width of what is wanted, reduced. Returns pixels; the file's bytes where it has to be
+    decoded another way; None where it has to be read another way: large ones, too.
+    """
+    library = decoder()
+    if library is None or (level := _level_of(library)) == 0:
+        return None
+    shape, file, out = (ctypes.c_int32 * 3)(), _OF_THREAD.file, np.empty(3 * most_pixels, np.uint8)
+    told = (file.ctypes.data, file.size, out.ctypes.data, out.size, reduction, shape, level)
+    size = library.paceline_jpeg_load(os.fsencode(path), *told)
+    if shape[0]:
+        pixels = _shaped(out, shape)
+        return pixels if pixels.size == out.size else pixels.copy()  # of what has no colour, a third is kept
+    return file[:size].tobytes() if 0 <= size <= file.size else None
+
+
+class _OfThread(threading.local):
+    """Memory of each thread."""
+
+    def __init__(self) -> None:
+        self.file = np.empty(_FILE_BYTES, np.uint8)
+
+
+_FILE_BYTES = 2 << 20
+_OF_THREAD = _OfThread()
+
+
+@functools.cache
+def _level_of(library: ctypes.CDLL) -> int:
+    level: int = library.paceline_level()
+    return level
 
 
 def decode_at_level(
@@ -75,6 +118,10 @@ def decode_at_level(
     assert out.flags.c_contiguous
     if not library.paceline_jpeg_decode(encoded, len(encoded), out.ctypes.data, out.size, reduction, shape, level):
         return None
+    return _shaped(out, shape)
+
+
+def _shaped(out: Pixels, shape: ctypes.Array[ctypes.c_int32]) -> Pixels:
     height, width, channels = shape
     pixels = out[: height * width * channels]
     return pixels.reshape((height, width, 3) if channels == 3 else (height, width))

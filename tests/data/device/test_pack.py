@@ -8,7 +8,7 @@ import torch
 from pictures import KINDS, SIZES, draw, images_of, make_sources, make_transforms, poisoned, targets_of
 
 from paceline.data.device.buffers import PackBuffers, usual_bytes
-from paceline.data.device.pack import Sources, packed
+from paceline.data.device.pack import Copies, Sources, laid_out, packed
 from paceline.data.device.reference import render_reference
 from paceline.data.device.resident import in_memory, resident, uploaded
 from paceline.data.device.table import Geometry, TileFloat, inverted, inverted_aligned
@@ -175,3 +175,28 @@ def test_buffers_come_back_and_large_batches_get_their_own() -> None:
 def test_usual_bytes_are_bounded_by_the_images() -> None:
     assert usual_bytes(2, 640, 4, 1000) < 2 * (4000 + 70_000)
     assert usual_bytes(2, 640, 4, 10**9) < 2 * (6 * 640 * 640 + 70_000)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_copies_are_cut_into_parts_of_about_as_many_bytes(count: int) -> None:
+    rng = np.random.default_rng(0)
+    rectangles = rng.integers(1, 50, (60, 5))
+    whole = Copies(rectangles=rectangles, alive=None)
+    parts = whole.parts(count)
+    assert 1 <= len(parts) <= count
+    np.testing.assert_array_equal(np.concatenate([part.rectangles for part in parts]), rectangles)
+    assert sum(part.num_bytes for part in parts) == whole.num_bytes == (rectangles[:, 2] * rectangles[:, 3]).sum()
+    assert max(part.num_bytes for part in parts) <= whole.num_bytes / count + 49 * 49
+    assert Copies(rectangles=rectangles[:0], alive=None).parts(count) == []
+
+
+def test_parts_of_the_copies_make_the_same_batch() -> None:
+    transforms, sources = make_transforms(next(iter(KINDS.values())), 8, 96), make_sources()
+    images = Sources.of(images_of(transforms, sources))
+    expected = packed(transforms, images, targets_of(transforms), poisoned)
+    batch, copies = laid_out(transforms, images, targets_of(transforms), poisoned)
+    parts = copies.parts(5)
+    assert 2 <= len(parts) <= 5
+    for part in reversed(parts):
+        part.make()
+    assert np.array_equal(batch.buffer[: batch.used], expected.buffer[: expected.used])

@@ -432,13 +432,13 @@ def test_both_are_timed_with_what_they_decode(
 
     with opened(tmp_path, partners="window", batch=16) as loader, caplog.at_level(logging.INFO, "paceline"):
         device_loader = DeviceLoader(loader, CPU, torch.float32, draw_nothing, codec=Timed())
-        decode = loader.images._decode
+        make = loader.images._make
 
-        def slower(number: int, encoded: bytes) -> Any:
+        def slower(number: int) -> Any:
             move(0.003)
-            return decode(number, encoded)
+            return make(number)
 
-        monkeypatch.setattr(loader.images, "_decode", slower)
+        monkeypatch.setattr(loader.images, "_make", slower)
         monkeypatch.setattr(choice.time, "perf_counter", lambda: now[0])
         given_back: list[torch.device] = []
         monkeypatch.setattr(choice, "give_back", given_back.append)

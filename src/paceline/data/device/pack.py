@@ -122,6 +122,31 @@ class PackedBatch:
 _TORCH = {"i8": torch.int64, "i4": torch.int32, "f4": torch.float32, "b1": torch.bool}
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Copies:
+    """What is still to be copied into a packed batch: N rectangles, see `copy_rectangles`."""
+
+    rectangles: NDArray[np.int64]
+    alive: object
+    """What keeps the memory that they are copied from."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Count what is copied."""
+        return int((self.rectangles[:, ROW_BYTES] * self.rectangles[:, ROWS]).sum())
+
+    def parts(self, count: int) -> list[Copies]:
+        """Cut into at most so many parts, each of about as many bytes."""
+        ends = np.cumsum(self.rectangles[:, ROW_BYTES] * self.rectangles[:, ROWS])
+        cuts = np.searchsorted(ends, ends[-1] * np.arange(1, count) // count) if len(ends) else []
+        parts = np.split(self.rectangles, cuts)
+        return [Copies(rectangles=part, alive=self.alive) for part in parts if len(part)]
+
+    def make(self) -> None:
+        """Copy."""
+        copy_rectangles(self.rectangles)
+
+
 def packed(
     transforms: Transforms,
     sources: Sources | Resident,
@@ -129,7 +154,20 @@ def packed(
     buffer: Callable[[int], Pixels],
     masks: Mapping[tuple[int, int], Pixels] | None = None,
 ) -> PackedBatch:
-    """Pack pictures and their targets (arrays of `Batch` by name, but for the images).
+    """Pack pictures and their targets, as `laid_out` does, with their pixels."""
+    batch, copies = laid_out(transforms, sources, targets, buffer, masks)
+    copies.make()
+    return batch
+
+
+def laid_out(
+    transforms: Transforms,
+    sources: Sources | Resident,
+    targets: Mapping[str, NDArray[np.generic]],
+    buffer: Callable[[int], Pixels],
+    masks: Mapping[tuple[int, int], Pixels] | None = None,
+) -> tuple[PackedBatch, Copies]:
+    """Pack pictures and their targets (arrays of `Batch` by name, but for the images), and say what is to be copied.
 
     `buffer` gives a flat buffer of at least so many bytes; `masks` the opacity HW, in decoded pixels, of masked tiles
     by (picture, tile); a masked tile without one paints nothing.
@@ -148,7 +186,7 @@ def packed(
         starts, crop_bytes = sources.offsets + inside, 0
     else:
         row_bytes = crops.width * planes
-        starts, crop_bytes = _laid_out(crops.height * row_bytes)
+        starts, crop_bytes = _places(crops.height * row_bytes)
         pitches_there, pitches = pitches, row_bytes
     table = geometry.table(starts=starts, pitches=pitches, planes=planes, mask_starts=mask_starts)
     head = {name: np.asarray(getattr(table, name)) for name in _TABLE} | dict(targets)
@@ -170,6 +208,7 @@ def packed(
             part = mask[top : top + int(crops.height[place]), left : left + int(crops.width[place])]
             start = int(table.mask_starts[place])
             out[start : start + part.size].reshape(part.shape)[...] = part
+    rectangles = np.empty((0, 5), np.int64)
     if isinstance(sources, Sources):
         there = geometry.present.nonzero()
         rectangles = np.empty((len(there[0]), 5), np.int64)
@@ -178,8 +217,8 @@ def packed(
         rectangles[:, ROW_BYTES] = row_bytes[there]
         rectangles[:, ROWS] = crops.height[there]
         rectangles[:, TARGET] = table.starts[there] + out.ctypes.data
-        copy_rectangles(rectangles)
-    return PackedBatch(buffer=out, used=first_crop + crop_bytes, size=transforms.size, arrays=arrays)
+    batch = PackedBatch(buffer=out, used=first_crop + crop_bytes, size=transforms.size, arrays=arrays)
+    return batch, Copies(rectangles=rectangles, alive=sources)
 
 
 def batch_of(images: Tensor, targets: Mapping[str, Tensor]) -> Batch:
@@ -198,7 +237,7 @@ def _aligned(count: int) -> int:
     return -(-count // _ALIGNMENT) * _ALIGNMENT
 
 
-def _laid_out(num_bytes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+def _places(num_bytes: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """First byte of each of several parts that follow each other, and all their bytes."""
     rounded = -(-num_bytes.reshape(-1) // _ALIGNMENT) * _ALIGNMENT
     ends = np.cumsum(rounded)
@@ -214,5 +253,5 @@ def _mask_places(
     masked = np.zeros(shape, np.bool_)
     for place in masks:
         masked[place] = num_bytes[place] > 0
-    starts, total = _laid_out(np.where(masked, num_bytes, 0))
+    starts, total = _places(np.where(masked, num_bytes, 0))
     return np.where(masked, starts, -1), total

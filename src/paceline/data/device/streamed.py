@@ -10,6 +10,7 @@ import numpy as np
 
 from paceline.data.device.pack import Resident, packed
 from paceline.data.device.work import masks_of, rows_of
+from paceline.data.prefetch import Work
 from paceline.data.work import PlannedBatch
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class StreamedBatch:
     """Makes the batch again, with others in the place of images that turned out to be broken."""
 
 
-class StreamedWork:
+class StreamedWork(Work["StreamedBatch"]):
     """One training batch on its way to a device that decodes its images."""
 
     def __init__(self, loader: TrainLoader, schedule: Schedule, step: int, buffers: PackBuffers, files: Files) -> None:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from paceline.data import paste
-from paceline.data.device.pack import Sources, packed
+from paceline.data.device.pack import Sources, laid_out
 from paceline.data.device.resident import in_memory, resident
+from paceline.data.prefetch import Work
 from paceline.data.work import PlannedBatch
 
 if TYPE_CHECKING:
@@ -18,18 +19,22 @@ if TYPE_CHECKING:
 
     from paceline.data.augment import Transforms
     from paceline.data.device.buffers import PackBuffers
-    from paceline.data.device.pack import PackedBatch, Resident
+    from paceline.data.device.pack import Copies, PackedBatch, Resident
     from paceline.data.device.resident import FlatImages, ImageTable
     from paceline.data.index import Index
     from paceline.data.loader import TrainLoader
     from paceline.data.work import Schedule
 
+_LEAST_BYTES = 1 << 20
+"""That a part copies: some hundred microseconds."""
 
-class PackedWork:
+
+class PackedWork(Work["PackedBatch"]):
     """One training batch on its way to the device.
 
     `images` are all decoded images as they lie in memory, where they do; pictures whose images are not all among them
-    are fetched one by one. With `on_device`, all of them on the device, only numbers are packed.
+    are fetched one by one. With `on_device`, all of them on the device, only numbers are packed. Pixels are copied in a
+    round of its own, when all are there, since one thread alone takes longer for it than all for all the rest.
     """
 
     def __init__(
@@ -56,16 +61,20 @@ class PackedWork:
         sources = self._planned.transforms.sources[self._planned.row(0) : self._planned.row(0) + count]
         table = self._flat if self._on_device is None else self._on_device
         self._is_flat = table is not None and bool((table.heights[sources[sources >= 0]] > 0).all())
+        self._copies: list[Copies] | None = None
         if self._is_flat:
-            return 1
+            return 0
         assert self._on_device is None, "what is broken was found when the images were uploaded"
         self._fetched: list[list[NDArray[np.uint8] | None]] = [[] for _ in range(count)]
         self._num_parts = self._loader.num_parts
         return self._num_parts
 
     def make(self, part: int) -> None:
-        """Fetch the images of some of the pictures."""
-        if self._is_flat:
+        """Fetch the images of some of the pictures; in the second round, copy pixels."""
+        if self._copies is not None:
+            start = time.perf_counter()
+            self._copies[part].make()
+            self._loader.counters.add(render_s=time.perf_counter() - start)
             return
         num_images = 0
         for place in range(part, len(self._fetched), self._num_parts):
@@ -73,8 +82,10 @@ class PackedWork:
             num_images += len(self._fetched[place])
         self._loader.counters.add(images=num_images)
 
-    def finish(self) -> PackedBatch:
-        """Pack images, table and targets."""
+    def go_on(self) -> int:
+        """Pack table and targets, and see what is to be copied."""
+        if self._copies is not None:
+            return 0
         start = time.perf_counter()
         transforms = rows_of(self._planned.transforms, self._planned.row(0), len(self._planned))
         where: Sources | Resident
@@ -86,9 +97,16 @@ class PackedWork:
             assert self._flat is not None
             where = in_memory(self._flat, transforms.sources)
         masks = masks_of(self._loader.index, transforms)
-        batch = packed(transforms, where, self._planned.targets(), self._buffers.take, masks)
+        targets = self._planned.targets()
+        self._batch, copies = laid_out(transforms, where, targets, self._buffers.take, masks)
+        most = max(copies.num_bytes // _LEAST_BYTES, 1)
+        self._copies = copies.parts(min(most, self._loader.num_threads))
         self._loader.counters.add(render_s=time.perf_counter() - start, images=transforms.sources.size * self._is_flat)
-        return batch
+        return len(self._copies)
+
+    def finish(self) -> PackedBatch:
+        """Return the batch."""
+        return self._batch
 
 
 def masks_of(index: Index, transforms: Transforms) -> dict[tuple[int, int], NDArray[np.uint8]]:
