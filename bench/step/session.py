@@ -29,6 +29,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ UNMEASURED = ("streams", "branches", "halves", "moments")
 """What `kernels.py` leaves out in turn."""
 ON_CPU = 3.0
 """How many times as long a part may take there."""
+MOST_WORKERS = 14
+"""That tests run in, beside each other on one GPU."""
 LEAST_S = 10.0
 """A part of which there would be less left is not begun."""
-_OUTCOME = re.compile(r"^(\S+::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
+_OUTCOMES = "PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS"
+_OUTCOME = re.compile(rf"^(\S+::.*?) ({_OUTCOMES})\b", re.MULTILINE)
+_OUTCOME_OF_WORKER = re.compile(rf"^\[gw\d+\] \[ *\d+%\] ({_OUTCOMES}) (\S+::.*?) *$", re.MULTILINE)
 _BEGUN = re.compile(r"^(\S+::\S+)\s*$", re.MULTILINE)
 
 
@@ -59,6 +64,8 @@ def parts_of(arguments: argparse.Namespace, *, on_gpu: bool) -> tuple[Part, ...]
     """List the parts in their order, the most telling first."""
     out, python = arguments.out, sys.executable
     tests = (python, "-m", "pytest", "tests/gpu", "-m", "gpu", "-vv", "--tb=short", "-p", "no:cacheprovider")
+    if find_spec("xdist"):  # what takes long is to compile their kernels
+        tests += ("-n", str(min(os.cpu_count() or 1, MOST_WORKERS)), "--dist", "worksteal")
     sizes = ("--seconds", "4") if on_gpu else ("--seconds", "0.3", "--imgsz", "64", "--batch", "2")
     data = ("--data", str(arguments.data), *(() if on_gpu else ("--entries", "33"))) if arguments.data else ()
     places = ("--out", str(out / "step.json"), "--work", str(out.parent / "entries"), "tune_step=quick")
@@ -107,7 +114,7 @@ def carry_out(part: Part, log: Path, limit_s: float) -> dict[str, Any]:
 
 def outcomes(printed: str) -> dict[str, Any]:
     """Read what pytest prints, a line for each test: how many ended how, and the names of those that did not pass."""
-    ended = dict(_OUTCOME.findall(printed))
+    ended = dict(_OUTCOME.findall(printed)) | {name: how for how, name in _OUTCOME_OF_WORKER.findall(printed)}
     counts = {kind: list(ended.values()).count(kind) for kind in sorted(set(ended.values()))}
     failed = [name for name, outcome in ended.items() if outcome in ("FAILED", "ERROR")]
     last = printed.rstrip("\n").rpartition("\n")[2] + "\n"
