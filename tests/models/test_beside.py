@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
+import paceline.models
 from paceline.models import beside, half_weights
 from paceline.models.beside import apart, note_made, recorded, rejoin, together
+from paceline.models.convolution import Convolution
 from paceline.models.heads import DetectionHead
 from paceline.models.parted_conv import gradients_apart
 from paceline.models.registry import build_model
@@ -232,10 +235,9 @@ def test_a_node_waits_before_it_hands_its_gradients_on(gpu: Gpu, which: str) -> 
     unit: nn.Module = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False)).train()
     weight: Any = unit[0].weight  # type: ignore[index]
     with torch.autocast("cpu", dtype=torch.bfloat16), half_weights.halved(unit):
-        assert half_weights.is_held(weight)
         half, whole = half_weights.half_of(weight, torch.bfloat16), half_weights.whole_of(weight)
         taken = {"half": [half], "whole": [whole], "both": [half, whole]}[which]
-    assert not half_weights.is_held(weight)
+    assert half_weights.half_of(weight, torch.bfloat16) is weight
     assert half_weights.whole_of(weight) is weight
     assert whole.dtype == torch.float32
     total = sum((Beside.apply(value).float().sum() for value in taken), torch.zeros(()))  # type: ignore[no-untyped-call]
@@ -244,6 +246,25 @@ def test_a_node_waits_before_it_hands_its_gradients_on(gpu: Gpu, which: str) -> 
     assert torch.equal(weight.grad, torch.full_like(weight, 2.0 * len(taken)))
     assert gpu.main.seen["-1"] == gpu.streams[-1].started == len(taken)
     assert not beside._read
+
+
+def test_a_gradient_that_goes_to_the_weight_itself_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another type than its node has rounded it to, a convolution takes its weight as it is."""
+    unit, given = Convolution(8, 8, 3, groups=8).train(), []
+
+    def convolved(x: Tensor, weight: Tensor, dtype: torch.dtype, *, joins: bool) -> Tensor:
+        given.append((weight is unit.weight, joins))
+        return x
+
+    monkeypatch.setattr(Convolution, "_has_kernels", lambda unit, x, dtype: True)
+    for name in ("depthwise_conv", "narrow_conv"):  # which need Triton
+        monkeypatch.setattr(paceline.models, name, SimpleNamespace(convolved=convolved), raising=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), half_weights.halved(unit):
+        unit(torch.rand(1, 8, 4, 4))
+        with torch.autocast("cpu", dtype=torch.float16):
+            unit(torch.rand(1, 8, 4, 4))
+    unit(torch.rand(1, 8, 4, 4))
+    assert given == [(False, True), (True, False), (True, False)]
 
 
 def test_running_statistics_move_beside_the_backward_pass(gpu: Gpu) -> None:
