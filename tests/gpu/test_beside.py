@@ -124,4 +124,4 @@ def test_a_recording_that_breaks_off_leaves_nothing(
     del lent
     torch.cuda.synchronize()
     torch.empty(1 << 20, device=DEVICE)  # what was lent is looked after when memory is asked for
-    assert torch.cuda.memory_allocated() == before, "an allocator in a recording keeps what was lent"
+    assert torch.cuda.memory_allocated() <= before, "an allocator in a recording keeps what was lent"
