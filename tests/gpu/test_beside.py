@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,13 @@ import torch
 from steps import everything, make_step, run, works
 
 from paceline.models import beside, heads
+from paceline.models.heads import DetectionHead
 from paceline.models.registry import build_model
 from paceline.training.graphed import CudaCapture, GraphedStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from torch import Tensor
 
@@ -76,3 +79,49 @@ def test_what_is_recorded_goes_by_several_streams() -> None:
     assert beside._stream_of.cache_info().currsize >= len(numbers)
     assert not beside._read
     assert not beside._made
+
+
+class _Breaks(torch.autograd.Function):
+    """Has no memory in a recording, on the way that is asked for."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, backward: bool) -> Tensor:
+        ctx.backward = backward
+        if not backward and torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 PiB")
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor, None]:
+        if ctx.backward and torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 PiB")
+        return of_y, None
+
+
+@pytest.mark.parametrize("where", ["the neck", "a branch"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_recording_that_breaks_off_leaves_nothing(
+    where: str, backward: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It ends as a recording, so that the stream is the caller's again and memory that was lent comes back."""
+    network = build_model("yolo11n", 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    (head,) = (module for module in network.modules() if isinstance(module, DetectionHead))
+    unit = head.cv3[1][1] if where == "a branch" else network.model["19"]  # type: ignore[index]
+    unit.register_forward_hook(lambda module, given, y: _Breaks.apply(y, backward))
+    inner = make_step("SGD", network=network, dtype=torch.float32, device="cuda", amp_dtype=torch.bfloat16)
+    step = GraphedStep(inner, CudaCapture(DEVICE))
+    stream = torch.cuda.current_stream()
+    with caplog.at_level(logging.WARNING, logger="paceline"):
+        run(step, works(4, "SGD", device="cuda", boxes=(4,)))
+    assert step.num_graphs == 0
+    assert "CUDA out of memory" in caplog.text, "not that streams have not come together"
+    assert torch.cuda.current_stream() == stream
+    assert not any((beside._read, beside._made, beside._taken))
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    lent = torch.empty(1 << 20, device=DEVICE)
+    lent.record_stream(torch.cuda.Stream(DEVICE))  # type: ignore[no-untyped-call]
+    del lent
+    torch.cuda.synchronize()
+    torch.empty(1 << 20, device=DEVICE)  # what was lent is looked after when memory is asked for
+    assert torch.cuda.memory_allocated() <= before, "an allocator in a recording keeps what was lent"

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
+import paceline.models
 from paceline.models import beside, half_weights
-from paceline.models.beside import apart, note_made, rejoin, together
+from paceline.models.beside import apart, note_made, recorded, rejoin, together
+from paceline.models.convolution import Convolution
 from paceline.models.heads import DetectionHead
 from paceline.models.parted_conv import gradients_apart
 from paceline.models.registry import build_model
 from paceline.parallel.norms import BatchStatistics
+from paceline.training.graphed import CudaCapture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,10 +235,9 @@ def test_a_node_waits_before_it_hands_its_gradients_on(gpu: Gpu, which: str) -> 
     unit: nn.Module = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False)).train()
     weight: Any = unit[0].weight  # type: ignore[index]
     with torch.autocast("cpu", dtype=torch.bfloat16), half_weights.halved(unit):
-        assert half_weights.is_held(weight)
         half, whole = half_weights.half_of(weight, torch.bfloat16), half_weights.whole_of(weight)
         taken = {"half": [half], "whole": [whole], "both": [half, whole]}[which]
-    assert not half_weights.is_held(weight)
+    assert half_weights.half_of(weight, torch.bfloat16) is weight
     assert half_weights.whole_of(weight) is weight
     assert whole.dtype == torch.float32
     total = sum((Beside.apply(value).float().sum() for value in taken), torch.zeros(()))  # type: ignore[no-untyped-call]
@@ -243,6 +246,25 @@ def test_a_node_waits_before_it_hands_its_gradients_on(gpu: Gpu, which: str) -> 
     assert torch.equal(weight.grad, torch.full_like(weight, 2.0 * len(taken)))
     assert gpu.main.seen["-1"] == gpu.streams[-1].started == len(taken)
     assert not beside._read
+
+
+def test_a_gradient_that_goes_to_the_weight_itself_stays_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another type than its node has rounded it to, a convolution takes its weight as it is."""
+    unit, given = Convolution(8, 8, 3, groups=8).train(), []
+
+    def convolved(x: Tensor, weight: Tensor, dtype: torch.dtype, *, joins: bool) -> Tensor:
+        given.append((weight is unit.weight, joins))
+        return x
+
+    monkeypatch.setattr(Convolution, "_has_kernels", lambda unit, x, dtype: True)
+    for name in ("depthwise_conv", "narrow_conv"):  # which need Triton
+        monkeypatch.setattr(paceline.models, name, SimpleNamespace(convolved=convolved), raising=False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), half_weights.halved(unit):
+        unit(torch.rand(1, 8, 4, 4))
+        with torch.autocast("cpu", dtype=torch.float16):
+            unit(torch.rand(1, 8, 4, 4))
+    unit(torch.rand(1, 8, 4, 4))
+    assert given == [(False, True), (True, False), (True, False)]
 
 
 def test_running_statistics_move_beside_the_backward_pass(gpu: Gpu) -> None:
@@ -260,3 +282,76 @@ def test_running_statistics_move_beside_the_backward_pass(gpu: Gpu) -> None:
         assert isinstance(running, torch.Tensor)
         assert float(running.abs().sum()) > 0, "which the main stream may read now"
     assert not beside._made
+
+
+OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7 PiB")
+
+
+def breaks_off(gpu: Gpu) -> None:
+    """Start something on each kind of stream, and run out of memory before it is waited for."""
+    x, weight, of_y = torch.rand(1, 2, 4, 4), torch.rand(3, 2, 1, 1), torch.rand(1, 3, 4, 4)
+    note_made(x)
+    with apart(0, x):
+        gradient(weight, x, of_y)
+    gradient(weight, x, of_y)
+    assert beside._read
+    assert beside._made
+    raise OUT_OF_MEMORY
+
+
+def test_a_recording_that_breaks_off_comes_together_and_holds_nothing(gpu: Gpu) -> None:
+    with Watched(gpu), pytest.raises(torch.OutOfMemoryError), recorded(DEVICE):
+        breaks_off(gpu)
+    assert set(gpu.streams) == {0, -1}
+    assert all(gpu.main.knows(stream.name, stream.started) for stream in gpu.streams.values())
+    assert not any((beside._read, beside._made, beside._taken))
+
+
+def test_a_recording_waits_for_no_stream_that_is_not_of_it(gpu: Gpu) -> None:
+    with recorded(DEVICE), apart(3, torch.rand(1)):
+        pass
+    assert gpu.main.seen == {}, "what is whole has come together by itself"
+    with pytest.raises(torch.OutOfMemoryError), recorded(DEVICE):
+        breaks_off(gpu)
+    assert set(gpu.main.seen) - {"main"} == {"0", "-1"}
+
+
+def test_a_recording_the_device_has_given_up_tells_what_went_wrong(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(stream: Stream, other: Stream) -> None:
+        if stream is gpu.main:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(Stream, "wait_stream", refuses)
+    with pytest.raises(torch.OutOfMemoryError), recorded(DEVICE):
+        breaks_off(gpu)
+    assert not any((beside._read, beside._made, beside._taken))
+
+
+def test_what_is_noted_before_an_update_is_complete_is_not_held(gpu: Gpu) -> None:
+    """The parts of such a batch are counted, and nobody moves the running statistics."""
+    network = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).train()
+    statistics = BatchStatistics(network)
+    with recorded(DEVICE), statistics.part():
+        network(torch.rand(4, 2, 3, 3))
+    assert not beside._made
+
+
+def test_a_recording_ends_when_all_its_streams_have_come_together(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def graph(*given: Any, stream: Stream, **others: Any) -> Iterator[None]:
+        try:
+            with gpu.on(stream):
+                yield
+        finally:
+            unjoined = [other for other in gpu.streams.values() if not stream.knows(other.name, other.started)]
+            if unjoined:
+                raise RuntimeError("CUDA error: capturing stream has unjoined work")
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: Stream(gpu, "recording"))
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 1))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    capture = CudaCapture(DEVICE)
+    with Watched(gpu), pytest.raises(torch.OutOfMemoryError):
+        capture.record(lambda: breaks_off(gpu))
+    assert not any((beside._read, beside._made, beside._taken))

@@ -19,7 +19,7 @@ a step waits for.
 from __future__ import annotations
 
 import functools
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +37,28 @@ _read: dict[torch.cuda.Stream, list[Tensor]] = {}
 """What gradients of weights are still made of, by the stream that it is of: it would write over what is given back."""
 _made: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
 """Tensors by their `id`, with when they are there."""
+_taken: set[torch.cuda.Stream] = set()
+"""Streams beside the recording one that something was started on."""
+
+
+@contextmanager
+def recorded(device: torch.device) -> Iterator[None]:
+    """Surround all that is recorded on the current stream, by one thread at a time; nothing is held of it afterwards.
+
+    Where it breaks off, the current stream waits for all others first: torch ends a recording in any case, and one with
+    streams that have not come together again ends with an error that takes the place of what went wrong, and leaves
+    torch's allocator in a recording.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(RuntimeError):  # the device has given the recording up already
+            for stream in _taken:
+                torch.cuda.current_stream(device).wait_stream(stream)
+        raise
+    finally:
+        for held in (_taken, _read, _made):
+            held.clear()
 
 
 @contextmanager
@@ -51,6 +73,7 @@ def beside(*read: Tensor, joins: bool) -> Iterator[None]:
         yield
         return
     stream, current = _stream_of(device, _OF_WEIGHTS), torch.cuda.current_stream(device)
+    _taken.add(stream)
     stream.wait_stream(current)
     _read.setdefault(current, []).extend(read)
     with torch.cuda.stream(stream):
@@ -81,6 +104,7 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
         yield
         return
     stream, (_, event) = _stream_of(x.device, number), _made.get(id(x), (x, None))
+    _taken.add(stream)
     if event is None:
         stream.wait_stream(torch.cuda.current_stream(x.device))
     else:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from paceline.models import parted_conv
-from paceline.models.half_weights import half_of, is_held
+from paceline.models.half_weights import half_of
 from paceline.triton_kernels import autocast_type, on_gpu, takes_map, usable
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ class Convolution(nn.Conv2d):
         from paceline.models import depthwise_conv, narrow_conv  # which need Triton
 
         if self.groups > 1:
-            return depthwise_conv.convolved(x, half_of(self.weight, dtype), dtype, joins=is_held(self.weight))
+            half = half_of(self.weight, dtype)
+            return depthwise_conv.convolved(x, half, dtype, joins=half is not self.weight)
         if narrow_conv.is_narrow(self.in_channels, self.out_channels, self.stride[0]):
             return narrow_conv.convolved(x, self.weight, self.stride[0], dtype, tally=tally)
         return self._by_torch(x, dtype)
@@ -91,7 +92,7 @@ class BiasedConvolution(nn.Conv2d):
             x,
             weight,
             self.bias,
-            joins=is_held(self.weight),
+            joins=weight is not self.weight,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,

@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from paceline.models.beside import beside
-from paceline.models.half_weights import is_held, numbers_of, whole_of
+from paceline.models.half_weights import numbers_of, whole_of
 from paceline.models.joint_kernels import _convolve_joint, _piece_gradients, _weight_parts
 from paceline.models.moments import Moments
 from paceline.models.part_kernels import _settle_weight
@@ -283,6 +283,6 @@ def convolved(
     """
     with torch.cuda.device_of(pieces[0]):  # where Triton launches; a backward pass is in a thread of the device
         maps = [piece.to(dtype) for piece in _few(pieces)]
-        factors = numbers_of(weight, dtype).flatten(1)
-        y: Tensor = _Convolved.apply(whole_of(weight), factors, tiles, tally, is_held(weight), *maps)
+        factors, learns = numbers_of(weight, dtype).flatten(1), whole_of(weight)
+        y: Tensor = _Convolved.apply(learns, factors, tiles, tally, learns is not weight, *maps)
     return y

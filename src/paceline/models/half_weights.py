@@ -45,7 +45,11 @@ class _Held:
 
 
 _halves: ContextVar[Mapping[int, _Held]] = ContextVar("_halves")
-"""By the `id` of the weight, of the node that runs."""
+"""By the `id` of the weight, of the node that runs, which uses it once.
+
+What is taken from here in place of a weight brings its gradient to those of the others, where it is waited for before
+anything reads it. Nothing waits for the gradient of a weight that is taken as it is.
+"""
 
 
 def halved(node: nn.Module) -> AbstractContextManager[None]:
@@ -82,11 +86,6 @@ def whole_of(weight: Tensor) -> Tensor:
     """Return what takes the gradient of a weight, as it is, in its place; the weight where the node holds none."""
     held = _halves.get({}).get(id(weight))
     return weight if held is None or held.whole is None else held.whole
-
-
-def is_held(weight: Tensor) -> bool:
-    """Whether the gradient of a weight, which its node uses once, meets those of the others before it is read."""
-    return id(weight) in _halves.get({})
 
 
 @contextmanager

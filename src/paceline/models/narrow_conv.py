@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from paceline.models.beside import beside
-from paceline.models.half_weights import half_of, is_held, numbers_of, whole_of
+from paceline.models.half_weights import half_of, numbers_of, whole_of
 from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
@@ -266,6 +266,6 @@ def convolved(
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
         sums_whole = _Ours.of(x.shape[1], len(weight), stride).weights
         learns = whole_of(weight) if sums_whole else half_of(weight, dtype)
-        factors, joins = numbers_of(weight, dtype), is_held(weight)
+        factors, joins = numbers_of(weight, dtype), learns is not weight
         y: Tensor = _Convolved.apply(x, learns, factors, stride, tally, joins, convolving, weighing)
     return y

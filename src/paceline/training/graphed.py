@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from paceline.batch import Batch
+from paceline.models.beside import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -92,7 +93,8 @@ class CudaCapture:
     def record(self, work: Callable[[], None]) -> Recording:
         """Record; nothing is done, and the state stays."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        recording = torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local")
+        with recording, recorded(self._device):
             work()
         return graph
 
