@@ -5,7 +5,7 @@
 ```
 tests     tests/gpu, with the names of those that failed, and of the one that did not end
 kernels   a step of yolo11n eagerly and as a graph, with and without our kernels
-compare   the graph with all that there is, and without each of what has not been measured yet
+compare   the graph with all that there is, and without each of some
 run       the same by `paceline bench`, beside its limits, and end to end where there are data
 sizes     that for s, m, l and x
 render    drawing and decoding on the device, and who decodes faster
@@ -36,7 +36,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEP, RENDER = REPOSITORY / "bench" / "step", REPOSITORY / "bench" / "render" / "gpu.py"
 MODEL = "yolo11n"
-UNMEASURED = ("streams", "branches", "halves", "moments")
+LEFT_OUT = ("streams", "branches", "lists", "moments")
 """What `kernels.py` leaves out in turn."""
 ON_CPU = 3.0
 """How many times as long a part may take there."""
@@ -74,7 +74,7 @@ def parts_of(arguments: argparse.Namespace, *, on_gpu: bool) -> tuple[Part, ...]
     return (
         Part(name="tests", words=tests, limit_s=110.0, needs_gpu=False),
         Part(name="kernels", words=(python, str(STEP / "kernels.py"), "--model", MODEL), limit_s=60.0),
-        Part(name="compare", words=(python, str(STEP / "kernels.py"), "--compare", *UNMEASURED), limit_s=90.0),
+        Part(name="compare", words=(python, str(STEP / "kernels.py"), "--compare", *LEFT_OUT), limit_s=90.0),
         Part(name="run", words=(*run, "--models", "n", *places), limit_s=60.0, needs_gpu=False),
         Part(name="sizes", words=(*run, "--models", "s", "m", "l", "x", *places), limit_s=200.0),
         Part(name="render", words=(python, str(RENDER), "--seconds", "2"), limit_s=60.0),

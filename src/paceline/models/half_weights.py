@@ -52,16 +52,20 @@ anything reads it. Nothing waits for the gradient of a weight that is taken as i
 """
 
 
+class OfParts(nn.Module):
+    """A node of parts that may each be on a stream of its own."""
+
+
 def halved(node: nn.Module) -> AbstractContextManager[None]:
     """Let the convolutions of a node find copies of their weights; nothing but in training under autocast.
 
-    On a GPU a node that says so (`has_parts_apart`) does it itself, by `halved_apart`.
+    On a GPU a node that is `OfParts` does it itself, by `halved_apart`.
     """
     if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_compiled(node):
         return nullcontext()
     weights = [module.weight for module in node.modules() if isinstance(module, nn.Conv2d) and _is_plain(module.weight)]
     dtype = autocast_type(weights[0]) if weights else None
-    if dtype is None or (getattr(node, "has_parts_apart", False) and on_gpu(weights[0])):
+    if dtype is None or (isinstance(node, OfParts) and on_gpu(weights[0])):
         return nullcontext()
     return _held(weights, dtype)
 

@@ -11,7 +11,7 @@ from torch import nn
 from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
-from paceline.models.half_weights import halved_apart
+from paceline.models.half_weights import OfParts, halved_apart
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,15 +31,12 @@ class Bins(nn.Module):
         self.conv.weight.copy_(torch.arange(reg_max).view_as(self.conv.weight))
 
 
-class DetectionHead(nn.Module):
+class DetectionHead(OfParts):
     """Per stride one branch for the box sides and one for the classes; all points of all strides joined.
 
     A side (left, top, right, bottom, from the point outwards) is a distribution over `reg_max` bins, as logits
     (generalised focal loss, arXiv 2006.04388). `depthwise` takes the lighter class branch of YOLO11.
     """
-
-    has_parts_apart = True
-    """Each branch may be on a stream of its own."""
 
     def __init__(
         self,

@@ -80,6 +80,9 @@ class CudaCapture:
         # Before what runs beside it: gradients of weights, on which nothing waits.
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
         self._pool = torch.cuda.graph_pool_handle()
+        if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # torch 2.11 and later
+            # DDP adds up on the stream that records what comes from those of branches; autograd waits for them.
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
