@@ -124,7 +124,7 @@ class _Chooser:
         if self.tune == "off":
             return _default(default, "tune_step=off takes the default")
         if self.task.deterministic:
-            plan = replace(default, graphs=self._has_graphs)  # a graph starts what the eager step does, in its order
+            plan = replace(default, graphs=self._has_graphs)  # a graph gives the bits of the eager step
             return _default(plan, "deterministic leaves no choice")
         is_settled = len(options) == 1 and len(with_threads(default, self.task, self.machine)) == 1
         is_settled = is_settled and not self._has_graphs and not self._may_leave_kernels_out
