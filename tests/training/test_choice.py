@@ -253,6 +253,24 @@ def test_threads_are_timed_on_the_best_plan(tmp_path: Path, monkeypatch: pytest.
     assert "8 threads" in choice.text
 
 
+@pytest.mark.parametrize("disturbed", [1.25, 2.0])
+def test_a_program_that_comes_when_threads_are_timed_does_not_choose_few(
+    disturbed: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It slows the step of all threads, of which it was known what it takes; the one of few it leaves its core."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    seen: list[int] = []
+
+    def speed(plan: StepPlan) -> float:
+        seen.append(plan.threads)
+        return usual(plan) * (1.15 if plan.threads == 1 else disturbed if 1 in seen else 1.0)
+
+    choice = choose(tmp_path, FakeMachine(speed=speed), task=replace(TASK, ranks=1))
+    assert 1 in seen
+    assert choice.plan == StepPlan(precision=BF16)
+
+
 def test_full_times_the_whole_batch_and_says_when_compilation_pays(tmp_path: Path) -> None:
     machine = FakeMachine()
     choice = choose(tmp_path, machine, "full")

@@ -29,7 +29,7 @@ from paceline.parallel.fingerprint import digest_of_package
 from paceline.training.candidates import StepTask, candidates, with_threads
 from paceline.training.plan import StepPlan
 from paceline.training.plan_memory import Measured, Measurement
-from paceline.training.rounds import Runs, time_in_rounds
+from paceline.training.rounds import Runs, best_of, time_in_rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -257,16 +257,20 @@ class _Chooser:
     def _compare(
         self, entries: list[Measured], stage: Sequence[StepPlan], runs: Trials, budget_s: float
     ) -> list[Measured]:
-        """Time variants of the best plan beside it; the best of them comes first."""
-        timed = time_in_rounds(stage, runs, budget_s=budget_s, clock=self.clock)
-        known = {entry.plan: entry.ms for entry in entries}
-        best, *others = (
-            Measured(plan=entry.candidate, ms=min(entry.seconds * 1000, known.get(entry.candidate, math.inf)))
-            for entry in timed
-        )
-        seen = {entry.plan for entry in (best, *others)}
-        rest = sorted([*others, *(entry for entry in entries if entry.plan not in seen)], key=lambda entry: entry.ms)
-        return [best, *rest]
+        """Time variants of the best plan beside it; the best of them comes first.
+
+        What the best one was known to take counts as well: other programs may be busy now, which makes a step slower,
+        that of many threads most of all.
+        """
+        known = {entry.plan: entry.ms / 1000 for entry in entries}
+        timed = {e.candidate: e for e in time_in_rounds(stage, runs, budget_s=budget_s, clock=self.clock)}
+        most = max(entry.rounds for entry in timed.values())
+        for plan in timed.keys() & known.keys():
+            timed[plan] = replace(timed[plan], seconds=min(timed[plan].seconds, known[plan]), rounds=most)
+        best = best_of([timed[plan] for plan in stage if plan in timed]).candidate
+        found = [Measured(plan=entry.candidate, ms=entry.seconds * 1000) for entry in timed.values()]
+        rest = [*found, *(entry for entry in entries if entry.plan not in timed)]
+        return sorted(rest, key=lambda entry: (entry.plan != best, entry.ms))
 
     def _why_not_compile(self, found: Measurement) -> str:
         """Say why compilation is not worth a try; empty where it is."""
