@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import threading
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from steps import everything, make_step, run, works
+from waiting import errors_where_the_host_waits
 from worlds import Case, run_world
 
 from paceline.models.registry import build_model
 from paceline.training.graphed import CudaCapture, GraphedStep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from paceline.models.graph import DetectionModel
@@ -95,17 +93,6 @@ def test_each_step_from_the_same_state_in_double_is_the_eager_one(optimizer: str
     }
 
 
-@contextmanager
-def _errors_where_the_host_waits() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
-            yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 def test_accumulating_and_completing_never_wait_for_the_gpu(optimizer: str, graphs: bool) -> None:
@@ -113,7 +100,7 @@ def test_accumulating_and_completing_never_wait_for_the_gpu(optimizer: str, grap
     inner = yolo(optimizer, torch.bfloat16)
     step = GraphedStep(inner, CudaCapture(DEVICE)) if graphs else inner
     run(step, asked[:24])  # all graphs are recorded, libraries have chosen their kernels
-    with _errors_where_the_host_waits():
+    with errors_where_the_host_waits():
         said = run(step, asked[24:])
     assert {work.completes for work in asked[24:]} == {True, False}
     assert all(bool(torch.isfinite(values).all()) for values in said)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import warnings
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from listed import MANY, OPTIMIZERS, SHAPES, Listed, Place, Watched, updated
+from waiting import errors_where_the_host_waits
 
 from paceline import lists
 from paceline.lists import Walks, convert
@@ -19,7 +19,7 @@ from paceline.training.optim import update
 from paceline.triton_kernels import kernels_left_out
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from torch import Tensor
 
@@ -37,17 +37,6 @@ def assert_near(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6, equal_nan=True)
         assert one.stride() == other.stride()
-
-
-@contextmanager
-def errors_where_the_host_waits() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
-            yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_kernels_take_such_lists() -> None:

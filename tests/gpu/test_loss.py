@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from loss_reference import random_scene
+from waiting import errors_where_the_host_waits
 
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
 from paceline.triton_kernels import usable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from paceline.batch import Batch
@@ -53,17 +50,6 @@ def by_torch(raw: Tensor, scores: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paceline.losses.detection.usable", lambda device: False)
         return sums_and_gradients(raw, scores, batch)
-
-
-@contextmanager
-def errors_where_the_host_waits() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
-            yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_kernels_can_be_used_here() -> None:

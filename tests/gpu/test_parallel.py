@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from device_cases import steps_under
 from training_runs import Run
+from waiting import errors_where_the_host_waits
 from worlds import Case, run_world
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 pytestmark = [
@@ -45,24 +44,15 @@ def test_two_ranks_on_one_gpu_by_gloo_are_the_single_engine(tmp_path: Path, run:
     assert result["device"] == "cuda"
 
 
-@contextmanager
-def _errors_where_the_host_waits() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def test_a_step_never_waits_for_the_gpu() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that the mode is a prototype
-        losses, not_finite = steps_under(_errors_where_the_host_waits(), Run(dtype=torch.float32, device="cuda"))
+        losses, not_finite = steps_under(errors_where_the_host_waits(), Run(dtype=torch.float32, device="cuda"))
     assert losses > 0
     assert not_finite == 0.0
 
 
 def test_what_waits_for_the_gpu_is_noticed() -> None:
     value = torch.ones(3, device="cuda")
-    with _errors_where_the_host_waits(), pytest.raises(RuntimeError, match="synchroniz"):
+    with errors_where_the_host_waits(), pytest.raises(RuntimeError, match="synchroniz"):
         value.sum().item()
