@@ -51,6 +51,14 @@ def test_a_run_without_evaluations_or_spans(tmp_path: Path, pixels: Read) -> Non
     assert share_of(picture, HUES[5]) == 0
 
 
+def test_no_epoch_is_the_best_while_nothing_was_found(tmp_path: Path, pixels: Read) -> None:
+    shares = []
+    for name, ap in (("nothing", 0.0), ("little", 1e-4)):
+        run_curves(tmp_path / f"{name}.png", [epoch_record(epoch, ap) for epoch in (1, 2)])
+        shares.append(share_of(pixels(tmp_path / f"{name}.png"), HUES[1]))
+    assert shares[0] < shares[1], "a star, in its panel and in the legend"
+
+
 def test_seconds_take_the_share_of_the_page_that_they_took_of_the_run(tmp_path: Path, pixels: Read) -> None:
     run_curves(tmp_path / "run.png", [epoch_record(epoch) for epoch in range(1, 71)])
     picture = pixels(tmp_path / "run.png")[500:, 700:]

@@ -164,8 +164,9 @@ def _ap_panel(axes: Axes, epochs: NDArray[np.int_], records: Sequence[Mapping[st
     axes.set_ylim(0, 1)
     if np.isfinite(ap).any():
         best = int(np.nanargmax(ap))
-        axes.plot(epochs[best], ap[best], marker="*", markersize=13, color=HUES[1], markeredgecolor="white",
-                  linestyle="none", label=f"best AP {ap[best]:.3f}, epoch {epochs[best]}", zorder=5)  # fmt: skip
+        if ap[best] > 0:  # none is the best while nothing was found
+            axes.plot(epochs[best], ap[best], marker="*", markersize=13, color=HUES[1], markeredgecolor="white",
+                      linestyle="none", label=f"best AP {ap[best]:.3f}, epoch {epochs[best]}", zorder=5)  # fmt: skip
         add_legend(axes)
     else:
         say_empty(axes, "no evaluation yet")
