@@ -33,6 +33,8 @@ DEVICE = torch.device("cpu")
 class Stream:
     """Remembers what had been started on each stream that it waited for."""
 
+    device = DEVICE
+
     gpu: Gpu
     name: str
     started: int = 0
@@ -121,6 +123,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(beside, "_is_recording", lambda device: True)
     monkeypatch.setattr(half_weights, "on_gpu", lambda values: True)
     monkeypatch.setattr(beside, "_stream_of", found.stream_of)
+    monkeypatch.setattr(beside, "_room_on", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: found.current)
     monkeypatch.setattr(torch.cuda, "stream", found.on)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -186,8 +189,9 @@ def test_gradients_of_weights_come_beside_and_are_read_after_the_wait(gpu: Gpu) 
         found = gradient(weight, x, of_y)
         assert gpu.streams[-1].seen["main"] == 1, "not for the gradient of the map"
         assert gpu.main.started == 2
-        held = beside._read[gpu.main]  # type: ignore[index]
-        assert {value.data_ptr() for value in held} >= {x.data_ptr(), of_y.data_ptr()}
+        (read,) = beside._read
+        assert read.stream is gpu.main
+        assert {value.data_ptr() for value in read.values} >= {x.data_ptr(), of_y.data_ptr()}
         with pytest.raises(AssertionError, match="may not have written"):
             found.sum()
         rejoin(DEVICE, [found])
@@ -212,7 +216,30 @@ def test_what_one_stream_has_lent_another_does_not_give_back(gpu: Gpu) -> None:
     with gpu.on(branch):
         gradient(weight, x, of_y)
         rejoin(DEVICE, [])
-    assert list(beside._read) == [gpu.main]
+    assert [read.stream for read in beside._read] == [gpu.main]
+    rejoin(DEVICE, [])
+    assert not beside._read
+
+
+def test_no_more_is_held_than_there_is_room_for(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is waited for, by the stream that goes on and by the one whose memory it is; the latest never is."""
+    weight, x, of_y = torch.rand(3, 2, 1, 1), torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4)
+    each = 4 * (weight.numel() + x.numel() + of_y.numel())
+    monkeypatch.setattr(beside, "_room_on", lambda device: 2 * each)
+    branch = gpu.stream_of(DEVICE, 0)
+    with Watched(gpu):
+        with gpu.on(branch):
+            gradient(weight, x, of_y)
+        done = gpu.streams[-1].started
+        gradient(weight, x, of_y)
+        assert [read.stream for read in beside._read] == [branch, gpu.main]
+        assert "-1" not in branch.seen | gpu.main.seen
+        gradient(weight, x, of_y)
+    assert [read.stream for read in beside._read] == [gpu.main, gpu.main]
+    assert branch.seen["-1"] == gpu.main.seen["-1"] == done < gpu.streams[-1].started
+    monkeypatch.setattr(beside, "_room_on", lambda device: 0)
+    gradient(weight, x, of_y)
+    assert len(beside._read) == 1
     rejoin(DEVICE, [])
     assert not beside._read
 

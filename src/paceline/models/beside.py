@@ -11,15 +11,18 @@ backward    maps    y' --- x' of the last layer --- x' of the one before --- ...
             weights  \--- w' -------------------- w' ------------------- ... ---/           `beside`, `rejoin`
 ```
 Branches of a head begin when their map is there, and autograd takes them back on the streams they came on. Nothing in
-a backward pass waits for the gradient of a weight but its node (`half_weights.py`), which hands it on. And running
-statistics move while the backward pass goes on. It is for recordings alone: started one by one, the host would be what
+a backward pass waits for the gradient of a weight but its node (`half_weights.py`), which hands it on; and where the
+node is the whole network, only so that not too much is held of what gradients are made of. And running statistics move
+while the backward pass goes on. It is for recordings alone: started one by one, the host would be what
 a step waits for.
 """
 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,8 +36,26 @@ _OF_WEIGHTS = -1
 """Number of the stream for gradients of weights; branches count from 0."""
 OF_STATISTICS = -2
 """That of the stream for running statistics."""
-_read: dict[torch.cuda.Stream, list[Tensor]] = {}
-"""What gradients of weights are still made of, by the stream that it is of: it would write over what is given back."""
+_MOST_READ = 1 / 128
+"""Of the device's memory."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a gradient of weights is still made of."""
+
+    values: tuple[Tensor, ...]
+    stream: torch.cuda.Stream
+    """That they are of: it would write over what is given back."""
+    done: torch.cuda.Event
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(value.numel() * value.element_size() for value in self.values)
+
+
+_read: deque[_Read] = deque()
+"""In the order in which it is done."""
 _made: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
 """Tensors by their `id`, with when they are there."""
 _taken: set[torch.cuda.Stream] = set()
@@ -75,26 +96,39 @@ def beside(*read: Tensor, joins: bool) -> Iterator[None]:
     stream, current = _stream_of(device, _OF_WEIGHTS), torch.cuda.current_stream(device)
     _taken.add(stream)
     stream.wait_stream(current)
-    _read.setdefault(current, []).extend(read)
     with torch.cuda.stream(stream):
         yield
+    _read.append(_Read(read, current, _event_of(stream)))
+    _let_go(current)
+
+
+def _let_go(current: torch.cuda.Stream) -> None:
+    """Wait for the oldest gradients while too much is held for them; never for the latest, which has just begun."""
+    held, room = sum(read.num_bytes for read in _read), _room_on(current.device)
+    while held > room and len(_read) > 1:
+        read = _read.popleft()
+        held -= read.num_bytes
+        for stream in {current, read.stream}:
+            stream.wait_event(read.done)
 
 
 def rejoin(device: torch.device, made: Iterable[Tensor]) -> None:
-    """Let the current stream wait for all that was started `beside` it, whose tensors it reads from now on."""
-    if _read and (current := torch.cuda.current_stream(device)) in _read:
-        current.wait_stream(_stream_of(device, _OF_WEIGHTS))
-        for value in made:
-            value.record_stream(current)  # what comes beside another stream next does not wait for this one
-        del _read[current]
+    """Let the current stream wait for all that was started `beside` any, and read what that has made."""
+    if not _is_recording(device) or (stream := _stream_of(device, _OF_WEIGHTS)) not in _taken:
+        return
+    current = torch.cuda.current_stream(device)
+    current.wait_stream(stream)
+    for value in made:
+        value.record_stream(current)  # what comes beside another stream next does not wait for this one
+    others = [read for read in _read if read.stream != current]
+    _read.clear()
+    _read.extend(others)
 
 
 def note_made(value: Tensor) -> None:
     """Remember when a tensor is there that something `apart` will take."""
     if _is_recording(value.device):
-        event = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        event.record(torch.cuda.current_stream(value.device))
-        _made[id(value)] = (value, event)
+        _made[id(value)] = (value, _event_of(torch.cuda.current_stream(value.device)))
 
 
 @contextmanager
@@ -130,6 +164,18 @@ def _is_recording(device: torch.device) -> bool:
         return False
     _stream_of(device, _OF_WEIGHTS)  # torch makes its streams with the first one, which no recording allows
     return torch.cuda.is_current_stream_capturing()
+
+
+@functools.cache
+def _room_on(device: torch.device) -> int:
+    """Return how many bytes may be held for gradients that have not been waited for."""
+    return int(_MOST_READ * torch.cuda.get_device_properties(device).total_memory)
+
+
+def _event_of(stream: torch.cuda.Stream) -> torch.cuda.Event:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(stream)
+    return event
 
 
 @functools.cache
