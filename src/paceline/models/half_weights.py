@@ -136,15 +136,16 @@ class _Halved(torch.autograd.Function):
         ctx.num_weights = len(weights)
         ctx.device, ctx.kernels = weights[0].device, by_kernels(weights[0])
         halves = _converted(weights, dtype, kernels=ctx.kernels)
-        ctx.kept = [half.detach() for half in halves]  # other streams read them, and their memory is of this one
-        return (*halves, *(weight.detach() for weight in weights)) if gives_wholes else halves
+        if not gives_wholes:
+            return halves
+        ctx.save_for_backward(*halves)  # only to be held: other streams read what is of this one's memory
+        return (*halves, *(weight.detach() for weight in weights))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Gradients in float32, of which any may have been computed beside what came before."""
         rejoin(ctx.device, [gradient for gradient in gradients if gradient is not None])
-        ctx.kept = ()
         of_halves, of_wholes = gradients[: ctx.num_weights], gradients[ctx.num_weights :]
         there = [gradient for gradient in of_halves if gradient is not None]
         found = iter(_converted(there, torch.float32, kernels=ctx.kernels))
