@@ -14,6 +14,7 @@ from torch import nn
 import paceline.models
 from paceline.models import beside, half_weights
 from paceline.models.beside import apart, note_made, recorded, rejoin, together
+from paceline.models.blocks import C3k
 from paceline.models.convolution import Convolution
 from paceline.models.heads import DetectionHead
 from paceline.models.parted_conv import gradients_apart
@@ -160,9 +161,40 @@ def test_a_branch_whose_map_was_not_noted_waits_for_all_there_is(gpu: Gpu) -> No
     gpu.main.started = 7
     with apart(2, x):
         assert gpu.current.seen == {"main": 7}
-    y = torch.rand(1, 4)
-    together(dict(enumerate([x, x, y])))
-    assert gpu.main.seen.keys() >= {"0", "1", "2"}
+    gpu.streams[2].started = 3
+    together(dict(enumerate([torch.rand(1, 4), torch.rand(1, 4), x])))
+    assert gpu.main.seen["2"] == 3
+    assert gpu.main.seen.keys() <= {"main", "2"}, "a stream that took no part in the recording may not be waited for"
+
+
+def test_the_short_branch_of_a_block_has_a_stream_where_maps_are_small(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = C3k(16).train(), torch.rand(2, 16, 8, 8)
+    with recorded(DEVICE), Watched(gpu), torch.autocast("cpu", dtype=torch.bfloat16):
+        gpu.does([], [x])
+        block(x).sum()
+        aside = gpu.streams.pop(beside.ASIDE)
+        assert 0 < aside.started == gpu.main.seen[aside.name]
+        assert aside.seen["main"] == 1, "not after the deep branch"
+        assert {(x.data_ptr(), aside.name)} <= set(gpu.lent)
+    monkeypatch.setattr(beside, "_SMALL_BYTES", 4 * x.numel() - 1)
+    with recorded(DEVICE), Watched(gpu), torch.autocast("cpu", dtype=torch.bfloat16):
+        block(x).sum()
+        assert not gpu.streams[beside.ASIDE].started
+
+
+def test_a_block_lets_the_notes_of_others_be(gpu: Gpu) -> None:
+    """Maps that the head takes are there before the last blocks."""
+    level = torch.rand(1, 4)
+    with recorded(DEVICE):
+        note_made(level)
+        C3k(16).train()(torch.rand(2, 16, 8, 8))
+        gpu.main.started = 90
+        with apart(0, level):
+            assert gpu.current.seen["main"] < 90
+        together({0: level})
+        assert not beside._made
 
 
 def test_a_whole_network_takes_notes_of_what_its_head_takes(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:

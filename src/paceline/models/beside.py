@@ -1,7 +1,7 @@
 r"""Beside: what nothing waits for, on streams of its own, while a step is recorded as a CUDA graph.
 
 Most kernels of a small network come and go in microseconds, in which the GPU is filled and emptied again; so two of
-them side by side take less than one after the other. There are two places for that:
+them side by side take less than one after the other. There are these places for that:
 
 ```
 forward     neck    --- stride 8 --- stride 16 --- stride 32 ---  join        `apart`, `together`
@@ -10,7 +10,8 @@ forward     neck    --- stride 8 --- stride 16 --- stride 32 ---  join        `a
 backward    maps    y' --- x' of the last layer --- x' of the one before --- ... --- wait --- handed on
             weights  \--- w' -------------------- w' ------------------- ... ---/           `beside`, `rejoin`
 ```
-Branches of a head begin when their map is there, and autograd takes them back on the streams they came on. Nothing in
+Branches of a head begin when their map is there, and autograd takes them back on the streams they came on; so does the
+short one of two branches of a block whose maps are small (`aside`). Nothing in
 a backward pass waits for the gradient of a weight but its node (`half_weights.py`), which hands it on; and where the
 node is the whole network, only so that not too much is held of what gradients are made of. And running statistics move
 while the backward pass goes on. It is for recordings alone: started one by one, the host would be what
@@ -21,7 +22,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -36,6 +38,14 @@ _OF_WEIGHTS = -1
 """Number of the stream for gradients of weights; branches count from 0."""
 OF_STATISTICS = -2
 """That of the stream for running statistics."""
+ASIDE = 99
+"""That of the stream for the short one of two branches within a block."""
+_SMALL_BYTES = 2**25
+"""Of a map whose kernels are over so soon that two side by side take less than one after the other."""
+ASIDE = 99
+"""That of the stream for the short one of two branches within a node."""
+_SMALL_BYTES = 2**25
+"""Of a map whose kernels fill a GPU for so short that two are worth starting side by side."""
 _MOST_READ = 1 / 128
 """Of the device's memory."""
 
@@ -57,7 +67,9 @@ class _Read:
 _read: deque[_Read] = deque()
 """In the order in which it is done."""
 _made: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
-"""Tensors by their `id`, with when they are there."""
+"""Tensors by their `id`, with when they are there, until what took them apart has come together."""
+_apart: list[int] = []
+"""The `id` of each tensor that was taken apart."""
 _taken: set[torch.cuda.Stream] = set()
 """Streams beside the recording one that something was started on."""
 
@@ -78,7 +90,7 @@ def recorded(device: torch.device) -> Iterator[None]:
                 torch.cuda.current_stream(device).wait_stream(stream)
         raise
     finally:
-        for held in (_taken, _read, _made):
+        for held in (_taken, _read, _made, _apart):
             held.clear()
 
 
@@ -139,6 +151,7 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
         return
     stream, (_, event) = _stream_of(x.device, number), _made.get(id(x), (x, None))
     _taken.add(stream)
+    _apart.append(id(x))
     if event is None:
         stream.wait_stream(torch.cuda.current_stream(x.device))
     else:
@@ -148,15 +161,22 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
         yield
 
 
+def aside(x: Tensor) -> AbstractContextManager[None]:
+    """Start the short branch of a block that takes x on its own stream, if x is small; `together` takes its result."""
+    return apart(ASIDE, x) if x.numel() * x.element_size() <= _SMALL_BYTES else nullcontext()
+
+
 def together(given: Mapping[int, Tensor]) -> None:
-    """Let the current stream wait for what was started `apart`, by number, and read what that has given."""
+    """Let the current stream wait for what was started `apart` or `aside`, by number, and read what that has given."""
     device = next(iter(given.values())).device
     if _is_recording(device):
         current = torch.cuda.current_stream(device)
         for number, value in given.items():
-            current.wait_stream(_stream_of(device, number))
-            value.record_stream(current)
-        _made.clear()
+            if (stream := _stream_of(device, number)) in _taken:
+                current.wait_stream(stream)
+                value.record_stream(current)
+        while _apart:
+            _made.pop(_apart.pop(), None)
 
 
 def _is_recording(device: torch.device) -> bool:
