@@ -43,7 +43,9 @@ def by_autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def trained(dtype: torch.dtype, *, frozen: int = 0, at_once: bool = False) -> tuple[list[Tensor], dict[str, Tensor | None], Counter[str]]:
+def trained(
+    dtype: torch.dtype, *, frozen: int = 0, at_once: bool = False
+) -> tuple[list[Tensor], dict[str, Tensor | None], Counter[str]]:
     """Outputs and gradients of a network, and the operations that it took."""
     torch.manual_seed(0)
     network = build_model("yolo11n", 3).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]

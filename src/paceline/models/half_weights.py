@@ -8,10 +8,10 @@ made, and one operation gives all their gradients back:
 weights of a node   --- one copy --->   halves   --- each convolution takes its own --->   results
 their gradients     <-- one copy ----   those of the halves
 ```
-The numbers are autocast's, to the bit. Kernels that sum a weight's gradient in float32 give it to the weight as it is, by
-the same way: `whole_of`. So all gradients of a node's weights meet here, and may have been computed beside the rest until
-then (`beside.py`). It goes by nodes where gradients travel between ranks as they come; where none travel, the engine
-lets the whole network be the node, and nothing waits for the gradient of a weight before the end of the backward pass.
+The numbers are autocast's, to the bit. Kernels that sum a weight's gradient in float32 give it to the weight as it is,
+by the same way: `whole_of`. So all gradients of a node's weights meet here, and may have been computed beside the rest
+until then (`beside.py`). It goes by nodes where gradients travel between ranks as they come; where none travel, the
+engine lets the whole network be the node, and nothing waits for the gradient of a weight before the backward pass ends.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class OfParts(nn.Module):
 def halved(node: nn.Module) -> AbstractContextManager[None]:
     """Let the convolutions of a node find copies of their weights; nothing but in training under autocast.
 
-    node: a network or one of its nodes, where a network that holds it has not done so. On a GPU a node that is `OfParts`
+    node: a network, or one of its nodes where that has not been done for the network. On a GPU a node that is `OfParts`
     does it itself, by `halved_apart`.
     """
     if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
