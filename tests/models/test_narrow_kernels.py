@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from paceline.models.blocks import Bottleneck
 from paceline.models.convolution import Convolution
+from paceline.models.moments import Tally
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,8 +38,8 @@ CASES = [
     pytest.param(1, 8, 24, (20, 12), 1, id="more channels, several tiles"),
     pytest.param(2, 16, 32, (11, 13), 2, id="stride two, odd sides"),
     pytest.param(3, 32, 16, (8, 18), 2, id="stride two, even sides"),
-    pytest.param(1, 32, 64, (3, 5), 1, id="only the gradient of the map is torch's"),
-    pytest.param(1, 64, 32, (5, 4), 1, id="only the gradient of the map is ours"),
+    pytest.param(1, 32, 64, (3, 5), 1, id="as wide as can be"),
+    pytest.param(1, 64, 32, (5, 4), 1, id="only the gradient of the weights is torch's"),
     pytest.param(1, 8, 24, (7, 20), 2, id="stride two, channels that fill no power of two"),
     pytest.param(2, 8, 8, (1, 1), 1, id="one cell"),
     pytest.param(2, 8, 8, (1, 1), 2, id="one cell, stride two"),
@@ -94,6 +95,63 @@ def test_all_three_passes_are_torchs_in_double(
     assert differ(leaves[1].grad, exact[1].grad) < (1e-6 if ours else bound)  # of sums nothing is lost
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("programs", [1, 40, 10_000])
+@pytest.mark.parametrize(("channels", "out_channels"), [(8, 16), (16, 40)])
+def test_it_does_not_depend_on_how_maps_are_cut_into_strips(
+    kernels: ModuleType, channels: int, out_channels: int, programs: int, stride: int
+) -> None:
+    """To the bit; the last strips of an image have fewer lines, the last tiles fewer strips and columns."""
+    x, weight, _ = all_of(3, channels, out_channels, (45, 27), stride, torch.float32)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    launch = kernels.Strips(programs=programs)
+    tally = Tally()
+    y = kernels._convolved(x, weight, stride, launch, tally=tally)
+    assert differ(y, F.conv2d(x.double(), weight.double(), stride=stride, padding=1)) < 1e-6
+    assert torch.equal(y, kernels._convolved(x, weight, stride, kernels.Strips(programs=7)))
+    assert tally.moments is not None
+    mean, variance, count = tally.moments.joined()
+    assert int(count) == y.numel() // out_channels
+    assert differ(mean, y.double().mean((0, 2, 3))) < 1e-5
+    assert differ(variance, y.double().var((0, 2, 3), correction=0)) < 1e-5
+    if stride == 2:
+        of_y, size = all_of(3, channels, out_channels, (45, 27), 2, torch.float32)[2], (45, 27)
+        of_y = of_y.contiguous(memory_format=torch.channels_last)
+        found = kernels._traced_back(of_y, weight, size, launch)
+        expected = F.conv_transpose2d(of_y.double(), weight.double(), stride=2, padding=1)
+        assert differ(found, expected) < 1e-6
+        assert torch.equal(found, kernels._traced_back(of_y, weight, size, kernels.Strips(programs=7)))
+
+
+def test_moments_of_a_large_mean_keep_their_digits(kernels: ModuleType) -> None:
+    x, weight, _ = all_of(2, 8, 16, (20, 12), 1, torch.float32)
+    weight[:, :, 1, 1] += 100.0
+    tally = Tally()
+    x += 50.0
+    y = kernels._convolved(x, weight.contiguous(memory_format=torch.channels_last), 1, None, tally=tally).double()
+    assert tally.moments is not None
+    mean, variance, _ = tally.moments.joined()
+    assert differ(variance, y.var((0, 2, 3), correction=0)) < 1e-5
+    assert differ(mean, y.mean((0, 2, 3))) < 1e-6
+
+
+@pytest.mark.parametrize("out_channels", [8, 16, 32, 64])
+@pytest.mark.parametrize("size", [(160, 160), (80, 80), (40, 40), (20, 20), (13, 50), (1, 1)])
+def test_strips_hold_each_line_once_and_few_lanes_are_idle(
+    kernels: ModuleType, size: tuple[int, int], out_channels: int
+) -> None:
+    height, width = size
+    outputs = kernels._outputs_of(out_channels, 1)
+    assert outputs * out_channels <= max(32, out_channels)
+    for programs in (1, 528):
+        cut = kernels._Cut.of(64, size, outputs, kernels.Strips(programs=programs))
+        assert (cut.strips_down - 1) * cut.lines < height <= cut.strips_down * cut.lines
+        assert cut.tiles_across * cut.columns * outputs >= width
+        assert cut.tiles * (64 // cut.columns) >= cut.strips * cut.tiles_across
+        if width % 40 == 0:
+            assert cut.tiles_across * cut.columns * outputs == width
+
+
 def test_sums_of_weights_do_not_depend_on_how_they_are_cut_beyond_rounding_and_are_the_same_twice(
     kernels: ModuleType,
 ) -> None:
@@ -135,6 +193,7 @@ def test_a_map_that_needs_no_gradient_gets_none(kernels: ModuleType) -> None:
         (16, 8, 1, True),
         (16, 32, 2, True),
         (64, 32, 1, True),
+        (32, 64, 1, True),
         (64, 32, 2, False),
         (64, 64, 1, False),
         (12, 16, 1, False),
@@ -180,7 +239,7 @@ _PROGRAM = """
 from compiling import compiled, usage_of
 
 from paceline.models import narrow_kernels
-from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
+from paceline.models.narrow_conv import CONVOLVING, CONVOLVING_WIDE, WEIGHING, _outputs_of, _room
 
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 kinds |= dict(moments="*fp32")
@@ -190,15 +249,23 @@ def made_of(kernel, warps, capability=90, **fixed):
     return compiled(kernel, fixed, kinds, warps=warps, capability=capability)
 
 
-for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 1)):
+for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 32, 1)):
     sizes = dict(in_channels=channels, out_channels=out_channels, stride=stride)
-    sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
+    launch = CONVOLVING if channels * out_channels < 2048 else CONVOLVING_WIDE
+    outputs = _outputs_of(out_channels, stride)
+    rooms = dict(room=_room(4 * channels), out_room=_room(outputs * out_channels), outputs=outputs)
     for turned, notes in ((False, False), (True, False), (False, True)):
-        tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns, notes=notes)
-        made = made_of(narrow_kernels._convolve_narrow, CONVOLVING.warps, turned=turned, **tile, **sizes)
+        tile = dict(rows=launch.rows, columns=8, stages=launch.stages, notes=notes) | rooms
+        made = made_of(narrow_kernels._convolve_narrow, launch.warps, turned=turned, **tile, **sizes)
         assert not usage_of(made).spilled
-        assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
+        assert "cp.async.cg" in made.asm["ptx"], "the lines that come are loaded meanwhile, eight numbers at once"
+        assert "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
         assert "wgmma" in made.asm["ptx"], "products of matrices"
+        made = made_of(narrow_kernels._convolve_narrow, launch.warps, 89, turned=turned, **tile, **sizes)
+        assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
+    if channels > 32:
+        continue
+    sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
     tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
     made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, **tile, **sizes)
     assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
@@ -207,9 +274,13 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
 for channels, out_channels in ((16, 32), (32, 64)):
     sizes = dict(in_channels=channels, out_channels=out_channels)
     sizes |= dict(room=_room(2 * out_channels), in_room=_room(2 * channels))
-    tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns)
-    made = made_of(narrow_kernels._map_gradient, CONVOLVING.warps, **tile, **sizes)
-    assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
+    launch = CONVOLVING if channels * out_channels < 2048 else CONVOLVING_WIDE
+    tile = dict(rows=launch.rows, columns=8, stages=launch.stages)
+    made = made_of(narrow_kernels._map_gradient, launch.warps, **tile, **sizes)
+    assert not usage_of(made).spilled
+    assert "cp.async.cg" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
+    made = made_of(narrow_kernels._map_gradient, launch.warps, 89, **tile, **sizes)
+    assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
 print("compiled")
 """
 

@@ -5,6 +5,7 @@ Each of the three passes is ours where that is faster, and torch's where it is n
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
 from paceline.models.parted_conv import gradients_apart
-from paceline.triton_kernels import cdiv, next_power_of_2, start_kernel
+from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 _VECTOR = 8
 """Channels that are loaded at once."""
+_CELLS = 4
+"""Beside each other, of a row of a product."""
+_MOST_BESIDE = 32
+"""Channels of two cells of y beside each other, which one row gives, since a program has registers for so many."""
+_WIDE = 32 * 64
+"""Channels in times out, of which a program has more weights than four warps have room for."""
+_COLUMNS, _LINES = (16, 8, 4, 2), (40, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4)
+"""What there is to choose from, for rows of a tile in one line, and for lines of a strip."""
 _MOST_IN, _MOST_OUT = 32, 64
 """Channels of the map that windows are taken from, and of the other one."""
 _SETTLED_WEIGHTS, _SETTLED_PARTS = 16, 64
@@ -47,12 +56,61 @@ class Launch:
     """That share the cells of a gradient of weights; four for each multiprocessor of a large GPU."""
 
 
-CONVOLVING = Launch(lines=16, columns=8, warps=4)
+@dataclass(frozen=True)
+class Strips:
+    """How a convolution is launched, by strips that go down the maps; changes the time only."""
+
+    rows: int = 64
+    """Of four cells, that a program looks at together; of one line, or of as many lines of other strips."""
+    warps: int = 4
+    stages: int = 3
+    """Lines whose loads are under way together."""
+    programs: int = 528
+    """At least, as far as strips of a few lines give as many."""
+
+
+CONVOLVING, CONVOLVING_WIDE = Strips(), Strips(warps=8, stages=2)
 WEIGHING = Launch(lines=8, columns=8, warps=4)
 
 
+def _outputs_of(out_channels: int, stride: int) -> int:
+    """Return how many cells of y beside each other a row of a product gives."""
+    return 2 if stride == 1 and 2 * out_channels <= _MOST_BESIDE else 1
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How a map is cut into tiles: strips of lines, of which a tile has some, and columns of rows in them."""
+
+    columns: int
+    """Rows of a tile in each of its strips."""
+    lines: int
+    strips_down: int
+    """Of an image."""
+    strips: int
+    tiles_across: int
+    tiles: int
+
+    @classmethod
+    @functools.lru_cache(maxsize=KEPT_CUTS)
+    def of(cls, images: int, size: tuple[int, int], outputs: int, launch: Strips) -> _Cut:
+        height, width = size
+        units = cdiv(width, outputs)
+        columns = min(_COLUMNS, key=lambda count: (cdiv(units, count) * count, -count))
+        tiles_across, at_once = cdiv(units, columns), launch.rows // columns
+
+        def tiles_by(lines: int) -> int:
+            return cdiv(images * cdiv(height, lines), at_once) * tiles_across
+
+        fitting = [lines for lines in _LINES if tiles_by(lines) >= launch.programs]
+        lines = min(fitting[0] if fitting else _LINES[-1], height)
+        strips_down = cdiv(height, lines)
+        lines = cdiv(height, strips_down)  # as even as can be
+        return cls(columns, lines, strips_down, images * strips_down, tiles_across, tiles_by(lines))
+
+
 def _convolved(
-    x: Tensor, weight: Tensor, stride: int, launch: Launch, *, turned: bool = False, tally: Tally | None = None
+    x: Tensor, weight: Tensor, stride: int, launch: Strips | None, *, turned: bool = False, tally: Tally | None = None
 ) -> Tensor:
     """Convolve BCHW with weights out, in, 3, 3; turned: those of which this is the gradient, in, out, 3, 3.
 
@@ -62,11 +120,13 @@ def _convolved(
     out_channels = weight.shape[1 if turned else 0]
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
-    down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
-    moments = Moments.empty(y, images * down * across, out_channels) if tally else None
+    launch = launch or (CONVOLVING if channels * out_channels < _WIDE else CONVOLVING_WIDE)
+    outputs = _outputs_of(out_channels, stride)
+    cut = _Cut.of(images, (out_height, out_width), outputs, launch)
+    moments = Moments.empty(y, cut.tiles * outputs, out_channels) if tally else None
     start_kernel(
         _convolve_narrow,
-        (images * down * across,),
+        (cut.tiles,),
         x,
         weight,
         y,
@@ -75,17 +135,21 @@ def _convolved(
         width,
         out_height,
         out_width,
-        down,
-        across,
+        cut.strips,
+        cut.strips_down,
+        cut.tiles_across,
+        cut.lines,
         in_channels=channels,
         out_channels=out_channels,
-        room=_room(3 * channels),
-        out_room=_room(out_channels),
+        room=_room(_CELLS * channels),
+        out_room=_room(outputs * out_channels),
         stride=stride,
         turned=turned,
         notes=moments is not None,
-        lines=launch.lines,
-        columns=launch.columns,
+        outputs=outputs,
+        rows=launch.rows,
+        columns=cut.columns,
+        stages=launch.stages,
         num_warps=launch.warps,
     )
     if tally:
@@ -93,16 +157,17 @@ def _convolved(
     return y.permute(0, 3, 1, 2)
 
 
-def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: Launch) -> Tensor:
+def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: Strips | None = None) -> Tensor:
     """Return the gradient of the map, of this height and width, at stride 2."""
     images, out_channels, out_height, out_width = of_y.shape
     channels = weight.shape[1]
     height, width = size
     of_x = of_y.new_empty((images, height, width, channels))
-    down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
+    launch = launch or (CONVOLVING if channels * out_channels < _WIDE else CONVOLVING_WIDE)
+    cut = _Cut.of(images, (out_height, out_width), 1, launch)
     start_kernel(
         _map_gradient,
-        (images * down * across,),
+        (cut.tiles,),
         of_y,
         weight,
         of_x,
@@ -110,14 +175,17 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: La
         width,
         out_height,
         out_width,
-        down,
-        across,
+        cut.strips,
+        cut.strips_down,
+        cut.tiles_across,
+        cut.lines,
         in_channels=channels,
         out_channels=out_channels,
         room=_room(2 * out_channels),
         in_room=_room(2 * channels),
-        lines=launch.lines,
-        columns=launch.columns,
+        rows=launch.rows,
+        columns=cut.columns,
+        stages=launch.stages,
         num_warps=launch.warps,
     )
     return of_x.permute(0, 3, 1, 2)
@@ -186,7 +254,9 @@ class _Ours:
     def of(cls, in_channels: int, out_channels: int, stride: int) -> _Ours:
         is_narrow = in_channels <= _MOST_IN and out_channels <= _MOST_OUT
         is_narrow_back = out_channels <= _MOST_IN and in_channels <= _MOST_OUT
-        return cls(is_narrow, is_narrow_back if stride == 1 else is_narrow, is_narrow)
+        if stride == 1:
+            return cls(is_narrow or is_narrow_back, is_narrow or is_narrow_back, is_narrow)
+        return cls(is_narrow, is_narrow, is_narrow)
 
 
 class _Convolved(torch.autograd.Function):
@@ -201,7 +271,7 @@ class _Convolved(torch.autograd.Function):
         stride: int,
         tally: Tally | None,
         joins: bool,
-        convolving: Launch,
+        convolving: Strips | None,
         weighing: Launch,
     ) -> Tensor:
         """Return y BNHW, channels-last and of the type of `factors`, the weight's numbers."""
@@ -253,7 +323,7 @@ def convolved(
     dtype: torch.dtype,
     *,
     tally: Tally | None = None,
-    convolving: Launch = CONVOLVING,
+    convolving: Strips | None = None,
     weighing: Launch = WEIGHING,
 ) -> Tensor:
     """Convolve BCHW by N, C, 3, 3 with padding 1; on the current stream, without waiting.

@@ -11,9 +11,17 @@ and the gradient of the map, at stride 1, is the convolution of y' with the weig
 beside each other, of an even column and the odd one after it, are 2 C numbers in a row, and what they depend on is two
 neighbours in a line of y', 2 N numbers in a row: three products again, one for each ky.
 
-A program works on a tile of `lines` x `columns` cells of one image, so that most of what it loads is loaded by it
-already. Sums are float32; those of the weights are written by each program for itself and added afterwards, in one
-order. `narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
+For maps a program goes down strips of lines, some beside each other, and loads each line once, while the lines that
+come are on their way: three products with it, for the three lines of the result that see it. At stride 1 a row is four
+cells, 4 C numbers, which is a power of two as a rule, and gives two cells of the result, 2 N numbers, by weights of
+which a third are 0:
+
+```
+x line   i - 1   i   i + 1              rows: cells 2p-1 2p 2p+1 2p+2   gives 2p 2p+1
+y line   i  =  W0 + W1 + W2
+```
+For the gradient of weights it works on tiles of `lines` x `columns` cells of one image. Sums are float32; those of the
+weights are written by each program for itself and added afterwards, in one order. `narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
 """
 
 from __future__ import annotations
@@ -21,11 +29,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.models.moment_kernels import _note
+from paceline.models.moment_kernels import _write
 from paceline.models.turn_kernels import _num_turns, _piece
 
 _ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
+_ANY_STRIPS = ("height", "width", "out_height", "out_width", "num_strips", "strips_down", "tiles_across", "lines")
+_CELLS = tl.constexpr(4)
+"""Beside each other, that a row of a product has: what two outputs see at stride 1, and one at stride 2."""
 
 
 @triton.jit
@@ -63,7 +74,69 @@ def _window_line(
     return tl.load(first + place, mask=inside, other=0)
 
 
-@triton.jit(do_not_specialize=_ANY)
+@triton.jit
+def _bands(
+    weight,
+    ky: tl.constexpr,
+    in_channels: tl.constexpr,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+    out_room: tl.constexpr,
+    outputs: tl.constexpr,
+    turned: tl.constexpr,
+):
+    """Weights that lead from four cells of a line to `outputs` beside each other: room x out_room, 0 where none do.
+
+    weight: out, 3, 3, in; turned: in, 3, 3, out.
+    """
+    number, place = tl.arange(0, room), tl.arange(0, out_room)
+    cell, channel = number // in_channels, number % in_channels
+    output, out = place // out_channels, place % out_channels
+    kx = cell[:, None] - output[None, :]
+    is_weight = (kx >= 0) & (kx < 3) & (cell < _CELLS)[:, None] & (output < outputs)[None, :]
+    if turned:
+        place = ((channel[:, None] * 3 + (2 - ky)) * 3 + (2 - kx)) * out_channels + out[None, :]
+    else:
+        place = ((out[None, :] * 3 + ky) * 3 + kx) * in_channels + channel[:, None]
+    return tl.load(weight + place, mask=is_weight, other=0)
+
+
+@triton.jit
+def _line(first, line, height, pitch, inside):
+    """Cells of a line of each strip: rows x room; 0 beyond the edges."""
+    is_line = (line >= 0) & (line < height)
+    return tl.load(first + (line * pitch)[:, None], mask=inside & is_line[:, None], other=0)
+
+
+@triton.jit
+def _stored(total, y, line, end, pitch, is_output):
+    """Store a line of each strip, rounded; returns the numbers as they are stored, and which there are."""
+    inside = is_output & (line < end)[:, None]
+    value = total.to(y.dtype.element_ty)
+    tl.store(y + (line * pitch)[:, None], value, mask=inside)
+    return value, inside
+
+
+@triton.jit
+def _taken_in(value, inside, is_first, around, sums, squares):
+    """Add a line to the sums around the first line of each strip."""
+    around = tl.where(is_first, value, around)
+    away = tl.where(inside, value.to(tl.float32) - around.to(tl.float32), 0.0)
+    return around, sums + away, squares + away * away
+
+
+@triton.jit
+def _all_taken_in(around, sums, squares, counts):
+    """Count, mean and spread of each column; those of a strip are known by its own count."""
+    known = tl.maximum(counts, 1.0)
+    means = around.to(tl.float32) + sums / known
+    count = tl.sum(counts, axis=0)
+    mean = tl.sum(counts * means, axis=0) / tl.maximum(count, 1.0)
+    away = means - mean[None, :]
+    return count, mean, tl.sum(squares - sums * (sums / known) + counts * away * away, axis=0)
+
+
+@triton.jit(do_not_specialize=_ANY_STRIPS)
 def _convolve_narrow(
     x,
     weight,
@@ -73,8 +146,10 @@ def _convolve_narrow(
     width,
     out_height,
     out_width,
-    tiles_down,
+    num_strips,
+    strips_down,
     tiles_across,
+    lines,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
@@ -82,60 +157,74 @@ def _convolve_narrow(
     stride: tl.constexpr,
     turned: tl.constexpr,
     notes: tl.constexpr,
-    lines: tl.constexpr,
+    outputs: tl.constexpr,
+    rows: tl.constexpr,
     columns: tl.constexpr,
+    stages: tl.constexpr,
 ):
-    """Convolve a tile of cells; `turned` takes weights of a convolution from y to x, for the gradient of its map.
+    """Convolve strips of `lines` lines, going down.
 
-    weight: out, 3, 3, in; turned: in, 3, 3, out. notes: whether the moments of the tile are written, as one part.
+    A row is four cells beside each other, which `outputs` cells of y depend on; a tile has `columns` rows of each of
+    rows / columns strips. weight: out, 3, 3, in; turned: in, 3, 3, out, of a convolution from y to x, of whose map this
+    is the gradient. notes: whether the moments are written, each output of the rows of a program being a part.
     """
-    image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
-    number, out = tl.arange(0, room), tl.arange(0, out_room)
-    is_weight = (number < 3 * in_channels)[:, None] & (out < out_channels)[None, :]
-    total = tl.full((lines * columns, out_room), 0.0, tl.float32)
-    for ky in tl.static_range(3):
-        values = _window_line(x, image, line, column, ky, height, width, in_channels, room, stride)
-        if turned:
-            kx, channel = number // in_channels, number % in_channels
-            place = ((channel * 3 + (2 - ky)) * 3 + (2 - kx)) * out_channels
-            place = place[:, None] + out[None, :]
-        else:
-            place = (out * 9 * in_channels)[None, :] + (ky * 3 * in_channels + number)[:, None]
-        factors = tl.load(weight + place, mask=is_weight, other=0)
-        total = tl.dot(values, factors, total, input_precision="ieee")
-    is_cell, is_out = (line < out_height) & (column < out_width), out < out_channels
-    place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
-    first = y + image.to(tl.int64) * (out_height * out_width * out_channels)
-    if notes:  # of cells beyond an edge, which see some of the map, nothing may be summed up
-        total = tl.where(is_cell[:, None], total, 0.0)
-    value = total.to(y.dtype.element_ty)
-    tl.store(first + place, value, mask=is_cell[:, None] & is_out[None, :])
+    tile = tl.program_id(0)
+    row, number, place = tl.arange(0, rows), tl.arange(0, room), tl.arange(0, out_room)
+    strip = tile // tiles_across * (rows // columns) + row // columns
+    left = (tile % tiles_across * columns + row % columns) * outputs
+    image, top = strip // strips_down, strip % strips_down * lines
+    end = tl.minimum(top + lines, out_height)
+    at = (left * stride - 1)[:, None] + (number // in_channels)[None, :]
+    is_strip = strip < num_strips
+    inside = is_strip[:, None] & (at >= 0) & (at < width) & (number < _CELLS * in_channels)[None, :]
+    first = (left * stride - 1) * in_channels
+    first = x + (image.to(tl.int64) * (height * width * in_channels) + first)[:, None] + number[None, :]
+    pitch = width * in_channels
+    output = place // out_channels
+    is_output = (left[:, None] + output[None, :] < out_width) & (output < outputs)[None, :]
+    is_output = is_output & is_strip[:, None]
+    first_y = left * out_channels
+    first_y = y + (image.to(tl.int64) * (out_height * out_width * out_channels) + first_y)[:, None] + place[None, :]
+    pitch_y = out_width * out_channels
+    upper = _bands(weight, 0, in_channels, out_channels, room, out_room, outputs, turned)
+    middle = _bands(weight, 1, in_channels, out_channels, room, out_room, outputs, turned)
+    lower = _bands(weight, 2, in_channels, out_channels, room, out_room, outputs, turned)
+    around = tl.full((rows, out_room), 0.0, tl.float32).to(y.dtype.element_ty)
+    sums = tl.full((rows, out_room), 0.0, tl.float32)
+    squares = tl.full((rows, out_room), 0.0, tl.float32)
+    values = _line(first, top * stride - 1, height, pitch, inside)
+    coming = tl.dot(values, upper, input_precision="ieee")  # of the line that is stored next
+    if stride == 1:
+        values = _line(first, top, height, pitch, inside)
+        total = tl.dot(values, middle, coming, input_precision="ieee")
+        coming = tl.dot(values, upper, input_precision="ieee")
+        for turn in tl.range(0, lines, num_stages=stages):
+            values = _line(first, top + turn + 1, height, pitch, inside)
+            total = tl.dot(values, lower, total, input_precision="ieee")
+            value, is_there = _stored(total, first_y, top + turn, end, pitch_y, is_output)
+            if notes:
+                around, sums, squares = _taken_in(value, is_there, turn == 0, around, sums, squares)
+            total = tl.dot(values, middle, coming, input_precision="ieee")
+            coming = tl.dot(values, upper, input_precision="ieee")
+    else:
+        for turn in tl.range(0, lines, num_stages=stages):
+            line = (top + turn) * stride
+            values = _line(first, line, height, pitch, inside)
+            total = tl.dot(values, middle, coming, input_precision="ieee")
+            values = _line(first, line + 1, height, pitch, inside)
+            total = tl.dot(values, lower, total, input_precision="ieee")
+            value, is_there = _stored(total, first_y, top + turn, end, pitch_y, is_output)
+            if notes:
+                around, sums, squares = _taken_in(value, is_there, turn == 0, around, sums, squares)
+            coming = tl.dot(values, upper, input_precision="ieee")
     if notes:
-        tile, tiles = tl.program_id(0), tl.num_programs(0)
-        down, across = tile // tiles_across % tiles_down, tile % tiles_across
-        count = tl.minimum(lines, out_height - down * lines) * tl.minimum(columns, out_width - across * columns)
-        count = count.to(tl.float32)
-        _note(value, is_cell, count, tile, tiles, out, is_out, out_channels, moments)
-
-
-@triton.jit
-def _pairs(
-    of_y,
-    image,
-    line,
-    column,
-    out_height,
-    out_width,
-    out_channels: tl.constexpr,
-    room: tl.constexpr,
-):
-    """Cells of a line of y' and their neighbours to the right: cells x room; 0 beyond the edges."""
-    number = tl.arange(0, room)
-    at = column[:, None] + (number // out_channels)[None, :]
-    inside = (line < out_height)[:, None] & (at < out_width) & (number < 2 * out_channels)[None, :]
-    first = of_y + image.to(tl.int64) * (out_height * out_width * out_channels)
-    place = ((line * out_width + column) * out_channels)[:, None] + number[None, :]
-    return tl.load(first + place, mask=inside, other=0)
+        counts = tl.where(is_output, (end - top)[:, None].to(tl.float32), 0.0)
+        count, mean, spread = _all_taken_in(around, sums, squares, counts)
+        parts = tl.num_programs(0) * outputs
+        is_number = output < outputs
+        _write(mean, spread, tile * outputs, parts, place, is_number, out_channels, moments)
+        is_count = is_number & (place % out_channels == 0)
+        tl.store(moments + 2 * parts.to(tl.int64) * out_channels + tile * outputs + output, count, mask=is_count)
 
 
 @triton.jit
@@ -157,7 +246,7 @@ def _pair_weights(
     return tl.load(weight + place, mask=is_weight, other=0)
 
 
-@triton.jit(do_not_specialize=_ANY)
+@triton.jit(do_not_specialize=_ANY_STRIPS)
 def _map_gradient(
     of_y,
     weight,
@@ -166,33 +255,54 @@ def _map_gradient(
     width,
     out_height,
     out_width,
-    tiles_down,
+    num_strips,
+    strips_down,
     tiles_across,
+    lines,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
     in_room: tl.constexpr,
-    lines: tl.constexpr,
+    rows: tl.constexpr,
     columns: tl.constexpr,
+    stages: tl.constexpr,
 ):
-    """Gradient of the map at stride 2: four cells of it for each cell of y', two in each of two lines."""
-    image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
-    above = _pairs(of_y, image, line, column, out_height, out_width, out_channels, room)
-    below = _pairs(of_y, image, line + 1, column, out_height, out_width, out_channels, room)
-    middle = _pair_weights(weight, 1, in_channels, out_channels, room, in_room)
-    even = tl.dot(above, middle, input_precision="ieee")
-    lower = _pair_weights(weight, 2, in_channels, out_channels, room, in_room)
+    """Gradient of the map at stride 2, in strips of `lines` lines of y', going down, of which each gives two.
+
+    A row is a cell of y' and its neighbour to the right; a tile has `columns` rows of each of rows / columns strips.
+    """
+    tile = tl.program_id(0)
+    row, number, place = tl.arange(0, rows), tl.arange(0, room), tl.arange(0, in_room)
+    strip = tile // tiles_across * (rows // columns) + row // columns
+    column = tile % tiles_across * columns + row % columns
+    image, top = strip // strips_down, strip % strips_down * lines
+    end = 2 * tl.minimum(top + lines, out_height)
+    is_strip = (strip < num_strips)[:, None]
+    inside = is_strip & (column[:, None] + (number // out_channels)[None, :] < out_width)
+    inside = inside & (number < 2 * out_channels)[None, :]
+    first = of_y + (image.to(tl.int64) * (out_height * out_width * out_channels) + column * out_channels)[:, None]
+    first += number[None, :]
+    pitch = out_width * out_channels
+    is_output = is_strip & (2 * column[:, None] + (place // in_channels)[None, :] < width)
+    is_output = is_output & (place < 2 * in_channels)[None, :]
+    end = tl.minimum(end, height)
+    first_x = of_x + (image.to(tl.int64) * (height * width * in_channels) + 2 * column * in_channels)[:, None]
+    first_x += place[None, :]
+    pitch_x = width * in_channels
     upper = _pair_weights(weight, 0, in_channels, out_channels, room, in_room)
-    odd = tl.dot(above, lower, input_precision="ieee")
-    odd = tl.dot(below, upper, odd, input_precision="ieee")
-    output = tl.arange(0, in_room)
-    at = 2 * column[:, None] + (output // in_channels)[None, :]
-    inside = (2 * line < height)[:, None] & (at < width) & (output < 2 * in_channels)[None, :]
-    first = of_x + image.to(tl.int64) * (height * width * in_channels)
-    place = first + ((2 * line * width + 2 * column) * in_channels)[:, None] + output[None, :]
-    tl.store(place, even.to(of_x.dtype.element_ty), mask=inside)
-    inside = inside & (2 * line + 1 < height)[:, None]
-    tl.store(place + width * in_channels, odd.to(of_x.dtype.element_ty), mask=inside)
+    middle = _pair_weights(weight, 1, in_channels, out_channels, room, in_room)
+    lower = _pair_weights(weight, 2, in_channels, out_channels, room, in_room)
+    values = _line(first, top, out_height, pitch, inside)
+    even = tl.dot(values, middle, input_precision="ieee")
+    odd = tl.dot(values, lower, input_precision="ieee")
+    for turn in tl.range(0, lines, num_stages=stages):
+        line = top + turn
+        _stored(even, first_x, 2 * line, end, pitch_x, is_output)
+        values = _line(first, line + 1, out_height, pitch, inside)
+        odd = tl.dot(values, upper, odd, input_precision="ieee")
+        _stored(odd, first_x, 2 * line + 1, end, pitch_x, is_output)
+        even = tl.dot(values, middle, input_precision="ieee")
+        odd = tl.dot(values, lower, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=(*_ANY, "num_tiles"))
