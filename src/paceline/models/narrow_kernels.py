@@ -21,7 +21,8 @@ x line   i - 1   i   i + 1              rows: cells 2p-1 2p 2p+1 2p+2   gives 2p
 y line   i  =  W0 + W1 + W2
 ```
 For the gradient of weights it works on tiles of `lines` x `columns` cells of one image. Sums are float32; those of the
-weights are written by each program for itself and added afterwards, in one order. `narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
+weights are written by each program for itself and added afterwards, in one order. `narrow_conv.py` launches them. This
+module needs Triton; nothing imports it before that is known to work.
 """
 
 from __future__ import annotations
