@@ -21,7 +21,7 @@ from convolutions import convolutions_of, time_of
 from torch.nn import functional as F
 
 from paceline.models import depthwise_conv
-from paceline.models.narrow_conv import Launch, Strips, _convolved, _traced_back, _weighed
+from paceline.models.narrow_conv import Launch, _convolved, _traced_back, _weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 DEVICE = torch.device("cuda")
 MOST = 64
 CONVOLVING_TRIED = [
-    Strips(rows, warps, stages, programs)
+    Launch(rows, warps, stages, programs)
     for (rows, warps), stages, programs in product(((64, 4), (128, 4), (64, 8)), (1, 2, 3, 4), (264, 528, 1056))
 ]
 WEIGHING_TRIED = [
-    Launch(lines, 8, 4, stages, programs)
-    for (lines, stages), programs in product(((8, 2), (8, 3), (4, 3), (16, 2)), (264, 528))
+    Launch(rows, warps, stages, programs)
+    for (rows, warps), stages, programs in product(((64, 4), (128, 4), (64, 8)), (2, 3, 4), (132, 264, 528))
 ]
 EACH_TRIED = [
     depthwise_conv.Launch(tile, columns, warps)
@@ -42,7 +42,7 @@ EACH_TRIED = [
 ]
 
 
-def once(key: tuple[int, ...], launch: Launch | Strips | depthwise_conv.Launch, passes: str) -> None:
+def once(key: tuple[int, ...], launch: Launch | depthwise_conv.Launch, passes: str) -> None:
     """Compile what a launch needs."""
     channels, out_channels, _, stride, *_ = key
     if isinstance(launch, depthwise_conv.Launch):

@@ -79,7 +79,7 @@ def test_all_three_passes_are_torchs_in_double(
     x, weight, of_y = all_of(images, channels, out_channels, size, stride, dtype)
     assert kernels.is_narrow(channels, out_channels, stride)
     leaves = x.clone().requires_grad_(), weight.clone().requires_grad_()
-    weighing = kernels.Launch(lines=4, columns=8, warps=4, programs=3)
+    weighing = kernels.Launch(programs=3)
     y = kernels.convolved(*leaves, stride, dtype, weighing=weighing)
     y.backward(of_y)
     exact = x.double().requires_grad_(), weight.to(dtype).double().requires_grad_()
@@ -104,11 +104,11 @@ def test_it_does_not_depend_on_how_maps_are_cut_into_strips(
     """To the bit; the last strips of an image have fewer lines, the last tiles fewer strips and columns."""
     x, weight, _ = all_of(3, channels, out_channels, (45, 27), stride, torch.float32)
     weight = weight.contiguous(memory_format=torch.channels_last)
-    launch = kernels.Strips(programs=programs)
+    launch = kernels.Launch(programs=programs)
     tally = Tally()
     y = kernels._convolved(x, weight, stride, launch, tally=tally)
     assert differ(y, F.conv2d(x.double(), weight.double(), stride=stride, padding=1)) < 1e-6
-    assert torch.equal(y, kernels._convolved(x, weight, stride, kernels.Strips(programs=7)))
+    assert torch.equal(y, kernels._convolved(x, weight, stride, kernels.Launch(programs=7)))
     assert tally.moments is not None
     mean, variance, count = tally.moments.joined()
     assert int(count) == y.numel() // out_channels
@@ -120,7 +120,7 @@ def test_it_does_not_depend_on_how_maps_are_cut_into_strips(
         found = kernels._traced_back(of_y, weight, size, launch)
         expected = F.conv_transpose2d(of_y.double(), weight.double(), stride=2, padding=1)
         assert differ(found, expected) < 1e-6
-        assert torch.equal(found, kernels._traced_back(of_y, weight, size, kernels.Strips(programs=7)))
+        assert torch.equal(found, kernels._traced_back(of_y, weight, size, kernels.Launch(programs=7)))
 
 
 def test_moments_of_a_large_mean_keep_their_digits(kernels: ModuleType) -> None:
@@ -144,7 +144,7 @@ def test_strips_hold_each_line_once_and_few_lanes_are_idle(
     outputs = kernels._outputs_of(out_channels, 1)
     assert outputs * out_channels <= max(32, out_channels)
     for programs in (1, 528):
-        cut = kernels._Cut.of(64, size, outputs, kernels.Strips(programs=programs))
+        cut = kernels._Cut.of(64, size, outputs, kernels.Launch(programs=programs))
         assert (cut.strips_down - 1) * cut.lines < height <= cut.strips_down * cut.lines
         assert cut.tiles_across * cut.columns * outputs >= width
         assert cut.tiles * (64 // cut.columns) >= cut.strips * cut.tiles_across
@@ -159,9 +159,9 @@ def test_sums_of_weights_do_not_depend_on_how_they_are_cut_beyond_rounding_and_a
     found = [
         kernels._weighed(x, of_y.contiguous(memory_format=torch.channels_last), 1, launch)
         for launch in (
-            kernels.Launch(lines=8, columns=8, warps=4, programs=1),
-            kernels.Launch(lines=2, columns=8, warps=4, programs=200),
-            kernels.Launch(lines=2, columns=8, warps=4, programs=200),
+            kernels.Launch(programs=1),
+            kernels.Launch(programs=200),
+            kernels.Launch(programs=200),
         )
     ]
     assert differ(found[1], found[0].double()) < 1e-6
@@ -239,7 +239,7 @@ _PROGRAM = """
 from compiling import compiled, usage_of
 
 from paceline.models import narrow_kernels
-from paceline.models.narrow_conv import CONVOLVING, CONVOLVING_WIDE, WEIGHING, _outputs_of, _room
+from paceline.models.narrow_conv import CONVOLVING, CONVOLVING_WIDE, WEIGHING, WEIGHING_WIDE, _outputs_of, _room
 
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 kinds |= dict(moments="*fp32")
@@ -265,11 +265,12 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
         assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
     if channels > 32:
         continue
-    sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
-    tile = dict(lines=WEIGHING.lines, columns=WEIGHING.columns, stages=WEIGHING.stages)
-    made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, **tile, **sizes)
-    assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
-    made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, 89, **tile, **sizes)
+    launch = WEIGHING if channels * out_channels < 2048 else WEIGHING_WIDE
+    tile = dict(rows=launch.rows, columns=8, stages=launch.stages) | rooms
+    made = made_of(narrow_kernels._weight_gradient, launch.warps, **tile, **sizes)
+    assert not usage_of(made).spilled
+    assert "cp.async.cg" in made.asm["ptx"], "the lines that come are loaded meanwhile"
+    made = made_of(narrow_kernels._weight_gradient, launch.warps, 89, **tile, **sizes)
     assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
 for channels, out_channels in ((16, 32), (32, 64)):
     sizes = dict(in_channels=channels, out_channels=out_channels)

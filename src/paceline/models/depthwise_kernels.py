@@ -11,7 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.models.narrow_kernels import _cells
+
+@triton.jit
+def _cells(tile, tiles_down, tiles_across, lines: tl.constexpr, columns: tl.constexpr):
+    """Image, lines and columns of the cells of a tile."""
+    image = tile // (tiles_down * tiles_across)
+    within = tile - image * tiles_down * tiles_across
+    cell = tl.arange(0, lines * columns)
+    line = (within // tiles_across) * lines + cell // columns
+    column = (within % tiles_across) * columns + cell % columns
+    return image, line, column
 
 
 @triton.jit

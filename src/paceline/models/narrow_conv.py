@@ -44,21 +44,7 @@ _SETTLED_WEIGHTS, _SETTLED_PARTS = 16, 64
 
 @dataclass(frozen=True)
 class Launch:
-    """How kernels are launched; changes the time only."""
-
-    lines: int
-    columns: int
-    """Of the cells that a program looks at together; powers of two."""
-    warps: int
-    stages: int = 2
-    """Turns of a loop whose loads are under way together."""
-    programs: int = 528
-    """That share the cells of a gradient of weights; four for each multiprocessor of a large GPU."""
-
-
-@dataclass(frozen=True)
-class Strips:
-    """How a convolution is launched, by strips that go down the maps; changes the time only."""
+    """How kernels are launched, whose programs go down strips of the maps; changes the time only."""
 
     rows: int = 64
     """Of four cells, that a program looks at together; of one line, or of as many lines of other strips."""
@@ -69,8 +55,8 @@ class Strips:
     """At least, as far as strips of a few lines give as many."""
 
 
-CONVOLVING, CONVOLVING_WIDE = Strips(), Strips(warps=8, stages=2)
-WEIGHING = Launch(lines=8, columns=8, warps=4)
+CONVOLVING, CONVOLVING_WIDE = Launch(), Launch(warps=8, stages=2)
+WEIGHING, WEIGHING_WIDE = Launch(warps=8, programs=264), Launch(warps=8, stages=2, programs=264)
 
 
 def _outputs_of(out_channels: int, stride: int) -> int:
@@ -93,7 +79,7 @@ class _Cut:
 
     @classmethod
     @functools.lru_cache(maxsize=KEPT_CUTS)
-    def of(cls, images: int, size: tuple[int, int], outputs: int, launch: Strips) -> _Cut:
+    def of(cls, images: int, size: tuple[int, int], outputs: int, launch: Launch) -> _Cut:
         height, width = size
         units = cdiv(width, outputs)
         columns = min(_COLUMNS, key=lambda count: (cdiv(units, count) * count, -count))
@@ -110,7 +96,7 @@ class _Cut:
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, stride: int, launch: Strips | None, *, turned: bool = False, tally: Tally | None = None
+    x: Tensor, weight: Tensor, stride: int, launch: Launch | None, *, turned: bool = False, tally: Tally | None = None
 ) -> Tensor:
     """Convolve BCHW with weights out, in, 3, 3; turned: those of which this is the gradient, in, out, 3, 3.
 
@@ -157,7 +143,7 @@ def _convolved(
     return y.permute(0, 3, 1, 2)
 
 
-def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: Strips | None = None) -> Tensor:
+def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: Launch | None = None) -> Tensor:
     """Return the gradient of the map, of this height and width, at stride 2."""
     images, out_channels, out_height, out_width = of_y.shape
     channels = weight.shape[1]
@@ -191,17 +177,18 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: St
     return of_x.permute(0, 3, 1, 2)
 
 
-def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
+def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch | None = None) -> Tensor:
     """Return the gradient of the weights, out, in, 3, 3, float32 and channels-last."""
     images, channels, height, width = x.shape
     _, out_channels, out_height, out_width = of_y.shape
-    down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
-    tiles = images * down * across
-    num_parts = cdiv(tiles, cdiv(tiles, launch.programs))
+    launch = launch or (WEIGHING if channels * out_channels < _WIDE else WEIGHING_WIDE)
+    outputs = _outputs_of(out_channels, stride)
+    cut = _Cut.of(images, (out_height, out_width), outputs, launch)
+    num_parts = cut.tiles * outputs
     parts = x.new_empty((num_parts, out_channels, 3, 3, channels), dtype=torch.float32)
     start_kernel(
         _weight_gradient,
-        (num_parts,),
+        (cut.tiles,),
         x,
         of_y,
         parts,
@@ -209,16 +196,18 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch) -> Tensor:
         width,
         out_height,
         out_width,
-        down,
-        across,
-        tiles,
+        cut.strips,
+        cut.strips_down,
+        cut.tiles_across,
+        cut.lines,
         in_channels=channels,
         out_channels=out_channels,
-        room=_room(3 * channels),
-        out_room=_room(out_channels),
+        room=_room(_CELLS * channels),
+        out_room=_room(outputs * out_channels),
         stride=stride,
-        lines=launch.lines,
-        columns=launch.columns,
+        outputs=outputs,
+        rows=launch.rows,
+        columns=cut.columns,
         stages=launch.stages,
         num_warps=launch.warps,
     )
@@ -271,8 +260,8 @@ class _Convolved(torch.autograd.Function):
         stride: int,
         tally: Tally | None,
         joins: bool,
-        convolving: Strips | None,
-        weighing: Launch,
+        convolving: Launch | None,
+        weighing: Launch | None,
     ) -> Tensor:
         """Return y BNHW, channels-last and of the type of `factors`, the weight's numbers."""
         ctx.types, ctx.joins = (x.dtype, weight.dtype), joins
@@ -323,8 +312,8 @@ def convolved(
     dtype: torch.dtype,
     *,
     tally: Tally | None = None,
-    convolving: Strips | None = None,
-    weighing: Launch = WEIGHING,
+    convolving: Launch | None = None,
+    weighing: Launch | None = None,
 ) -> Tensor:
     """Convolve BCHW by N, C, 3, 3 with padding 1; on the current stream, without waiting.
 

@@ -11,18 +11,17 @@ and the gradient of the map, at stride 1, is the convolution of y' with the weig
 beside each other, of an even column and the odd one after it, are 2 C numbers in a row, and what they depend on is two
 neighbours in a line of y', 2 N numbers in a row: three products again, one for each ky.
 
-For maps a program goes down strips of lines, some beside each other, and loads each line once, while the lines that
-come are on their way: three products with it, for the three lines of the result that see it. At stride 1 a row is four
-cells, 4 C numbers, which is a power of two as a rule, and gives two cells of the result, 2 N numbers, by weights of
-which a third are 0:
+A program goes down strips of lines, some beside each other, and loads each line once, while the lines that come are on
+their way: three products with it, for the three lines of the result that see it. At stride 1 a row is four cells, 4 C
+numbers, which is a power of two as a rule, and gives two cells of the result, 2 N numbers, by weights of which a third
+are 0, where a program has registers for them:
 
 ```
-x line   i - 1   i   i + 1              rows: cells 2p-1 2p 2p+1 2p+2   gives 2p 2p+1
+x lines  i - 1   i   i + 1              a row: cells 2p-1 2p 2p+1 2p+2   gives 2p 2p+1
 y line   i  =  W0 + W1 + W2
 ```
-For the gradient of weights it works on tiles of `lines` x `columns` cells of one image. Sums are float32; those of the
-weights are written by each program for itself and added afterwards, in one order. `narrow_conv.py` launches them. This
-module needs Triton; nothing imports it before that is known to work.
+Sums are float32; those of the weights are written by each program for itself and added afterwards, in one order.
+`narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
 """
 
 from __future__ import annotations
@@ -31,48 +30,20 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _write
-from paceline.models.turn_kernels import _num_turns, _piece
 
-_ANY = ("height", "width", "out_height", "out_width", "tiles_down", "tiles_across")
+_ANY = ("height", "width", "out_height", "out_width", "num_strips", "strips_down", "tiles_across", "lines")
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
-_ANY_STRIPS = ("height", "width", "out_height", "out_width", "num_strips", "strips_down", "tiles_across", "lines")
 _CELLS = tl.constexpr(4)
 """Beside each other, that a row of a product has: what two outputs see at stride 1, and one at stride 2."""
 
 
 @triton.jit
-def _cells(tile, tiles_down, tiles_across, lines: tl.constexpr, columns: tl.constexpr):
-    """Image, lines and columns of the cells of a tile."""
-    image = tile // (tiles_down * tiles_across)
-    within = tile - image * tiles_down * tiles_across
-    cell = tl.arange(0, lines * columns)
-    line = (within // tiles_across) * lines + cell // columns
-    column = (within % tiles_across) * columns + cell % columns
-    return image, line, column
-
-
-@triton.jit
-def _window_line(
-    x,
-    image,
-    line,
-    column,
-    ky: tl.constexpr,
-    height,
-    width,
-    in_channels: tl.constexpr,
-    room: tl.constexpr,
-    stride: tl.constexpr,
-):
-    """One line of the windows around cells: cells x room, of which 3 x `in_channels` count; 0 beyond the edges."""
-    number = tl.arange(0, room)
-    above, left = line * stride + (ky - 1), column * stride - 1
-    at = left[:, None] + (number // in_channels)[None, :]
-    inside = ((above >= 0) & (above < height))[:, None] & (at >= 0) & (at < width)
-    inside = inside & (number < 3 * in_channels)[None, :]
-    first = x + image.to(tl.int64) * (height * width * in_channels)
-    place = ((above * width + left) * in_channels)[:, None] + number[None, :]  # within an image 32 bits will do
-    return tl.load(first + place, mask=inside, other=0)
+def _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows: tl.constexpr, columns: tl.constexpr):
+    """Image, first line and column of the rows of a tile, and whether there is such a strip."""
+    row = tl.arange(0, rows)
+    strip = tile // tiles_across * (rows // columns) + row // columns
+    column = tile % tiles_across * columns + row % columns
+    return strip // strips_down, strip % strips_down * lines, column, strip < num_strips
 
 
 @triton.jit
@@ -137,7 +108,7 @@ def _all_taken_in(around, sums, squares, counts):
     return count, mean, tl.sum(squares - sums * (sums / known) + counts * away * away, axis=0)
 
 
-@triton.jit(do_not_specialize=_ANY_STRIPS)
+@triton.jit(do_not_specialize=_ANY)
 def _convolve_narrow(
     x,
     weight,
@@ -170,13 +141,10 @@ def _convolve_narrow(
     is the gradient. notes: whether the moments are written, each output of the rows of a program being a part.
     """
     tile = tl.program_id(0)
-    row, number, place = tl.arange(0, rows), tl.arange(0, room), tl.arange(0, out_room)
-    strip = tile // tiles_across * (rows // columns) + row // columns
-    left = (tile % tiles_across * columns + row % columns) * outputs
-    image, top = strip // strips_down, strip % strips_down * lines
-    end = tl.minimum(top + lines, out_height)
+    number, place = tl.arange(0, room), tl.arange(0, out_room)
+    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, columns)
+    left, end = column * outputs, tl.minimum(top + lines, out_height)
     at = (left * stride - 1)[:, None] + (number // in_channels)[None, :]
-    is_strip = strip < num_strips
     inside = is_strip[:, None] & (at >= 0) & (at < width) & (number < _CELLS * in_channels)[None, :]
     first = (left * stride - 1) * in_channels
     first = x + (image.to(tl.int64) * (height * width * in_channels) + first)[:, None] + number[None, :]
@@ -247,7 +215,7 @@ def _pair_weights(
     return tl.load(weight + place, mask=is_weight, other=0)
 
 
-@triton.jit(do_not_specialize=_ANY_STRIPS)
+@triton.jit(do_not_specialize=_ANY)
 def _map_gradient(
     of_y,
     weight,
@@ -273,12 +241,10 @@ def _map_gradient(
     A row is a cell of y' and its neighbour to the right; a tile has `columns` rows of each of rows / columns strips.
     """
     tile = tl.program_id(0)
-    row, number, place = tl.arange(0, rows), tl.arange(0, room), tl.arange(0, in_room)
-    strip = tile // tiles_across * (rows // columns) + row // columns
-    column = tile % tiles_across * columns + row % columns
-    image, top = strip // strips_down, strip % strips_down * lines
-    end = 2 * tl.minimum(top + lines, out_height)
-    is_strip = (strip < num_strips)[:, None]
+    number, place = tl.arange(0, room), tl.arange(0, in_room)
+    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, columns)
+    end = tl.minimum(2 * tl.minimum(top + lines, out_height), height)
+    is_strip = is_strip[:, None]
     inside = is_strip & (column[:, None] + (number // out_channels)[None, :] < out_width)
     inside = inside & (number < 2 * out_channels)[None, :]
     first = of_y + (image.to(tl.int64) * (out_height * out_width * out_channels) + column * out_channels)[:, None]
@@ -286,7 +252,6 @@ def _map_gradient(
     pitch = out_width * out_channels
     is_output = is_strip & (2 * column[:, None] + (place // in_channels)[None, :] < width)
     is_output = is_output & (place < 2 * in_channels)[None, :]
-    end = tl.minimum(end, height)
     first_x = of_x + (image.to(tl.int64) * (height * width * in_channels) + 2 * column * in_channels)[:, None]
     first_x += place[None, :]
     pitch_x = width * in_channels
@@ -306,7 +271,7 @@ def _map_gradient(
         odd = tl.dot(values, lower, input_precision="ieee")
 
 
-@triton.jit(do_not_specialize=(*_ANY, "num_tiles"))
+@triton.jit(do_not_specialize=_ANY)
 def _weight_gradient(
     x,
     of_y,
@@ -315,39 +280,67 @@ def _weight_gradient(
     width,
     out_height,
     out_width,
-    tiles_down,
+    num_strips,
+    strips_down,
     tiles_across,
-    num_tiles,
+    lines,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
     out_room: tl.constexpr,
     stride: tl.constexpr,
-    lines: tl.constexpr,
+    outputs: tl.constexpr,
+    rows: tl.constexpr,
     columns: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Sum the gradient of the weights over the tiles of one part; parts: part, out, 3, 3, in."""
-    part, num_parts = tl.program_id(0), tl.num_programs(0)
-    number, out = tl.arange(0, room), tl.arange(0, out_room)
+    """Sum the gradient of the weights over the strips of a tile, each output of its rows being a part.
+
+    Rows are those of the convolution. At stride 1 a line of x, loaded once, meets the three of y' that saw it; at
+    stride 2 two lines of x meet the one of y' that saw both, and the second of them the next.
+    parts: part, out, 3, 3, in.
+    """
+    tile = tl.program_id(0)
+    number, place = tl.arange(0, room), tl.arange(0, out_room)
+    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, columns)
+    left = column * outputs
+    cell, output = number // in_channels, place // out_channels
+    at = (left * stride - 1)[:, None] + cell[None, :]
+    inside = is_strip[:, None] & (at >= 0) & (at < width) & (cell < _CELLS)[None, :]
+    first = (left * stride - 1) * in_channels
+    first = x + (image.to(tl.int64) * (height * width * in_channels) + first)[:, None] + number[None, :]
+    pitch = width * in_channels
+    is_output = is_strip[:, None] & (left[:, None] + output[None, :] < out_width) & (output < outputs)[None, :]
+    first_y = left * out_channels
+    first_y = of_y + (image.to(tl.int64) * (out_height * out_width * out_channels) + first_y)[:, None] + place[None, :]
+    pitch_y = out_width * out_channels
+    end = tl.minimum(top + lines, out_height)
     upper = tl.full((out_room, room), 0.0, tl.float32)
     middle = tl.full((out_room, room), 0.0, tl.float32)
     lower = tl.full((out_room, room), 0.0, tl.float32)
-    for turn in tl.range(0, _num_turns(part, num_parts, num_tiles), num_stages=stages):
-        tile = _piece(turn, part, num_parts)
-        image, line, column = _cells(tile, tiles_down, tiles_across, lines, columns)
-        inside = ((line < out_height) & (column < out_width))[:, None] & (out < out_channels)[None, :]
-        first_of_y = of_y + image.to(tl.int64) * (out_height * out_width * out_channels)
-        place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
-        gradient = tl.trans(tl.load(first_of_y + place, mask=inside, other=0))
-        values = _window_line(x, image, line, column, 0, height, width, in_channels, room, stride)
-        upper = tl.dot(gradient, values, upper, input_precision="ieee")
-        values = _window_line(x, image, line, column, 1, height, width, in_channels, room, stride)
-        middle = tl.dot(gradient, values, middle, input_precision="ieee")
-        values = _window_line(x, image, line, column, 2, height, width, in_channels, room, stride)
-        lower = tl.dot(gradient, values, lower, input_precision="ieee")
-    is_weight = (out < out_channels)[:, None] & (number < 3 * in_channels)[None, :]
-    place = parts + (part * out_channels + out)[:, None] * (9 * in_channels) + number[None, :]
+    for turn in tl.range(0, lines, num_stages=stages):
+        line = top + turn
+        if stride == 1:  # the strip's lines are those of x
+            values = _line(first, line, end, pitch, inside)
+            gradient = _line(first_y, line + 1, out_height, pitch_y, is_output)
+            upper = tl.dot(tl.trans(gradient), values, upper, input_precision="ieee")
+            gradient = _line(first_y, line, out_height, pitch_y, is_output)
+            middle = tl.dot(tl.trans(gradient), values, middle, input_precision="ieee")
+            gradient = _line(first_y, line - 1, out_height, pitch_y, is_output)
+            lower = tl.dot(tl.trans(gradient), values, lower, input_precision="ieee")
+        else:  # they are those of y'
+            gradient = _line(first_y, line, end, pitch_y, is_output)
+            values = _line(first, 2 * line, height, pitch, inside)
+            middle = tl.dot(tl.trans(gradient), values, middle, input_precision="ieee")
+            values = _line(first, tl.where(line < end, 2 * line + 1, height), height, pitch, inside)
+            lower = tl.dot(tl.trans(gradient), values, lower, input_precision="ieee")
+            gradient = _line(first_y, line + 1, out_height, pitch_y, is_output)
+            upper = tl.dot(tl.trans(gradient), values, upper, input_precision="ieee")
+    out, channel = place % out_channels, number % in_channels
+    kx = cell[None, :] - output[:, None]
+    is_weight = (kx >= 0) & (kx < 3) & (cell < _CELLS)[None, :] & (output < outputs)[:, None]
+    place = parts + ((tile * outputs + output).to(tl.int64) * out_channels + out)[:, None] * (9 * in_channels)
+    place += kx * in_channels + channel[None, :]
     tl.store(place, upper, mask=is_weight)
     tl.store(place + 3 * in_channels, middle, mask=is_weight)
     tl.store(place + 6 * in_channels, lower, mask=is_weight)
