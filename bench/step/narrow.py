@@ -3,7 +3,7 @@
     python bench/step/narrow.py [--models yolo11n yolo11s] [--imgsz 640] [--batch 64] [--processes 12]
 
 Needs a CUDA device. For each unlike depthwise convolution, and each other with at most 64 channels on either side, in
-bfloat16: milliseconds of the forward pass, the gradient of the map and the gradient of the weights; first all kernels
+bfloat16: milliseconds of the forward pass with moments, the gradient of the map and the gradient of the weights; first all kernels
 are compiled in several processes. The last line is JSON.
 """
 
@@ -21,6 +21,7 @@ from convolutions import convolutions_of, time_of
 from torch.nn import functional as F
 
 from paceline.models import depthwise_conv
+from paceline.models.moments import Tally
 from paceline.models.narrow_conv import Launch, _convolved, _traced_back, _weighed
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ DEVICE = torch.device("cuda")
 MOST = 64
 CONVOLVING_TRIED = [
     Launch(rows, warps, stages, programs)
-    for (rows, warps), stages, programs in product(((64, 4), (128, 4), (64, 8)), (1, 2, 3, 4), (264, 528, 1056))
+    for (rows, warps), stages, programs in product(((64, 4), (64, 8)), (1, 3), (264, 528))
 ]
 WEIGHING_TRIED = [
     Launch(rows, warps, stages, programs)
-    for (rows, warps), stages, programs in product(((64, 4), (128, 4), (64, 8)), (2, 3, 4), (132, 264, 528))
+    for (rows, warps), stages, programs in product(((64, 4), (64, 8)), (2, 3), (132, 264))
 ]
 EACH_TRIED = [
     depthwise_conv.Launch(tile, columns, warps)
@@ -57,7 +58,7 @@ def once(key: tuple[int, ...], launch: Launch | depthwise_conv.Launch, passes: s
     if passes == "weights":
         _weighed(x, y, stride, launch)
     else:
-        _convolved(x, weight, stride, launch)
+        _convolved(x, weight, stride, launch, tally=Tally())
         if stride == 1:
             _convolved(y, weight, 1, launch, turned=True)
         else:
@@ -93,7 +94,7 @@ def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[s
         filters = weight.view(-1, 9).T.contiguous()
         theirs["map"] = time_of(backward(True, False, False))
         return theirs, {"map": tried(lambda launch: depthwise_conv.traced_back(of_y, filters, launch), EACH_TRIED)}
-    ours = {"forward": tried(lambda launch: _convolved(x, weight, stride, launch), CONVOLVING_TRIED)}
+    ours = {"forward": tried(lambda launch: _convolved(x, weight, stride, launch, tally=Tally()), CONVOLVING_TRIED)}
     if channels > 3:
         theirs["map"] = time_of(backward(True, False, False))
         if stride == 1:
