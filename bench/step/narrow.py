@@ -3,8 +3,8 @@
     python bench/step/narrow.py [--models yolo11n yolo11s] [--imgsz 640] [--batch 64] [--processes 12]
 
 Needs a CUDA device. For each unlike depthwise convolution, and each other with at most 64 channels on either side, in
-bfloat16: milliseconds of the forward pass with moments, the gradient of the map and the gradient of the weights; first all kernels
-are compiled in several processes. The last line is JSON.
+bfloat16: milliseconds of the forward pass with moments, the gradient of the map and the gradient of the weights; first
+all kernels are compiled in several processes. The last line is JSON.
 """
 
 from __future__ import annotations
