@@ -114,6 +114,15 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
         yield
 
 
+def wait_for(value: Tensor) -> None:
+    """Let the current stream, of those `apart`, wait until a tensor that was noted is there, and write into it."""
+    if _is_recording(value.device):
+        _, event = _made[id(value)]
+        current = torch.cuda.current_stream(value.device)
+        current.wait_event(event)
+        value.record_stream(current)
+
+
 def together(given: Mapping[int, Tensor]) -> None:
     """Let the current stream wait for what was started `apart`, by number, and read what that has given."""
     device = next(iter(given.values())).device

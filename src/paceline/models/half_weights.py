@@ -63,7 +63,7 @@ def halved(node: nn.Module) -> AbstractContextManager[None]:
     """
     if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_compiled(node):
         return nullcontext()
-    weights = [module.weight for module in node.modules() if isinstance(module, nn.Conv2d) and _is_plain(module.weight)]
+    weights = [value for module in node.modules() if isinstance(module, nn.Conv2d) for value in _trained_of(module)]
     dtype = autocast_type(weights[0]) if weights else None
     if dtype is None or (isinstance(node, OfParts) and on_gpu(weights[0])):
         return nullcontext()
@@ -102,6 +102,13 @@ def _held(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         _halves.reset(token)
+
+
+def _trained_of(convolution: nn.Conv2d) -> list[Tensor]:
+    """List its weight, and on GPUs, where a kernel sums its gradient beside that of the weight, its bias."""
+    weight, bias = convolution.weight, convolution.bias
+    values = [weight] if bias is None or not on_gpu(weight) else [weight, bias]
+    return [value for value in values if _is_plain(value)]
 
 
 def _is_plain(weight: Tensor) -> bool:

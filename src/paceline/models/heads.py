@@ -11,6 +11,7 @@ from torch import nn
 from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
+from paceline.models.ends import joined, room_for
 from paceline.models.half_weights import OfParts, halved_apart
 
 if TYPE_CHECKING:
@@ -60,13 +61,19 @@ class DetectionHead(OfParts):
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
         count = len(levels)
-        branches = zip((*self.cv2, *self.cv3), (*levels, *levels), strict=True)
-        maps = []
-        for number, (branch, level) in enumerate(branches):
-            with apart(number, level), halved_apart(branch, level):
-                maps.append(branch(level))
-        together(dict(enumerate(maps)))
-        return _join_points(maps[:count]), _join_points(maps[count:])
+        branches = cast("list[nn.Sequential]", [*self.cv2, *self.cv3])
+        rooms = [room_for(branches[first : first + count], levels, first) for first in (0, count)]
+        pieces = []
+        for number, branch in enumerate(branches):
+            room, place = rooms[number // count], number % count
+            with apart(number, levels[place]), halved_apart(branch, levels[place]):
+                pieces.append(room.ended(branch, levels[place], place) if room else branch(levels[place]))
+        together(dict(enumerate(pieces)))
+        boxes, logits = (
+            joined(room, mine) if room else _join_points(mine)
+            for room, mine in zip(rooms, (pieces[:count], pieces[count:]), strict=True)
+        )
+        return boxes, logits
 
     def _start_biases(self, strides: Sequence[int], num_classes: int) -> None:
         """Start with boxes of a few strides, and with scores as if an image of 640 px held five objects."""
