@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 import paceline.models
-from paceline.models import beside, half_weights
+from paceline.models import beside, ends, half_weights
 from paceline.models.beside import apart, note_made, recorded, rejoin, together
 from paceline.models.convolution import Convolution
 from paceline.models.heads import DetectionHead
@@ -355,3 +356,32 @@ def test_a_recording_ends_when_all_its_streams_have_come_together(gpu: Gpu, monk
     with Watched(gpu), pytest.raises(torch.OutOfMemoryError):
         capture.record(lambda: breaks_off(gpu))
     assert not any((beside._read, beside._made, beside._taken))
+
+
+def test_branches_write_where_their_points_are_joined_once_that_memory_is_theirs(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of the first branch's stream, which may still use what was there before; nobody waits for the neck."""
+    waited: list[tuple[str, int]] = []
+
+    def ended(x: Tensor, weight: Tensor, bias: Tensor, joined: Tensor, first: int) -> Tensor:
+        made_by, count, _ = gpu.written[joined.data_ptr()]
+        assert gpu.current.knows(made_by, count)
+        assert (joined.data_ptr(), gpu.current.name) in gpu.lent
+        waited.append((made_by, gpu.current.seen["main"]))
+        return torch.nn.functional.conv2d(x, weight, bias).flatten(2).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "paceline.models.fused_ends", SimpleNamespace(ended=ended))
+    monkeypatch.setattr(ends, "takes_map", lambda x: True)
+    torch.manual_seed(0)
+    head = DetectionHead((16, 32, 64), 3, depthwise=True).train()
+    levels = []
+    with Watched(gpu), torch.autocast("cpu", dtype=torch.bfloat16):
+        for number, (channels, side) in enumerate(((16, 8), (32, 4), (64, 2))):
+            levels.append(torch.rand(2, channels, side, side))
+            note_made(levels[-1])
+            gpu.main.started += 100 * (number + 1)  # the neck goes on
+        outputs = head(*levels)
+        sum(output.sum() for output in outputs)
+    assert waited == [("0", 1), ("0", 102), ("0", 303), ("3", 1), ("3", 102), ("3", 303)]
+    assert not beside._made

@@ -1,6 +1,6 @@
 """End kernels: the last convolutions of a head's branches, written where their points are joined, by Triton.
 
-A level of a head is a matrix x of M = batch x cells rows and K channels, and its last convolution, of 1 x 1 with a bias,
+A level of a head is a matrix x of M = batch x cells rows and K channels, and its last convolution, 1 x 1 with a bias,
 gives N numbers for each of its cells: a point. The points of all levels are one matrix for each image, in which a level
 has rows of its own, so the rows of two images lie as far apart as an image has points:
 
@@ -14,8 +14,9 @@ multiply      x'[m, k]  =         sum over n of y'[m, n] W[n, k]     reads that 
 end parts     W'[n, k]  =  sum over m of y'[m, n] x[m, k]            reads that part of y', and x; for each part of the
               b'[n]     =  sum over m of y'[m, n]                    rows, all W' and then all b'
 ```
-So nothing is joined afterwards, and no part of y' is copied. Sums are float32 and rounded once; those over rows are added
-in one order. `fused_ends.py` launches them. This module needs Triton; nothing imports it before that is known to work.
+So nothing is joined afterwards, and no part of y' is copied. Sums are float32 and rounded once; those over rows are
+added in one order. `fused_ends.py` launches them. This module needs Triton; nothing imports it before that is known to
+work.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def _store(target, value, bias, is_row, column, num_found: tl.constexpr, adds: t
     tl.store(place, value.to(target.dtype.element_ty), mask=is_row[:, None] & is_column[None, :])
 
 
-@triton.jit(do_not_specialize=("num_rows", "image_cells"))
+@triton.jit(do_not_specialize=("given_image_pitch", "found_image_pitch", "num_rows", "image_cells"))
 def _multiply_end(
     given,
     given_image_pitch,
@@ -114,7 +115,7 @@ def _multiply_end(
         _store(target, total_more, bias, is_row, column_more, num_found, adds)
 
 
-@triton.jit(do_not_specialize=("num_rows", "image_cells"))
+@triton.jit(do_not_specialize=("of_y_image_pitch", "x_image_pitch", "num_rows", "image_cells"))
 def _end_parts(
     of_y,
     of_y_image_pitch,

@@ -52,6 +52,11 @@ class Room:
         assert level.shape[2] * level.shape[3] == self.cells[place], "branches keep the size of their level"
         return ended(level, end.weight, end.bias, self.joined, sum(self.cells[:place]))
 
+    def whole(self, pieces: Sequence[Tensor]) -> Tensor:
+        """Return the joined points, all pieces of which have been written."""
+        found: Tensor = _Joined.apply(self, *pieces)  # type: ignore[no-untyped-call]
+        return found
+
 
 def room_for(branches: Sequence[nn.Sequential], levels: Sequence[Tensor], number: int) -> Room | None:
     """Return where branches may write what they give for these levels; None where torch joins it.
@@ -64,15 +69,10 @@ def room_for(branches: Sequence[nn.Sequential], levels: Sequence[Tensor], number
         return None
     cells = tuple(level.shape[2] * level.shape[3] for level in levels)
     with apart(number, levels[0]):
-        joined = levels[0].new_empty((len(levels[0]), sum(cells), ends[0].out_channels), dtype=dtype)
+        num_out = len(ends[0].get_parameter("weight"))
+        joined = levels[0].new_empty((len(levels[0]), sum(cells), num_out), dtype=dtype)
         note_made(joined)
     return Room(joined=joined, cells=cells)
-
-
-def joined(room: Room, pieces: Sequence[Tensor]) -> Tensor:
-    """Return the joined points B A N, all pieces of which have been written."""
-    found: Tensor = _Joined.apply(room, *pieces)  # type: ignore[no-untyped-call]
-    return found
 
 
 class _Joined(torch.autograd.Function):
@@ -88,11 +88,11 @@ class _Joined(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_joined: Tensor) -> tuple[Tensor | None, ...]:
         """Parts of it, where they lie."""
-        return None, *of_joined.split(ctx.cells, dim=1)
+        return None, *torch.split(of_joined, ctx.cells, dim=1)
 
 
 def _type_for_kernels(ends: Sequence[nn.Module], levels: Sequence[Tensor]) -> torch.dtype | None:
-    """Return the type that torch would compute in, if there are kernels for it: half precision, in training, on a GPU."""
+    """Return the type that torch would compute in, half precision, in training on a GPU; None where no kernel does."""
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return None
     if not (all(map(_is_end, ends)) and all(map(takes_map, levels))):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _STEP = 8
 _ALIGNED_BYTES = 16
 _LEAST_COLUMNS, _MOST_COLUMNS = 16, 128
+_FEW_COLUMNS = 64
+"""That four warps have room for."""
 _LEAST_TURNS = 8
 """Of a program that sums over cells."""
 _SETTLED_PARTS, _SETTLED_WEIGHTS = 64, 32
@@ -69,8 +71,8 @@ def tile_of_product(num_found: int, num_summed: int) -> Tile:
         columns=columns,
         more=more,
         depth=depth,
-        warps=8 if columns == _MOST_COLUMNS else 4,
-        stages=2 if num_summed <= 2 * depth else 3,
+        warps=8 if columns + more > _FEW_COLUMNS else 4,
+        stages=min(cdiv(num_summed, depth), 3),
     )
 
 
@@ -102,10 +104,7 @@ def _step_of(points: Tensor) -> int:
 
 
 def _readable(points: Tensor) -> Tensor:
-    """Return B, cells, N, whose numbers lie beside each other and begin where as many as may be can be loaded, or a copy.
-
-    The parts of joined points do.
-    """
+    """Return B, cells, N, or a copy where fewer numbers than may be can be loaded at once, as they can of parts."""
     step = _step_of(points)
     lies_well = points.stride(2) == 1 and points.stride(0) % step == points.stride(1) % step == 0
     if lies_well and (step == 1 or points.data_ptr() % _ALIGNED_BYTES == 0):
@@ -116,7 +115,7 @@ def _readable(points: Tensor) -> Tensor:
 def multiply(
     given: Tensor, factors: Tensor, bias: Tensor | None, found: Tensor, *, turned: bool, tile: Tile | None = None
 ) -> None:
-    """Write into `found` B, cells, C what `given` B, cells, D is by factors C D, or D C if they are turned, and a bias."""
+    """Write what `given` B, cells, D is by factors C D, or D C if they are turned, and a bias, into B, cells, C."""
     images, cells, num_found = found.shape
     num_summed = given.shape[2]
     tile = tile or tile_of_product(num_found, num_summed)
@@ -248,9 +247,7 @@ class _Ended(torch.autograd.Function):
         return *(value if needs else None for value, needs in wanted), *[None] * 5
 
 
-def ended(
-    x: Tensor, weight: Tensor, bias: Tensor, joined: Tensor, first: int, *, tiles: Tiles = CHOSEN
-) -> Tensor:
+def ended(x: Tensor, weight: Tensor, bias: Tensor, joined: Tensor, first: int, *, tiles: Tiles = CHOSEN) -> Tensor:
     """Convolve BKHW by a weight N K 1 1 and a bias N into joined points; on the current stream, without waiting.
 
     joined: B A N, bfloat16 or float16, in which all is computed: x and the weight are rounded to it, the bias is not.

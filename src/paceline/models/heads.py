@@ -11,7 +11,7 @@ from torch import nn
 from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
-from paceline.models.ends import joined, room_for
+from paceline.models.ends import room_for
 from paceline.models.half_weights import OfParts, halved_apart
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class DetectionHead(OfParts):
                 pieces.append(room.ended(branch, levels[place], place) if room else branch(levels[place]))
         together(dict(enumerate(pieces)))
         boxes, logits = (
-            joined(room, mine) if room else _join_points(mine)
+            room.whole(mine) if room else _join_points(mine)
             for room, mine in zip(rooms, (pieces[:count], pieces[count:]), strict=True)
         )
         return boxes, logits
