@@ -1,6 +1,6 @@
 """The last convolutions of a head and the join of their points on a GPU: by torch, and by kernels.
 
-    python bench/step/ends.py [--models yolo11n yolo11m yolo11x] [--imgsz 640] [--batch 64] [--limit 22]
+    python bench/step/ends.py [--models yolo11n yolo11m yolo11x] [--imgsz 640] [--batch 64] [--limit 15]
 
 Needs a CUDA device. For each unlike kind of branch, in bfloat16 and channels-last, microseconds of all three levels one
 after the other: forward by torch (bias rounded, convolution, join) and by kernels; backward the gradients of the maps
@@ -213,7 +213,7 @@ def main() -> int:
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=16)
-    parser.add_argument("--limit", type=float, default=22.0, help="seconds after which no other tile is tried")
+    parser.add_argument("--limit", type=float, default=15.0, help="seconds after which no other tile is tried")
     parser.add_argument("--rate", type=float, default=4.2, help="TB/s of the device's memory")
     options = parser.parse_args()
     if not torch.cuda.is_available():
