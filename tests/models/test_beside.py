@@ -15,6 +15,7 @@ from torch import nn
 import paceline.models
 from paceline.models import beside, ends, half_weights
 from paceline.models.beside import apart, note_made, recorded, rejoin, together
+from paceline.models.blocks import C3k
 from paceline.models.convolution import Convolution
 from paceline.models.heads import DetectionHead
 from paceline.models.parted_conv import gradients_apart
@@ -33,6 +34,8 @@ DEVICE = torch.device("cpu")
 @dataclass(eq=False)
 class Stream:
     """Remembers what had been started on each stream that it waited for."""
+
+    device = DEVICE
 
     gpu: Gpu
     name: str
@@ -122,6 +125,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     monkeypatch.setattr(beside, "_is_recording", lambda device: True)
     monkeypatch.setattr(half_weights, "on_gpu", lambda values: True)
     monkeypatch.setattr(beside, "_stream_of", found.stream_of)
+    monkeypatch.setattr(beside, "_room_on", lambda device: 1 << 20)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: found.current)
     monkeypatch.setattr(torch.cuda, "stream", found.on)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -158,9 +162,40 @@ def test_a_branch_whose_map_was_not_noted_waits_for_all_there_is(gpu: Gpu) -> No
     gpu.main.started = 7
     with apart(2, x):
         assert gpu.current.seen == {"main": 7}
-    y = torch.rand(1, 4)
-    together(dict(enumerate([x, x, y])))
-    assert gpu.main.seen.keys() >= {"0", "1", "2"}
+    gpu.streams[2].started = 3
+    together(dict(enumerate([torch.rand(1, 4), torch.rand(1, 4), x])))
+    assert gpu.main.seen["2"] == 3
+    assert gpu.main.seen.keys() <= {"main", "2"}, "a stream that took no part in the recording may not be waited for"
+
+
+def test_the_short_branch_of_a_block_has_a_stream_where_maps_are_small(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = C3k(16).train(), torch.rand(2, 16, 8, 8)
+    with recorded(DEVICE), Watched(gpu), torch.autocast("cpu", dtype=torch.bfloat16):
+        gpu.does([], [x])
+        block(x).sum()
+        aside = gpu.streams.pop(beside.ASIDE)
+        assert 0 < aside.started == gpu.main.seen[aside.name]
+        assert aside.seen["main"] == 1, "not after the deep branch"
+        assert {(x.data_ptr(), aside.name)} <= set(gpu.lent)
+    monkeypatch.setattr(beside, "_SMALL_BYTES", 4 * x.numel() - 1)
+    with recorded(DEVICE), Watched(gpu), torch.autocast("cpu", dtype=torch.bfloat16):
+        block(x).sum()
+        assert not gpu.streams[beside.ASIDE].started
+
+
+def test_a_block_lets_the_notes_of_others_be(gpu: Gpu) -> None:
+    """Maps that the head takes are there before the last blocks."""
+    level = torch.rand(1, 4)
+    with recorded(DEVICE):
+        note_made(level)
+        C3k(16).train()(torch.rand(2, 16, 8, 8))
+        gpu.main.started = 90
+        with apart(0, level):
+            assert gpu.current.seen["main"] < 90
+        together({0: level})
+        assert not beside._made
 
 
 def test_a_whole_network_takes_notes_of_what_its_head_takes(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,8 +222,9 @@ def test_gradients_of_weights_come_beside_and_are_read_after_the_wait(gpu: Gpu) 
         found = gradient(weight, x, of_y)
         assert gpu.streams[-1].seen["main"] == 1, "not for the gradient of the map"
         assert gpu.main.started == 2
-        held = beside._read[gpu.main]  # type: ignore[index]
-        assert {value.data_ptr() for value in held} >= {x.data_ptr(), of_y.data_ptr()}
+        (read,) = beside._read
+        assert read.stream is gpu.main
+        assert {value.data_ptr() for value in read.values} >= {x.data_ptr(), of_y.data_ptr()}
         with pytest.raises(AssertionError, match="may not have written"):
             found.sum()
         rejoin(DEVICE, [found])
@@ -213,7 +249,30 @@ def test_what_one_stream_has_lent_another_does_not_give_back(gpu: Gpu) -> None:
     with gpu.on(branch):
         gradient(weight, x, of_y)
         rejoin(DEVICE, [])
-    assert list(beside._read) == [gpu.main]
+    assert [read.stream for read in beside._read] == [gpu.main]
+    rejoin(DEVICE, [])
+    assert not beside._read
+
+
+def test_no_more_is_held_than_there_is_room_for(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest is waited for, by the stream that goes on and by the one whose memory it is; the latest never is."""
+    weight, x, of_y = torch.rand(3, 2, 1, 1), torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4)
+    each = 4 * (weight.numel() + x.numel() + of_y.numel())
+    monkeypatch.setattr(beside, "_room_on", lambda device: 2 * each)
+    branch = gpu.stream_of(DEVICE, 0)
+    with Watched(gpu):
+        with gpu.on(branch):
+            gradient(weight, x, of_y)
+        done = gpu.streams[-1].started
+        gradient(weight, x, of_y)
+        assert [read.stream for read in beside._read] == [branch, gpu.main]
+        assert "-1" not in branch.seen | gpu.main.seen
+        gradient(weight, x, of_y)
+    assert [read.stream for read in beside._read] == [gpu.main, gpu.main]
+    assert branch.seen["-1"] == gpu.main.seen["-1"] == done < gpu.streams[-1].started
+    monkeypatch.setattr(beside, "_room_on", lambda device: 0)
+    gradient(weight, x, of_y)
+    assert len(beside._read) == 1
     rejoin(DEVICE, [])
     assert not beside._read
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.models.blocks import Bottleneck, ConvUnit
@@ -17,7 +18,7 @@ from paceline.models.registry import build_model
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 HALF = [torch.bfloat16, torch.float16]
 
@@ -42,7 +43,9 @@ def by_autocast(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def trained(dtype: torch.dtype, *, frozen: int = 0) -> tuple[list[Tensor], dict[str, Tensor | None], Counter[str]]:
+def trained(
+    dtype: torch.dtype, *, frozen: int = 0, at_once: bool = False
+) -> tuple[list[Tensor], dict[str, Tensor | None], Counter[str]]:
     """Outputs and gradients of a network, and the operations that it took."""
     torch.manual_seed(0)
     network = build_model("yolo11n", 3).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
@@ -50,18 +53,19 @@ def trained(dtype: torch.dtype, *, frozen: int = 0) -> tuple[list[Tensor], dict[
         node.requires_grad_(False)
     images = torch.rand(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with Counting() as counting:
-        with torch.autocast("cpu", dtype=dtype):
+        with torch.autocast("cpu", dtype=dtype), halved(network) if at_once else nullcontext():
             outputs = network(images)
         sum(output.float().square().sum() for output in outputs).backward()  # type: ignore[union-attr]
     gradients = {name: value.grad for name, value in network.named_parameters()}
     return [output.detach() for output in outputs], gradients, counting.counts
 
 
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("dtype", HALF)
 def test_a_network_is_the_same_to_the_bit_in_fewer_operations(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, at_once: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outputs, gradients, counts = trained(dtype)
+    outputs, gradients, counts = trained(dtype, at_once=at_once)
     with by_autocast(monkeypatch):
         expected, of_autocast, counts_of_autocast = trained(dtype)
     assert all(torch.equal(found, right) for found, right in zip(outputs, expected, strict=True))
@@ -72,7 +76,7 @@ def test_a_network_is_the_same_to_the_bit_in_fewer_operations(
             assert torch.equal(found, right), name
             assert found.stride() == right.stride(), name
     together = counts["aten._foreach_copy_.default"]
-    assert 20 <= together <= 2 * 24, "one for each node, and one back"
+    assert (together == 2) if at_once else (20 <= together <= 2 * 24), "one for each node, and one back"
     alone = counts_of_autocast["aten._to_copy.default"] - counts["aten._to_copy.default"]
     assert alone > 150, "one for each weight, and one back"
 
@@ -85,6 +89,30 @@ def test_frozen_weights_take_no_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
         name for name, value in expected.items() if value is None
     }
     assert all(value is None or torch.equal(value, gradients[name]) for name, value in expected.items())  # type: ignore[arg-type]
+
+
+def test_of_a_network_what_is_compiled_is_left_alone() -> None:
+    network = build_model("yolo11n", 3).train()
+    node = network.model["3"]
+    node.compile(backend="eager")
+    of_node = {id(value) for value in node.parameters()}
+    weights = [module.weight for module in network.modules() if isinstance(module, nn.Conv2d)]
+    with torch.autocast("cpu", dtype=torch.bfloat16), halved(network):
+        assert {id(weight) for weight in weights if half_of(weight, torch.bfloat16) is weight} == of_node & {
+            id(weight) for weight in weights
+        } | {id(weight) for weight in weights if not weight.requires_grad}
+
+
+def test_a_node_of_a_network_takes_the_copies_of_that() -> None:
+    network = build_model("yolo11n", 3).train()
+    node = network.model["0"]
+    weight = weight_of(node)  # type: ignore[arg-type]
+    with torch.autocast("cpu", dtype=torch.bfloat16), halved(network):
+        copy = half_of(weight, torch.bfloat16)
+        with halved(node):
+            assert half_of(weight, torch.bfloat16) is copy
+        assert half_of(weight, torch.bfloat16) is copy
+    assert half_of(weight, torch.bfloat16) is weight
 
 
 def weight_of(unit: ConvUnit) -> nn.Parameter:

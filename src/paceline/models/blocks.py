@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from paceline.models import compiled_norm
+from paceline.models.beside import ASIDE, aside, together
 from paceline.models.convolution import Convolution
 from paceline.models.joint import convolved_jointly
 from paceline.models.moments import Tally
@@ -204,7 +205,11 @@ class C3k(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Join the deep and the shallow branch."""
-        return self.cv3.joined(self.m(self.cv1(x)), self.cv2(x))
+        with aside(x):
+            shallow = self.cv2(x)
+        deep = self.m(self.cv1(x))
+        together({ASIDE: shallow})
+        return self.cv3.joined(deep, shallow)
 
 
 class C3k2(SplitChain):
@@ -267,9 +272,11 @@ class Attention(nn.Module):
         """Attend from every cell to every cell; on channels-last input, q, k and v are views."""
         heads = self.qkv(x).permute(0, 2, 3, 1).unflatten(3, (self.num_heads, -1))
         q, k, v = heads.split((self.key_width, self.key_width, self.value_width), dim=4)
+        with aside(v):
+            position = self.pe(v.flatten(3).permute(0, 3, 1, 2))
         attended = F.scaled_dot_product_attention(*(cells.flatten(1, 2).transpose(1, 2) for cells in (q, k, v)))
         attended = attended.transpose(1, 2).reshape_as(v).flatten(3).permute(0, 3, 1, 2)
-        position = self.pe(v.flatten(3).permute(0, 3, 1, 2))
+        together({ASIDE: position})
         projected: Tensor = self.proj(attended + position)
         return projected
 

@@ -8,9 +8,10 @@ made, and one operation gives all their gradients back:
 weights of a node   --- one copy --->   halves   --- each convolution takes its own --->   results
 their gradients     <-- one copy ----   those of the halves
 ```
-The numbers are autocast's, to the bit. It goes by nodes since gradients travel between ranks as they come. Kernels that
-sum a weight's gradient in float32 give it to the weight as it is, by the same way: `whole_of`. So all gradients of a
-node's weights meet here, and may have been computed beside the rest until then (`beside.py`).
+The numbers are autocast's, to the bit. Kernels that sum a weight's gradient in float32 give it to the weight as it is,
+by the same way: `whole_of`. So all gradients of a node's weights meet here, and may have been computed beside the rest
+until then (`beside.py`). It goes by nodes where gradients travel between ranks as they come; where none travel, the
+engine lets the whole network be the node, and nothing waits for the gradient of a weight before the backward pass ends.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Held:
 
 
 _halves: ContextVar[Mapping[int, _Held]] = ContextVar("_halves")
-"""By the `id` of the weight, of the node that runs, which uses it once.
+"""By the `id` of the weight, of the node that runs or the whole network, which uses it once.
 
 What is taken from here in place of a weight brings its gradient to those of the others, where it is waited for before
 anything reads it. Nothing waits for the gradient of a weight that is taken as it is.
@@ -59,11 +60,13 @@ class OfParts(nn.Module):
 def halved(node: nn.Module) -> AbstractContextManager[None]:
     """Let the convolutions of a node find copies of their weights; nothing but in training under autocast.
 
-    On a GPU a node that is `OfParts` does it itself, by `halved_apart`.
+    node: a network, or one of its nodes where that has not been done for the network. On a GPU a node that is `OfParts`
+    does it itself, by `halved_apart`.
     """
-    if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _is_compiled(node):
+    if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return nullcontext()
-    weights = [value for module in node.modules() if isinstance(module, nn.Conv2d) for value in _trained_of(module)]
+    held = _halves.get({})
+    weights = [weight for weight in _weights_of(node) if id(weight) not in held]
     dtype = autocast_type(weights[0]) if weights else None
     if dtype is None or (isinstance(node, OfParts) and on_gpu(weights[0])):
         return nullcontext()
@@ -97,18 +100,24 @@ def _held(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
     outputs: tuple[Tensor, ...] = _Halved.apply(dtype, on_gpu(weights[0]), *weights)  # type: ignore[no-untyped-call]
     halves, wholes = outputs[: len(weights)], outputs[len(weights) :] or [None] * len(weights)
     held = {id(weight): _Held(half, whole) for weight, half, whole in zip(weights, halves, wholes, strict=True)}
-    token = _halves.set(held)
+    token = _halves.set({**_halves.get({}), **held})
     try:
         yield
     finally:
         _halves.reset(token)
 
 
-def _trained_of(convolution: nn.Conv2d) -> list[Tensor]:
-    """List its weight, and on GPUs, where a kernel sums its gradient beside that of the weight, its bias."""
-    weight, bias = convolution.weight, convolution.bias
-    values = [weight] if bias is None or not on_gpu(weight) else [weight, bias]
-    return [value for value in values if _is_plain(value)]
+def _weights_of(node: nn.Module) -> Iterator[Tensor]:
+    """Find what is trained of a node's convolutions, on GPUs biases too, but for what is compiled."""
+    if _is_compiled(node):
+        return
+    if isinstance(node, nn.Conv2d):
+        if _is_plain(node.weight):
+            yield node.weight
+        if node.bias is not None and _is_plain(node.bias) and on_gpu(node.bias):  # which a kernel sums beside the other
+            yield node.bias
+    for child in node.children():
+        yield from _weights_of(child)
 
 
 def _is_plain(weight: Tensor) -> bool:
@@ -130,7 +139,10 @@ class _Halved(torch.autograd.Function):
         ctx.num_weights = len(weights)
         ctx.device, ctx.kernels = weights[0].device, by_kernels(weights[0])
         halves = _converted(weights, dtype, kernels=ctx.kernels)
-        return (*halves, *(weight.detach() for weight in weights)) if gives_wholes else halves
+        if not gives_wholes:
+            return halves
+        ctx.save_for_backward(*halves)  # only to be held: other streams read what is of this one's memory
+        return (*halves, *(weight.detach() for weight in weights))
 
     @staticmethod
     @once_differentiable

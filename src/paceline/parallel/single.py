@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.models.half_weights import halved
 from paceline.parallel.gradient import GradientSum
 from paceline.parallel.loss_scale import LossScale
 from paceline.parallel.norms import BatchStatistics
@@ -64,7 +65,8 @@ class SingleEngine:
         """Run one batch, or this share of one, forward and backward; returns its detached sums, on the device."""
         with self._ledger.span("forward", on_device=True), self._statistics.part(share):
             images = batch.network_input(self._amp_dtype or self._dtype)
-            with torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None):
+            autocast = torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None)
+            with autocast, halved(self.network):
                 predictions = self.network(images)
         with self._ledger.span("loss", on_device=True):
             sums = self._criterion(predictions, batch)
