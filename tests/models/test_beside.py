@@ -446,3 +446,18 @@ def test_branches_write_where_their_points_are_joined_once_that_memory_is_theirs
         sum(output.sum() for output in outputs)
     assert waited == [(first, begin) for first in ("0", "3") for begin in there]
     assert not beside._made
+
+
+def test_a_bias_whose_gradient_a_kernel_sums_is_waited_for(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit: nn.Module = nn.Sequential(nn.Conv2d(2, 3, 1)).train()
+    bias: Any = unit[0].bias  # type: ignore[index]
+    with torch.autocast("cpu", dtype=torch.bfloat16), half_weights.halved(unit):
+        whole = half_weights.whole_of(bias)
+    assert whole is not bias
+    with Watched(gpu):
+        Beside.apply(whole).sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(bias.grad, torch.full_like(bias, 2.0))
+    assert gpu.main.seen["-1"] == gpu.streams[-1].started == 1
+    monkeypatch.setattr(half_weights, "on_gpu", lambda values: False)
+    with torch.autocast("cpu", dtype=torch.bfloat16), half_weights.halved(unit):
+        assert half_weights.whole_of(bias) is bias, "which a CPU takes as it is"
