@@ -61,17 +61,18 @@ class DetectionHead(OfParts):
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
         count = len(levels)
-        branches = cast("list[nn.Sequential]", [*self.cv2, *self.cv3])
-        rooms = [room_for(branches[first : first + count], levels, first) for first in (0, count)]
+        branches, taken = cast("list[nn.Sequential]", [*self.cv2, *self.cv3]), (*levels, *levels)
+        kinds = [slice(0, count), slice(count, None)]
+        rooms = [room_for(branches[kind], taken[kind], kind.start) for kind in kinds]
         pieces = []
-        for number, branch in enumerate(branches):
-            room, place = rooms[number // count], number % count
-            with apart(number, levels[place]), halved_apart(branch, levels[place]):
-                pieces.append(room.ended(branch, levels[place], place) if room else branch(levels[place]))
+        for number, (branch, level) in enumerate(zip(branches, taken, strict=True)):
+            room = rooms[number // count]
+            with apart(number, level), halved_apart(branch, level):
+                pieces.append(room.ended(branch, level, number % count) if room else branch(level))
         together(dict(enumerate(pieces)))
         boxes, logits = (
-            room.whole(mine) if room else _join_points(mine)
-            for room, mine in zip(rooms, (pieces[:count], pieces[count:]), strict=True)
+            room.whole(pieces[kind]) if room else _join_points(pieces[kind])
+            for room, kind in zip(rooms, kinds, strict=True)
         )
         return boxes, logits
 
