@@ -1,7 +1,7 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare halves|lists|moments|streams|branches ...]
+                                 [--only-ours | --compare halves|lists|moments|streams|branches|ends ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
@@ -10,7 +10,8 @@ between them, are those of a graph on one stream: kernels side by side would eac
 With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `halves`,
 weights rounded by nodes (decision 76); `lists`, whole lists of tensors by one kernel (decision 82); `moments`, norms
 that take the moments that convolutions have written (decision 70); `streams`, gradients of weights and branches of the
-head on streams of their own (decision 83); `branches`, these of the head alone. The last line is JSON.
+head on streams of their own (decision 83); `branches`, these of the head alone; `ends`, last convolutions of the head
+that write where their points are joined (decision 86). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -153,12 +154,22 @@ def _in_order(number: int, x: torch.Tensor) -> Iterator[None]:
     yield
 
 
+@contextmanager
+def _without_branches() -> Iterator[None]:
+    with (
+        mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda given: None),
+        mock.patch("paceline.models.ends.apart", _in_order),
+    ):
+        yield
+
+
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "halves": lambda: mock.patch("paceline.models.half_weights.autocast_type", return_value=None),
     "lists": lambda: _without_lists(),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
     "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
-    "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda given: None),
+    "branches": lambda: _without_branches(),
+    "ends": lambda: mock.patch("paceline.models.ends.TYPES", frozenset()),
 }
 """What can be left out, and how."""
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from steps import everything, make_step, run, works
 
-from paceline.models import beside, heads
+from paceline.models import beside, ends, heads
 from paceline.models.heads import DetectionHead
 from paceline.models.registry import build_model
 from paceline.training.graphed import CudaCapture, GraphedStep
@@ -56,7 +56,8 @@ def _in_order(number: int, x: Tensor) -> Iterator[None]:
 @pytest.mark.parametrize("name", ["yolo11n", "yolov8n", "yolo11m"])
 def test_no_bit_depends_on_streams(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if what != "all":
-        monkeypatch.setattr(heads, "apart", _in_order)
+        for module in (heads, ends):
+            monkeypatch.setattr(module, "apart", _in_order)
         monkeypatch.setattr(heads, "together", lambda given: None)
     found = replayed(name, 12)
     monkeypatch.setattr(beside, "_is_recording", lambda device: False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 OF_MODELS = ("moment_kernels", "part_kernels", "joint_kernels", "fused_joint", "narrow_kernels", "narrow_conv")
 OF_MODELS += ("stem_kernels", "fused_stem", "norm_kernels", "fused_norm", "pool_kernels", "fused_pool")
 OF_MODELS += ("bias_kernels", "fused_bias", "depthwise_kernels", "depthwise_conv", "doubling_kernels", "doubling")
+OF_MODELS += ("end_kernels", "fused_ends")
 OF_LOSSES = ("box_kernels", "assign_kernels", "sum_kernels", "fused")
 MODULES = (*(f"paceline.models.{name}" for name in OF_MODELS), *(f"paceline.losses.{name}" for name in OF_LOSSES))
 
@@ -48,7 +49,7 @@ def started(kernels: None, monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         monkeypatch.setattr(f"paceline.{room}.on_gpu", lambda values: True)
     for room in ("models.convolution", "models.stem", "parallel.norms", "models.joint", "losses.detection"):
         monkeypatch.setattr(f"paceline.{room}.usable", usable)
-    for room in ("models.blocks", "models.convolution"):
+    for room in ("models.blocks", "models.convolution", "models.ends"):
         monkeypatch.setattr(f"paceline.{room}.takes_map", takes_map)
     counts: Counter[str] = Counter()
     for module in (importlib.import_module(name) for name in MODULES):

@@ -33,7 +33,7 @@ KERNELS = {
         "_settle_sums",
         "_apply_gradient",
     ),
-    *("_spread", "_convolve", "_multiply", "_settle", "_sums"),
+    *("_spread", "_convolve", "_multiply", "_settle", "_multiply_end", "_end_parts"),
     *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_trace_back"),
     *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
     *("_pool", "_pool_gradient", "_double", "_halve"),

@@ -22,7 +22,7 @@ from paceline.batch import Batch
 from paceline.ledger import Ledger
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss, LossSums
-from paceline.models import convolution, joint, stem
+from paceline.models import convolution, ends, joint, stem
 from paceline.models.blocks import C2PSA, SPPF, C3k, Concat, SplitChain, Upsample
 from paceline.models.convolution import BiasedConvolution, Convolution
 from paceline.models.families import yolo11, yolov8
@@ -59,7 +59,7 @@ def small(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let networks be built in sizes that an interpreter can go through, and programs settle much at once."""
     for name, scale in SIZES.items():
         monkeypatch.setitem((yolo11 if name.startswith("yolo11") else yolov8).SCALES, name[-1], scale)
-    for name in ("fused_joint", "narrow_conv"):
+    for name in ("fused_joint", "narrow_conv", "fused_ends"):
         monkeypatch.setattr(f"paceline.models.{name}._SETTLED_WEIGHTS", 1024)
         monkeypatch.setattr(f"paceline.models.{name}._SETTLED_PARTS", 16)
     monkeypatch.setattr("paceline.models.fused_norm._SETTLED_CHANNELS", 64)
@@ -68,7 +68,7 @@ def small(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def all_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let kernels that are for half precision take single precision as well."""
-    for module, name in ((convolution, "_HALF"), (stem, "_TYPES"), (joint, "TYPES")):
+    for module, name in ((convolution, "_HALF"), (stem, "_TYPES"), (joint, "TYPES"), (ends, "TYPES")):
         monkeypatch.setattr(module, name, {*vars(module)[name], torch.float32})
 
 
@@ -247,12 +247,13 @@ def expected(network: DetectionModel) -> Counter[str]:
     nodes = [node.module for node in network.nodes]
     joins = sum(isinstance(node, Concat) and after.training for node, after in pairwise(nodes))
     joints = census.of(SplitChain, C3k, C2PSA) + joins
-    biased = census.of(BiasedConvolution)
+    at_end = census.of(BiasedConvolution)
     return +Counter(
         {
             **dict.fromkeys(("_spread", "_convolve", "_multiply"), stems),
-            "_settle": stems + biased,
-            "_sums": biased,
+            "_settle": stems,
+            "_multiply_end": 2 * at_end,
+            "_end_parts": at_end,
             "_statistics": norms - stems - joints - len(forward),
             **dict.fromkeys(
                 ("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"), norms
@@ -261,7 +262,7 @@ def expected(network: DetectionModel) -> Counter[str]:
             "_convolve_narrow": len(forward) + len(turned),
             "_map_gradient": len(strided),
             "_weight_gradient": len(forward),
-            "_settle_weight": len(forward) + joints,
+            "_settle_weight": len(forward) + joints + at_end,
             "_trace_back": len(depthwise),
             **dict.fromkeys(("_pool", "_pool_gradient"), 3 * census.of(SPPF)),
             **dict.fromkeys(("_double", "_halve"), census.of(Upsample)),

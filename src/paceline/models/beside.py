@@ -161,6 +161,16 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
         yield
 
 
+def wait_for(value: Tensor) -> None:
+    """Let the current stream, of those `apart`, wait until a tensor that was noted is there, and write into it."""
+    if _is_recording(value.device):
+        _, event = _made[id(value)]
+        current = torch.cuda.current_stream(value.device)
+        current.wait_event(event)
+        value.record_stream(current)
+        _apart.append(id(value))
+
+
 def aside(x: Tensor) -> AbstractContextManager[None]:
     """Start the short branch of a block that takes x on its own stream, if x is small; `together` takes its result."""
     return apart(ASIDE, x) if x.numel() * x.element_size() <= _SMALL_BYTES else nullcontext()

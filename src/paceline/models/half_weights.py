@@ -108,11 +108,14 @@ def _held(weights: Sequence[Tensor], dtype: torch.dtype) -> Iterator[None]:
 
 
 def _weights_of(node: nn.Module) -> Iterator[Tensor]:
-    """Find what is trained of a node's convolutions, but for what is compiled."""
+    """Find what is trained of a node's convolutions, on GPUs biases too, but for what is compiled."""
     if _is_compiled(node):
         return
-    if isinstance(node, nn.Conv2d) and _is_plain(node.weight):
-        yield node.weight
+    if isinstance(node, nn.Conv2d):
+        if _is_plain(node.weight):
+            yield node.weight
+        if node.bias is not None and _is_plain(node.bias) and on_gpu(node.bias):  # which a kernel sums beside the other
+            yield node.bias
     for child in node.children():
         yield from _weights_of(child)
 

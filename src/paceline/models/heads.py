@@ -11,6 +11,7 @@ from torch import nn
 from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
+from paceline.models.ends import room_for
 from paceline.models.half_weights import OfParts, halved_apart
 
 if TYPE_CHECKING:
@@ -60,13 +61,20 @@ class DetectionHead(OfParts):
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
         count = len(levels)
-        branches = zip((*self.cv2, *self.cv3), (*levels, *levels), strict=True)
-        maps = []
-        for number, (branch, level) in enumerate(branches):
+        branches, taken = cast("list[nn.Sequential]", [*self.cv2, *self.cv3]), (*levels, *levels)
+        kinds = [slice(0, count), slice(count, None)]
+        rooms = [room_for(branches[kind], taken[kind], kind.start) for kind in kinds]
+        pieces = []
+        for number, (branch, level) in enumerate(zip(branches, taken, strict=True)):
+            room = rooms[number // count]
             with apart(number, level), halved_apart(branch, level):
-                maps.append(branch(level))
-        together(dict(enumerate(maps)))
-        return _join_points(maps[:count]), _join_points(maps[count:])
+                pieces.append(room.ended(branch, level, number % count) if room else branch(level))
+        together(dict(enumerate(pieces)))
+        boxes, logits = (
+            room.whole(pieces[kind]) if room else _join_points(pieces[kind])
+            for room, kind in zip(rooms, kinds, strict=True)
+        )
+        return boxes, logits
 
     def _start_biases(self, strides: Sequence[int], num_classes: int) -> None:
         """Start with boxes of a few strides, and with scores as if an image of 640 px held five objects."""
