@@ -1,7 +1,7 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare halves|lists|moments|streams|branches ...]
+                                 [--only-ours | --compare halves|lists|moments|streams|branches|sums ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
@@ -10,7 +10,8 @@ between them, are those of a graph on one stream: kernels side by side would eac
 With `--compare` there are graphs with our kernels alone, with something and without it, in turn and twice: `halves`,
 weights rounded by nodes (decision 76); `lists`, whole lists of tensors by one kernel (decision 82); `moments`, norms
 that take the moments that convolutions have written (decision 70); `streams`, gradients of weights and branches of the
-head on streams of their own (decision 83); `branches`, these of the head alone. The last line is JSON.
+head on streams of their own (decision 83); `branches`, these of the head alone; `sums`, gradients that norms add up
+(decision 85). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
     "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
     "branches": lambda: mock.patch.multiple("paceline.models.heads", apart=_in_order, together=lambda given: None),
+    "sums": lambda: mock.patch("paceline.models.shared._left_of", return_value=None),
 }
 """What can be left out, and how."""
 

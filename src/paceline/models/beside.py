@@ -36,7 +36,7 @@ OF_STATISTICS = -2
 _read: dict[torch.cuda.Stream, list[Tensor]] = {}
 """What gradients of weights are still made of, by the stream that it is of: it would write over what is given back."""
 _made: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
-"""Tensors by their `id`, with when they are there."""
+"""Tensors by their address, under whatever name they are taken, with when they are there."""
 _taken: set[torch.cuda.Stream] = set()
 """Streams beside the recording one that something was started on."""
 
@@ -94,7 +94,7 @@ def note_made(value: Tensor) -> None:
     if _is_recording(value.device):
         event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         event.record(torch.cuda.current_stream(value.device))
-        _made[id(value)] = (value, event)
+        _made[value.data_ptr()] = (value, event)
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
     if not _is_recording(x.device):
         yield
         return
-    stream, (_, event) = _stream_of(x.device, number), _made.get(id(x), (x, None))
+    stream, (_, event) = _stream_of(x.device, number), _made.get(x.data_ptr(), (x, None))
     _taken.add(stream)
     if event is None:
         stream.wait_stream(torch.cuda.current_stream(x.device))

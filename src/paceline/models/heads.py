@@ -12,6 +12,7 @@ from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
 from paceline.models.half_weights import OfParts, halved_apart
+from paceline.models.shared import shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,7 +61,8 @@ class DetectionHead(OfParts):
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
         count = len(levels)
-        branches = zip((*self.cv2, *self.cv3), (*levels, *levels), strict=True)
+        for_boxes, for_classes = zip(*(shared(level, 2) for level in levels), strict=True)
+        branches = zip((*self.cv2, *self.cv3), (*for_boxes, *for_classes), strict=True)
         maps = []
         for number, (branch, level) in enumerate(branches):
             with apart(number, level), halved_apart(branch, level):
