@@ -81,10 +81,10 @@ class _Aliases(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         """Hand on the first gradient that there is."""
-        first, *others = [gradient for gradient in gradients if gradient is not None] or [None]
-        if others:
-            ctx.left.leave(ctx.result, others)
-        return first, None, None, None
+        there = [gradient for gradient in gradients if gradient is not None]
+        if len(there) > 1:
+            ctx.left.leave(ctx.result, there[1:])
+        return there[0] if there else None, None, None, None
 
 
 def shared(x: Tensor, uses: int) -> tuple[Tensor, ...]:
@@ -103,9 +103,8 @@ def shared(x: Tensor, uses: int) -> tuple[Tensor, ...]:
 def _left_of(x: Tensor) -> tuple[Left, int] | None:
     """Return where gradients of x may be left, and the number of the result that x is there."""
     node: Any = x.grad_fn
-    if not isinstance(node, BackwardCFunction) or not torch.is_grad_enabled():
+    if not (issubclass(type(node), BackwardCFunction) and torch.is_grad_enabled()):
         return None
-    kind: type = node._forward_cls  # type: ignore[attr-defined]
-    if issubclass(kind, Gathering):
+    if issubclass(node._forward_cls, Gathering):
         return node.left, x.output_nr
-    return (node.left, node.result) if kind is _Aliases else None
+    return (node.left, node.result) if node._forward_cls is _Aliases else None
