@@ -277,10 +277,8 @@ class Attention(nn.Module):
         q, k, v = heads.split((self.key_width, self.key_width, self.value_width), dim=4)
         attended = F.scaled_dot_product_attention(*(cells.flatten(1, 2).transpose(1, 2) for cells in (q, k, v)))
         attended = attended.transpose(1, 2).reshape_as(v).flatten(3).permute(0, 3, 1, 2)
-        position = self.pe(v.flatten(3).permute(0, 3, 1, 2))
-        if carried is not None:
-            return self.proj.added(attended + position, carried)
-        projected: Tensor = self.proj(attended + position)
+        positioned = self.pe.added(v.flatten(3).permute(0, 3, 1, 2), attended)
+        projected: Tensor = self.proj(positioned) if carried is None else self.proj.added(positioned, carried)
         return projected
 
 
