@@ -1,7 +1,7 @@
 """A step of one network on a GPU: eager and as a graph, with and without our kernels, and where its time goes.
 
     python bench/step/kernels.py [--model yolo11n] [--imgsz 640] [--batch 64] [--steps 20] [--top 40]
-                                 [--only-ours | --compare halves|lists|moments|streams|branches|ends ...]
+                                 [--only-ours | --compare halves|lists|moments|streams|branches|ends|sums ...]
 
 Needs a CUDA device; takes about half a minute for each network, once its kernels are compiled. Milliseconds are those
 of steps in a row, on one batch of noise as a device draws it, with 16 boxes per image; the kernels, and the time
@@ -11,7 +11,8 @@ With `--compare` there are graphs with our kernels alone, with something and wit
 weights rounded by nodes (decision 76); `lists`, whole lists of tensors by one kernel (decision 82); `moments`, norms
 that take the moments that convolutions have written (decision 70); `streams`, gradients of weights and branches of the
 head on streams of their own (decision 83); `branches`, these of the head alone; `ends`, last convolutions of the head
-that write where their points are joined (decision 86). The last line is JSON.
+that write where their points are joined (decision 86); `sums`, gradients that norms add up (decision 85). The last line
+is JSON.
 """
 
 from __future__ import annotations
@@ -170,6 +171,7 @@ PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
     "branches": lambda: _without_branches(),
     "ends": lambda: mock.patch("paceline.models.ends.TYPES", frozenset()),
+    "sums": lambda: mock.patch("paceline.models.shared._left_of", return_value=None),
 }
 """What can be left out, and how."""
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from itertools import chain
 from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from steps import make_step, run, works
 from torch.nn import functional as F
 
 from paceline.models.registry import build_model
+from paceline.models.shared import shared
 from paceline.parallel.norms import BatchNorm
 from paceline.triton_kernels import usable
 
@@ -69,6 +73,40 @@ def test_kernels_are_torch(shape: tuple[int, int, int, int], dtype: torch.dtype)
             assert bool(torch.isfinite(value).all())
             assert float(difference) < bound, (silu, pieces)
             assert torch.equal(value, same), "no sum depends on who comes first"
+
+
+@pytest.mark.parametrize("uses", [(2,), (4,), (1, 2), (3, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(64, 64, 80, 80), (3, 48, 7, 9), (2, 16, 1, 3)], ids=str)
+def test_gradients_of_several_uses_are_added_up(shape: tuple[int, int, int, int], uses: tuple[int, ...]) -> None:
+    """To the bit what autograd adds, where there are two; else it has rounded more often."""
+    from paceline.models.fused_norm import normed_and_activated
+
+    torch.manual_seed(0)
+    channels, pieces = shape[1], len(uses)
+    y, carried, *given = (
+        torch.randn(shape, device=DEVICE, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        for _ in range(2 + max(uses))
+    )
+    affine = torch.rand(channels, device=DEVICE) + 0.5, torch.randn(channels, device=DEVICE)
+    leaves = [value.requires_grad_() for value in (y, *affine, *([carried] if pieces == 1 else []))]
+    latest = (torch.empty(channels, device=DEVICE), torch.empty(channels, device=DEVICE))
+    parts = [value.chunk(pieces, dim=1) for value in given]  # in two halves slices of wider maps
+    found = []
+    for by_norm in (True, False, True):
+        z = normed_and_activated(
+            *leaves[:3], latest, eps=EPS, silu=True, pieces=pieces, carried=carried if pieces == 1 else None
+        )
+        with nullcontext() if by_norm else mock.patch("paceline.models.shared._left_of", return_value=None):
+            aliases = [shared(piece, count) for piece, count in zip(z, uses, strict=True)]
+        slopes = [parts[number][piece] for piece, count in enumerate(uses) for number in range(count)]
+        torch.manual_seed(1)
+        used = [alias * slope for alias, slope in zip(chain(*aliases), slopes, strict=True)]
+        found.append(torch.autograd.grad(used, leaves, [torch.randn_like(value) for value in used]))
+    for ours, theirs, again in zip(*found, strict=True):
+        assert torch.equal(ours, again)
+        if max(uses) == 2:
+            assert torch.equal(ours, theirs)
+        assert float((ours - theirs).float().norm() / theirs.float().norm()) < 1e-2
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.bfloat16])

@@ -157,6 +157,16 @@ def test_branches_begin_when_their_map_is_there_and_all_are_waited_for(gpu: Gpu)
     assert not beside._made
 
 
+def test_a_map_is_there_under_any_of_its_names(gpu: Gpu) -> None:
+    x = torch.rand(1, 4)
+    gpu.main.started = 7
+    note_made(x)
+    gpu.main.started = 9
+    with apart(2, x.detach()):
+        assert gpu.current.seen == {"main": 7}
+    together({2: x})
+
+
 def test_a_branch_whose_map_was_not_noted_waits_for_all_there_is(gpu: Gpu) -> None:
     x = torch.rand(1, 4)
     gpu.main.started = 7

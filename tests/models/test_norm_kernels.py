@@ -260,11 +260,10 @@ from compiling import compiled
 
 from paceline.models import moment_kernels, norm_kernels
 
-kinds = dict.fromkeys(("y", "z", "carried", "of_first", "of_second", "of_y"), "*bf16") | dict(eps="fp32")
+kinds = dict.fromkeys(("y", "z", "carried", "of_y"), "*bf16") | dict(eps="fp32")
 floats = ("parts", "moments", "joined", "kept", "weight", "bias", "of_affine", "sums", "latest_mean", "latest_variance")
 kinds |= dict.fromkeys(floats, "*fp32")
-numbers = ("num_rows", "num_channels", "piece_channels", "num_parts", "first_pitch")
-numbers += ("second_pitch", "carried_pitch")
+numbers = ("num_rows", "num_channels", "piece_channels", "num_parts", "num_first", "num_second", "carried_pitch")
 kinds |= dict.fromkeys(numbers, "i32")
 of_tiles = dict(rows=32, channels=64, step=8)
 of_sums = of_tiles | dict(stages=3)
@@ -274,8 +273,10 @@ variants = [
     (moment_kernels._join_moments, dict(parts=32, channels=32)),
     (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=False)),
     (norm_kernels._apply, of_tiles | dict(silu=True, ptx=True, adds=True)),
-    (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=1, ptx=True)),
-    (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=2, ptx=True)),
+    *(
+        (norm_kernels._gradient_sums, of_sums | dict(silu=True, pieces=pieces, room=room, ptx=True))
+        for pieces, room in ((1, 1), (1, 3), (2, 1), (2, 2))
+    ),
     (norm_kernels._settle_sums, dict(parts_room=512, channels=8)),
     (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=1, ptx=True)),
     (norm_kernels._apply_gradient, of_tiles | dict(silu=True, pieces=2, ptx=True)),
@@ -284,7 +285,9 @@ variants = [
     (norm_kernels._apply_gradient, dict(rows=32, channels=64, step=1, silu=False, pieces=1, ptx=True)),
 ]
 for kernel, fixed in variants:
-    made = compiled(kernel, fixed, kinds)
+    places = fixed.get("pieces", 1) * fixed.get("room", 1)
+    of_gradients = dict(gradients=("*bf16",) * places, pitches=("i32",) * places, totals=("*bf16",) * places)
+    made = compiled(kernel, fixed, kinds | of_gradients)
     if fixed.get("step") == 8:
         wide = "cp.async.cg" if fixed.get("stages", 1) > 1 else "ld.global.v4.b32"
         assert wide in made.asm["ptx"], "eight channels are loaded at once"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline import triton_kernels
 from paceline.losses.config import LossConfig
@@ -99,6 +100,30 @@ def test_the_imagined_map_and_weights_have_the_types_of_a_step_under_autocast(
     assert (y.dtype, kept.dtype, weight.dtype, bias.dtype) == (torch.float16, *[torch.float32] * 3)
     weight, bands = next(given for name, given, _ in named if name == "_spread")[:2]
     assert (weight.dtype, bands.dtype) == (torch.float32, torch.float16)
+
+
+class Additions(TorchDispatchMode):
+    """Counts what torch adds of maps, in the backward pass too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor):
+            self.count += all(isinstance(value, torch.Tensor) and value.dim() >= 4 for value in args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("name", "additions"), [("yolo11n", 1), ("yolo11m", 1), ("yolo11l", 2), ("yolov8m", 0)])
+def test_gradients_of_maps_are_added_by_norms(
+    named: list[tuple[str, list[Any], dict[str, Any]]], name: str, additions: int
+) -> None:
+    """All but those of values, in each attention, which come from no norm."""
+    network, criterion = network_of(name)
+    with triton_kernels.compiled_ahead(1), Additions() as found:
+        ahead.imagined_step(network, criterion, torch.bfloat16)
+    assert found.count == additions
 
 
 def test_no_kernel_of_the_network_is_compiled_for_a_size(monkeypatch: pytest.MonkeyPatch) -> None:

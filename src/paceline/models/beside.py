@@ -42,10 +42,6 @@ ASIDE = 99
 """That of the stream for the short one of two branches within a block."""
 _SMALL_BYTES = 2**25
 """Of a map whose kernels are over so soon that two side by side take less than one after the other."""
-ASIDE = 99
-"""That of the stream for the short one of two branches within a node."""
-_SMALL_BYTES = 2**25
-"""Of a map whose kernels fill a GPU for so short that two are worth starting side by side."""
 _MOST_READ = 1 / 128
 """Of the device's memory."""
 
@@ -67,9 +63,10 @@ class _Read:
 _read: deque[_Read] = deque()
 """In the order in which it is done."""
 _made: dict[int, tuple[Tensor, torch.cuda.Event]] = {}
-"""Tensors by their `id`, with when they are there, until what took them apart has come together."""
+"""Tensors by their address, under whatever name they are taken, with when they are there; until what took them apart
+has come together."""
 _apart: list[int] = []
-"""The `id` of each tensor that was taken apart."""
+"""The address of each tensor that was taken apart."""
 _taken: set[torch.cuda.Stream] = set()
 """Streams beside the recording one that something was started on."""
 
@@ -140,7 +137,7 @@ def rejoin(device: torch.device, made: Iterable[Tensor]) -> None:
 def note_made(value: Tensor) -> None:
     """Remember when a tensor is there that something `apart` will take."""
     if _is_recording(value.device):
-        _made[id(value)] = (value, _event_of(torch.cuda.current_stream(value.device)))
+        _made[value.data_ptr()] = (value, _event_of(torch.cuda.current_stream(value.device)))
 
 
 @contextmanager
@@ -149,9 +146,9 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
     if not _is_recording(x.device):
         yield
         return
-    stream, (_, event) = _stream_of(x.device, number), _made.get(id(x), (x, None))
+    stream, (_, event) = _stream_of(x.device, number), _made.get(x.data_ptr(), (x, None))
     _taken.add(stream)
-    _apart.append(id(x))
+    _apart.append(x.data_ptr())
     if event is None:
         stream.wait_stream(torch.cuda.current_stream(x.device))
     else:
@@ -164,11 +161,11 @@ def apart(number: int, x: Tensor) -> Iterator[None]:
 def wait_for(value: Tensor) -> None:
     """Let the current stream, of those `apart`, wait until a tensor that was noted is there, and write into it."""
     if _is_recording(value.device):
-        _, event = _made[id(value)]
+        _, event = _made[value.data_ptr()]
         current = torch.cuda.current_stream(value.device)
         current.wait_event(event)
         value.record_stream(current)
-        _apart.append(id(value))
+        _apart.append(value.data_ptr())
 
 
 def aside(x: Tensor) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ submodules (`cv1`, `m`, `attn`, ...) are those of the published checkpoints, so 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -18,11 +18,12 @@ from paceline.models.beside import ASIDE, aside, together
 from paceline.models.convolution import Convolution
 from paceline.models.joint import convolved_jointly
 from paceline.models.moments import Tally
+from paceline.models.shared import shared
 from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import takes_map
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor
 
@@ -155,8 +156,10 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Give x + f(x), or f(x) without the residual."""
-        narrow = self.cv1(x)
-        y: Tensor = self.cv2.added(narrow, x) if self.residual else self.cv2(narrow)
+        if self.residual:
+            x, carried = shared(x, 2)
+            return self.cv2.added(self.cv1(x), carried)
+        y: Tensor = self.cv2(self.cv1(x))
         return y
 
 
@@ -179,7 +182,8 @@ class SplitChain(nn.Module):
         """Join both halves and what every block of the chain answers; several maps count as joined along channels."""
         pieces = list(self.cv1.halves(*maps))
         for block in self.m:
-            pieces.append(block(pieces[-1]))
+            pieces[-1], taken = shared(pieces[-1], 2)
+            pieces.append(block(taken))
         return self.cv2.joined(*pieces)
 
 
@@ -205,8 +209,9 @@ class C3k(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Join the deep and the shallow branch."""
-        with aside(x):
-            shallow = self.cv2(x)
+        x, other = shared(x, 2)
+        with aside(other):
+            shallow = self.cv2(other)
         deep = self.m(self.cv1(x))
         together({ASIDE: shallow})
         return self.cv3.joined(deep, shallow)
@@ -268,8 +273,11 @@ class Attention(nn.Module):
         self.proj = ConvUnit(channels, channels, activation=False)
         self.pe = DepthwiseConv(channels, activation=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend from every cell to every cell; on channels-last input, q, k and v are views."""
+    def forward(self, x: Tensor, carried: Tensor | None = None) -> Tensor:
+        """Attend from every cell to every cell, and add it to what is carried past.
+
+        On channels-last input, q, k and v are views.
+        """
         heads = self.qkv(x).permute(0, 2, 3, 1).unflatten(3, (self.num_heads, -1))
         q, k, v = heads.split((self.key_width, self.key_width, self.value_width), dim=4)
         with aside(v):
@@ -277,7 +285,8 @@ class Attention(nn.Module):
         attended = F.scaled_dot_product_attention(*(cells.flatten(1, 2).transpose(1, 2) for cells in (q, k, v)))
         attended = attended.transpose(1, 2).reshape_as(v).flatten(3).permute(0, 3, 1, 2)
         together({ASIDE: position})
-        projected: Tensor = self.proj(attended + position)
+        positioned = attended + position
+        projected: Tensor = self.proj(positioned) if carried is None else self.proj.added(positioned, carried)
         return projected
 
 
@@ -291,9 +300,10 @@ class PSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mix between cells, then within each."""
-        x = x + self.attn(x)
-        mixed: Tensor = x + self.ffn(x)
-        return mixed
+        x, carried = shared(x, 2)
+        x, carried = shared(self.attn(x, carried), 2)
+        widen, narrow = cast("Iterable[ConvUnit]", self.ffn)
+        return narrow.added(widen(x), carried)
 
 
 class C2PSA(nn.Module):

@@ -1,7 +1,8 @@
 """Fused norm: batch norm in training and the activation after it as one differentiable operation, by `norm_kernels`.
 
 The result may be asked for in two halves of the channels, maps of their own, for a block that carries one and works on
-the other: both are contiguous then, and gradients that come back in parts are read where they lie. Needs Triton.
+the other: both are contiguous then, and gradients that come back in parts are read where they lie. So are those of
+several uses (`shared.py`): the pass that reads them first writes their sum for the other. Needs Triton.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ from paceline.models.norm_kernels import (
     _statistics,
 )
 from paceline.models.pitch import readable
+from paceline.models.shared import MOST, Gathering, Left
 from paceline.triton_kernels import KEPT_CUTS, cdiv, has_ptx, next_power_of_2, start_kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 
@@ -38,13 +42,15 @@ class Launch:
     """Numbers that a program looks at together."""
     warps: int
     stages: int = 1
-    """Turns of a loop whose loads are under way together."""
+    """Turns of a loop whose loads are under way together; fewer where a turn has more to load."""
     programs: int = 1024
     """That share the rows of a sum, over all channels; eight for each multiprocessor of a large GPU."""
 
 
 SUMS = Launch(tile=1024, warps=2, stages=5)
 RESULTS = Launch(tile=1024, warps=2)
+_MOST_STAGES = dict(zip(range(1, MOST + 1), (5, 4, 4, 3), strict=True))
+"""By the gradients that a turn loads: with the programs of `SUMS` a multiprocessor has 28 KB for each."""
 _WIDTHS = (64, 32, 16, 8)
 """Channels of a tile: the first that divides those of the map. Few, since each is compiled for itself."""
 _VECTOR = 8
@@ -141,7 +147,37 @@ def _few(moments: Moments) -> Moments:
     return moments
 
 
-class _NormedAndActivated(torch.autograd.Function):
+@dataclass(frozen=True)
+class _Gradients:
+    """Of z, as kernels take them: all of its first piece, then all of its second, as many places for each."""
+
+    maps: tuple[Tensor, ...]
+    pitches: tuple[int, ...]
+    counts: tuple[int, ...]
+    """How many there are of each piece; what follows them is not looked at."""
+    room: int
+    """Places of a piece."""
+
+    @classmethod
+    def of(cls, pieces: Sequence[Sequence[Tensor]]) -> _Gradients:
+        counts = tuple(map(len, pieces))
+        room = max(counts)
+        found = [list(map(readable, maps)) for maps in pieces]
+        filled = [place for mine in found for place in (*mine, *mine[:1] * (room - len(mine)))]
+        return cls(tuple(values for values, _ in filled), tuple(pitch for _, pitch in filled), counts, room)
+
+    def totals(self) -> _Gradients:
+        """Return a place for the sum of each piece, which for a single gradient is where that lies."""
+        firsts = zip(self.maps[:: self.room], self.counts, strict=True)
+        return _Gradients.of(
+            [
+                [first if count == 1 else torch.empty_like(first, memory_format=torch.channels_last)]
+                for first, count in firsts
+            ]
+        )
+
+
+class _NormedAndActivated(Gathering):
     """Batch norm of the batch's own statistics, and SiLU or nothing after it."""
 
     @staticmethod
@@ -208,29 +244,31 @@ class _NormedAndActivated(torch.autograd.Function):
         )
         ctx.save_for_backward(y, weight, bias, kept)
         ctx.cut, ctx.tiles, ctx.silu, ctx.pieces, ctx.launches = cut, tiles, silu, pieces, (of_sums, of_results)
+        ctx.left = Left(pieces)
         return tuple(piece.permute(0, 3, 1, 2) for piece in z)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of y, weight and bias."""
+        """Gradients of y, weight and bias, and of what was carried."""
         y, weight, bias, kept = ctx.saved_tensors
         cut, tiles = ctx.cut, ctx.tiles
         of_sums, of_results = ctx.launches
-        (first, first_pitch), *others = map(readable, gradients)
-        second, second_pitch = others[0] if others else (first, first_pitch)
-        of_z = (first, second, first_pitch, second_pitch)
+        of_z = _Gradients.of([(one, *others) for one, others in zip(gradients, ctx.left.take(), strict=True)])
+        totals = of_z.totals()
         num_channels = y.shape[1]
         num_rows = y.numel() // num_channels
         parts = y.new_empty((2, cut.parts, num_channels), dtype=torch.float32)
         of_affine = y.new_empty((2, num_channels), dtype=torch.float32)
-        of_y = torch.empty_like(y, memory_format=torch.channels_last)
         ways = {"silu": ctx.silu, "pieces": ctx.pieces, "ptx": has_ptx(y)}
-        ways["step"] = _step(num_channels, first_pitch, second_pitch)
         start_kernel(
             _gradient_sums,
             (cut.blocks, cut.parts),
-            *of_z,
+            of_z.maps,
+            of_z.pitches,
+            totals.maps,
+            of_z.counts[0],
+            of_z.counts[-1],
             y,
             kept,
             weight,
@@ -241,9 +279,12 @@ class _NormedAndActivated(torch.autograd.Function):
             rows=cut.rows,
             channels=cut.channels,
             **ways,
-            stages=of_sums.stages,
+            room=of_z.room,
+            step=_step(num_channels, *of_z.pitches),
+            stages=min(of_sums.stages, _MOST_STAGES[of_z.room]),
             num_warps=of_sums.warps,
         )
+        del of_z  # what nobody else needs may be written over from here on
         start_kernel(
             _settle_sums,
             (cdiv(num_channels, _SETTLED_CHANNELS),),
@@ -255,10 +296,12 @@ class _NormedAndActivated(torch.autograd.Function):
             channels=_SETTLED_CHANNELS,
             num_warps=4,
         )
+        of_y = torch.empty_like(y, memory_format=torch.channels_last)
         start_kernel(
             _apply_gradient,
             tiles.grid,
-            *of_z,
+            totals.maps,
+            totals.pitches,
             y,
             kept,
             weight,
@@ -270,10 +313,11 @@ class _NormedAndActivated(torch.autograd.Function):
             rows=tiles.rows,
             channels=tiles.channels,
             **ways,
+            step=_step(num_channels, *totals.pitches),
             num_warps=of_results.warps,
         )
         of_bias, of_weight = of_affine.to(weight.dtype)
-        of_carried = gradients[0] if ctx.needs_input_grad[3] else None
+        of_carried = totals.maps[0] if ctx.needs_input_grad[3] else None
         return of_y, of_weight, of_bias, of_carried, *[None] * 7
 
 

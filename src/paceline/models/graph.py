@@ -19,6 +19,7 @@ from torch import nn
 from paceline.models.beside import note_made
 from paceline.models.blocks import Concat, SplitChain
 from paceline.models.half_weights import halved
+from paceline.models.shared import shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +146,7 @@ def run_nodes(
     """Run nodes `first` to `stop` - 1 on the values live before them; give those live after them, or the outputs."""
     values: dict[int, Any] = dict(zip(wiring.live_after(first - 1), live, strict=True))
     for node in range(first, stop):
-        taken = [values[value] for value in wiring.inputs[node]]
+        taken = [_taken(values, value, is_last=wiring.last_use[value] == node) for value in wiring.inputs[node]]
         if isinstance(taken[0], tuple):  # a join that was left to this node
             (taken,) = taken
         if leaves_join(modules, wiring, node, stop):
@@ -161,6 +162,14 @@ def run_nodes(
         outputs: tuple[Tensor, ...] = values[stop - 1]  # the head's value is a tuple itself
         return outputs
     return tuple(values[value] for value in wiring.live_after(stop - 1))
+
+
+def _taken(values: dict[int, Any], value: int, *, is_last: bool) -> Any:
+    """Return a value for one node, and keep it for those who take it later."""
+    if is_last:
+        return values[value]
+    taken, values[value] = shared(values[value], 2)
+    return taken
 
 
 def leaves_join(modules: nn.ModuleDict, wiring: Wiring, node: int, stop: int) -> bool:

@@ -13,6 +13,7 @@ from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
 from paceline.models.ends import room_for
 from paceline.models.half_weights import OfParts, halved_apart
+from paceline.models.shared import shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,8 @@ class DetectionHead(OfParts):
     def forward(self, *levels: Tensor) -> tuple[Tensor, Tensor]:
         """Map BCHW per stride to raw boxes BA(4R) and class logits BAK, A the points of all levels, each row-major."""
         count = len(levels)
-        branches, taken = cast("list[nn.Sequential]", [*self.cv2, *self.cv3]), (*levels, *levels)
+        for_boxes, for_classes = zip(*(shared(level, 2) for level in levels), strict=True)
+        branches, taken = cast("list[nn.Sequential]", [*self.cv2, *self.cv3]), (*for_boxes, *for_classes)
         kinds = [slice(0, count), slice(count, None)]
         rooms = [room_for(branches[kind], taken[kind], kind.start) for kind in kinds]
         pieces = []

@@ -7,7 +7,7 @@ one pass for the sums over the rows and one for the result, in both directions:
 forward    statistics   y -> moments of each part of the rows                             reads y
            settle       moments -> mean, variance, 1 / deviation                          small
            apply        y -> z = silu(weight (y - mean) / deviation + bias)               reads y, writes z
-backward   sums         z' y -> sum of n', sum of n' standard(y), of each part            reads z', y
+backward   sums         z' y -> sum of n', sum of n' standard(y), of each part            reads z', y (*)
            settle       parts -> gradients of bias and weight                             small
            apply        z' y -> y'                                                        reads z', y, writes y'
 ```
@@ -16,6 +16,8 @@ Statistics are left out where the convolution before has written the moments (`m
 around a first value of the part, and parts are joined by counts and means of each; nothing depends on the order in
 which programs run. `fused_norm.py` launches them. This module needs Triton; nothing imports it before that
 is known to work.
+
+(*) z' may have come in parts, whose sum it writes for the pass after it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from paceline.models.moment_kernels import _joined, _write
 from paceline.models.turn_kernels import _num_rows_of, _num_turns, _piece
 
 _ANY = ("num_rows", "num_channels")
-_PITCHES = ("first_pitch", "second_pitch")
+_COUNTS = ("num_first", "num_second")
 """Numbers for whose values nothing is compiled anew: networks and images come in many sizes."""
 
 
@@ -175,11 +177,77 @@ def _apply(
 
 
 @triton.jit
-def _centred_and_gradient(
-    of_first,
-    of_second,
-    first_pitch,
-    second_pitch,
+def _gradient(
+    gradients,
+    pitches,
+    num_first,
+    num_second,
+    num_channels,
+    row,
+    column,
+    inside,
+    pieces: tl.constexpr,
+    room: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Gradient of z: the sum of what has come for the piece of it that a tile lies in.
+
+    gradients, pitches: `room` of the first piece, then of the second, each with as many as there are before the rest.
+    """
+    if pieces == 1:
+        total = tl.load(gradients[0] + _places(row, column, pitches[0], step), mask=inside, other=0).to(tl.float32)
+        for number in tl.static_range(1, room):
+            place = _places(row, column, pitches[number], step)
+            total += tl.load(gradients[number] + place, mask=inside, other=0).to(tl.float32)
+    else:
+        is_second, column = _in_piece(num_channels, column, step)
+        place = _places(row, column, tl.where(is_second, pitches[room], pitches[0]), step)
+        total = tl.load(tl.where(is_second, gradients[room], gradients[0]) + place, mask=inside, other=0)
+        total = total.to(tl.float32)
+        for number in tl.static_range(1, room):
+            is_there = tl.full((1, 1), number, tl.int32) < tl.where(is_second, num_second, num_first)
+            place = _places(row, column, tl.where(is_second, pitches[room + number], pitches[number]), step)
+            start = tl.where(is_second, gradients[room + number], gradients[number])
+            total += tl.load(start + place, mask=inside & is_there, other=0).to(tl.float32)
+    return total
+
+
+@triton.jit
+def _in_piece(num_channels, column, step: tl.constexpr):
+    """Whether a tile lies in the second of two pieces, and its channels there."""
+    half = num_channels // 2 // step * step
+    is_second = tl.program_id(0) * column.shape[0] >= half
+    return is_second, column - tl.where(is_second, half, 0)
+
+
+@triton.jit
+def _rounded(
+    gradient,
+    totals,
+    num_first,
+    num_second,
+    num_channels,
+    row,
+    column,
+    inside,
+    pieces: tl.constexpr,
+    step: tl.constexpr,
+):
+    """Round the sum of several gradients to their type, and write it; a single one stays where it lies."""
+    value = gradient.to(totals[0].dtype.element_ty)
+    if pieces == 1:
+        tl.store(totals[0] + _places(row, column, num_channels, step), value, mask=inside)
+    else:
+        is_second, column = _in_piece(num_channels, column, step)
+        place = _places(row, column, num_channels // 2, step)
+        are_several = tl.full((1, 1), 1, tl.int32) < tl.where(is_second, num_second, num_first)
+        tl.store(tl.where(is_second, totals[1], totals[0]) + place, value, mask=inside & are_several)
+    return value.to(tl.float32)
+
+
+@triton.jit
+def _centred_and_sloped(
+    gradient,
     y,
     num_channels,
     row,
@@ -189,21 +257,11 @@ def _centred_and_gradient(
     slope,
     shift,
     silu: tl.constexpr,
-    pieces: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
 ):
     """Values around their mean, and the gradient of what lies between norm and activation."""
     value = tl.load(y + _places(row, column, num_channels, step), mask=inside, other=0).to(tl.float32)
-    if pieces == 1:
-        gradient = tl.load(of_first + _places(row, column, first_pitch, step), mask=inside, other=0).to(tl.float32)
-    else:  # a tile lies in one of the pieces, so one of the two loads is of nothing
-        half = num_channels // 2 // step * step
-        is_second = (column >= half)[None, :]
-        place = _places(row, column, first_pitch, step)
-        gradient = tl.load(of_first + place, mask=inside & ~is_second, other=0).to(tl.float32)
-        place = _places(row, column - half, second_pitch, step)
-        gradient += tl.load(of_second + place, mask=inside & is_second, other=0).to(tl.float32)
     centred = value - mean[None, :]
     if silu:
         normed = centred * slope[None, :] + shift[None, :]
@@ -213,12 +271,13 @@ def _centred_and_gradient(
     return centred, gradient
 
 
-@triton.jit(do_not_specialize=(*_ANY, *_PITCHES))
+@triton.jit(do_not_specialize=(*_ANY, *_COUNTS))
 def _gradient_sums(
-    of_first,
-    of_second,
-    first_pitch,
-    second_pitch,
+    gradients,
+    pitches,
+    totals,
+    num_first,
+    num_second,
     y,
     kept,
     weight,
@@ -228,13 +287,17 @@ def _gradient_sums(
     num_channels,
     silu: tl.constexpr,
     pieces: tl.constexpr,
+    room: tl.constexpr,
     rows: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
     ptx: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Sum the gradient, and its product with the standardised values, over the rows of each part."""
+    """Sum the gradient, and its product with the standardised values, over the rows of each part.
+
+    totals: of each piece what takes the sum of its gradients, if there are several.
+    """
     num_channels = num_channels // step * step
     part, num_parts, num_pieces = tl.program_id(1), tl.num_programs(1), tl.cdiv(num_rows, rows)
     column = tl.program_id(0) * channels + tl.arange(0, channels)
@@ -248,23 +311,15 @@ def _gradient_sums(
     for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
         row = _piece(turn, part, num_parts) * rows + tl.arange(0, rows)
         inside = _inside(row < num_rows, is_channel, step)
-        centred, gradient = _centred_and_gradient(
-            of_first,
-            of_second,
-            first_pitch,
-            second_pitch,
-            y,
-            num_channels,
-            row,
-            column,
-            inside,
-            mean,
-            slope,
-            shift,
-            silu,
-            pieces,
-            step,
-            ptx,
+        gradient = _gradient(
+            gradients, pitches, num_first, num_second, num_channels, row, column, inside, pieces, room, step
+        )
+        if room > 1:
+            gradient = _rounded(
+                gradient, totals, num_first, num_second, num_channels, row, column, inside, pieces, step
+            )
+        centred, gradient = _centred_and_sloped(
+            gradient, y, num_channels, row, column, inside, mean, slope, shift, silu, step, ptx
         )
         of_bias += gradient
         of_weight += gradient * centred
@@ -288,12 +343,10 @@ def _settle_sums(parts, sums, num_channels, num_parts, parts_room: tl.constexpr,
     )
 
 
-@triton.jit(do_not_specialize=(*_ANY, *_PITCHES))
+@triton.jit(do_not_specialize=_ANY)
 def _apply_gradient(
-    of_first,
-    of_second,
-    first_pitch,
-    second_pitch,
+    gradients,
+    pitches,
     y,
     kept,
     weight,
@@ -322,23 +375,9 @@ def _apply_gradient(
     count = num_rows.to(tl.float32)
     constant = tl.load(of_affine + column, mask=is_channel, other=0) / count * slope
     rise = tl.load(of_affine + num_channels + column, mask=is_channel, other=0) / count * slope * scale
-    centred, gradient = _centred_and_gradient(
-        of_first,
-        of_second,
-        first_pitch,
-        second_pitch,
-        y,
-        num_channels,
-        row,
-        column,
-        inside,
-        mean,
-        slope,
-        shift,
-        silu,
-        pieces,
-        step,
-        ptx,
+    gradient = _gradient(gradients, pitches, 1, 1, num_channels, row, column, inside, pieces, 1, step)
+    centred, gradient = _centred_and_sloped(
+        gradient, y, num_channels, row, column, inside, mean, slope, shift, silu, step, ptx
     )
     value = gradient * slope[None, :] - (centred * rise[None, :] + constant[None, :])
     place = _places(row, column, num_channels, step)
