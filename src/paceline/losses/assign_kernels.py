@@ -26,9 +26,10 @@ import triton.language as tl
 
 from paceline.losses.assign import ALIGNMENT_EPS
 from paceline.losses.box_kernels import aspect_angle, ciou, four
-from paceline.losses.power_kernels import exponential, sigmoid
+from paceline.losses.power_kernels import power_of_two, sigmoid
 
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
+_LOG2_E = tl.constexpr(1.4426950408889634)
 _LAST = tl.constexpr(0x7FFFFFFF)
 """What numbers are turned around by in keys: all 31 bits, so that the lower number is the higher half."""
 
@@ -74,7 +75,8 @@ def _decode(
     bin_ = tl.arange(0, bins)
     place = (image * (4 * num_points) + row)[:, None] * bins + bin_[None, :]
     logits = tl.load(raw + place, mask=real[:, None], other=0.0).to(tl.float32)
-    odds = exponential(logits - tl.max(logits, axis=1)[:, None], ptx)
+    scaled = tl.fma(logits, _LOG2_E, -_LOG2_E * tl.max(logits, axis=1)[:, None])
+    odds = power_of_two(scaled, ptx)
     mean = tl.sum(odds * bin_[None, :].to(tl.float32), axis=1) / tl.sum(odds, axis=1)
     point, side = row // 4, row % 4
     centre = tl.load(points + 2 * point + side % 2, mask=real, other=0.0)

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
     from paceline.batch import Batch
 
-_SIDES, _SCANNED, _SLOTS, _ROWS, _LOGITS, _PARTS = 512, 256, 128, 32, 1024, 1024
-"""Lanes of a program: of sides, of points for a claim, of slots, of slots with their bins, of logits, of sums."""
+_SIDES, _SCANNED, _SLOTS, _ROWS, _PARTS = 512, 256, 128, 32, 1024
+"""Lanes of a program: of sides, of points for a claim, of slots, of slots with their bins, of sums."""
 _PICKERS = 8
 """Ground truths of a program that picks."""
 _PIECES, _MANY_BOXES = 4, 8192
 """Pieces of the points inside a box that are looked at beside each other, and boxes from which on one is enough."""
-_STEPS = 8, 4
-"""Blocks of logits of a program, for the sum and for the gradient."""
+_SUMMED = {"block": 512, "steps": 16, "num_warps": 2}
+_FILLED = {"block": 1024, "steps": 4}
+"""Logits that a program takes at once, and how often, for the sum and for the gradient."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +221,7 @@ class _Sums(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         points, _, boxes, _, _, _, slot_point, weight = given
         num_images, num_slots = slot_point.shape
-        num_rows, num_blocks = cdiv(num_slots, _ROWS), cdiv(logits.numel(), _STEPS[0] * _LOGITS)
+        num_rows, num_blocks = cdiv(num_slots, _ROWS), cdiv(logits.numel(), _SUMMED["block"] * _SUMMED["steps"])
         of_rows, of_blocks = weight.new_empty(num_images * num_rows, 4), weight.new_empty(num_blocks)
         found = weight.new_empty(5)
         with _current(raw):
@@ -244,8 +245,7 @@ class _Sums(torch.autograd.Function):
                 logits,
                 of_blocks,
                 logits.numel(),
-                steps=_STEPS[0],
-                block=_LOGITS,
+                **_SUMMED,
                 ptx=has_ptx(raw),
             )
             start_kernel(_add_up, (1,), of_rows, of_blocks, found, *gains, len(of_rows), num_blocks, block=_PARTS)
@@ -263,7 +263,7 @@ class _Sums(torch.autograd.Function):
         num_images, num_slots = slot_point.shape
         of_raw, of_logits = torch.empty_like(raw), torch.empty_like(logits)
         slopes = [_joined(of_total, of_part, weight) for of_part in of_parts[:3]]
-        lanes = _STEPS[1] * _LOGITS
+        lanes = _FILLED["block"] * _FILLED["steps"]
         with _current(raw):
             start_kernel(
                 _fill_gradients,
@@ -275,8 +275,7 @@ class _Sums(torch.autograd.Function):
                 of_logits,
                 raw.numel(),
                 logits.numel(),
-                steps=_STEPS[1],
-                block=_LOGITS,
+                **_FILLED,
                 ptx=has_ptx(raw),
             )
             start_kernel(

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from paceline.losses.box_kernels import aspect_angle, ciou, ciou_slopes, four
 from paceline.losses.detection import LAST_BIN_MARGIN
-from paceline.losses.power_kernels import exponential, log_of_one_more, sigmoid
+from paceline.losses.power_kernels import falling, log_of_one_more, sigmoid
 
 _MARGIN = tl.constexpr(LAST_BIN_MARGIN)
 
@@ -129,10 +129,10 @@ def _sum_softplus(logits, sums, num_logits, steps: tl.constexpr, block: tl.const
     for step in tl.static_range(steps):
         here = step * block + lane
         x = tl.load(logits + start + here, mask=here < num_logits - start, other=-float("inf")).to(tl.float32)
-        odds = exponential(-tl.abs(x), ptx)
+        odds = falling(x, ptx)
         linear += tl.maximum(x, 0.0)
         more += tl.fma(more, odds, odds)
-    tl.store(sums + tl.program_id(0), tl.sum(linear + log_of_one_more(more), axis=0))
+    tl.store(sums + tl.program_id(0), tl.sum(linear + log_of_one_more(more, ptx), axis=0))
 
 
 @triton.jit
