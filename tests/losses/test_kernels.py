@@ -288,6 +288,17 @@ def test_many_small_terms_are_summed_as_well_as_by_torch() -> None:
     torch.testing.assert_close(sums_and_gradients(raw, scores, batch)[0][1].double(), expected, rtol=5e-7, atol=0)
 
 
+@pytest.mark.parametrize("logit", [-85.0, -20.0, -8.0, -1.0, -0.01, 0.0, 0.01, 1.0, 8.0, 20.0, 1000.0])
+@pytest.mark.usefixtures("by_kernels")
+def test_cross_entropies_are_summed_to_a_millionth(logit: float) -> None:
+    _, _, batch = outputs("no boxes", torch.float32)
+    scores = logit + 0.001 * torch.arange(2 * 126 * 3, dtype=torch.float32).view(2, 126, 3)
+    expected = 0.5 * torch.nn.functional.softplus(scores.double()).sum()
+    found = sums_and_gradients(torch.zeros(2, 126, 64), scores, batch)
+    torch.testing.assert_close(found[0][1].double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[2].double(), 0.5 * scores.double().sigmoid(), rtol=1e-6, atol=1e-37)
+
+
 def test_what_kernels_cannot_take_is_left_to_torchs_operations(
     by_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,11 +53,7 @@ class LossSums:
     def detach(self) -> LossSums:
         """Return the same sums without their history."""
         return LossSums(
-            box=self.box.detach(),
-            cls=self.cls.detach(),
-            dfl=self.dfl.detach(),
-            normaliser=self.normaliser.detach(),
-            joint=None if self.joint is None else self.joint.detach(),
+            box=self.box.detach(), cls=self.cls.detach(), dfl=self.dfl.detach(), normaliser=self.normaliser.detach()
         )
 
 

@@ -28,7 +28,7 @@ _PICKERS = 8
 """Ground truths of a program that picks."""
 _PIECES, _MANY_BOXES = 4, 8192
 """Pieces of the points inside a box that are looked at beside each other, and boxes from which on one is enough."""
-_SUMMED = {"block": 512, "steps": 16, "num_warps": 2}
+_SUMMED = {"block": 512, "steps": 16}
 _FILLED = {"block": 1024, "steps": 4}
 """Logits that a program takes at once, and how often, for the sum and for the gradient."""
 
