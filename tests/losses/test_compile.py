@@ -22,24 +22,25 @@ kinds |= dict.fromkeys(("best", "claims", "labels"), "*i64") | {"valid": "*u8", 
 kinds |= dict.fromkeys(("least_side", "gain", "box_gain", "class_gain", "focal_gain"), "fp32")
 kinds |= dict.fromkeys(("num_points", "num_boxes", "num_slots", "num_classes", "num_pieces", "num_raw"), "i32")
 kinds |= dict.fromkeys(("height", "width", "num_rows", "num_blocks"), "i32")
-ptx, slots = {"ptx": True}, [{"every": every, "block": fused._SLOTS} for every in (False, True)]
+ptx, slots = {"ptx": True}, [fused._SLOTS | {"every": every} for every in (False, True)]
 topk, levels = {"topk": 10, "room": 16}, {"finest": 8, "num_levels": 3}
-picking = topk | {"most_pieces": fused._PIECES, "block": fused._PICKERS}
-alike = [(_pick, picking), (_add_up, {"block": fused._PARTS}), *((_target, sizes) for sizes in slots)]
-typed = [(_decode, ptx | {"bins": 16, "block": fused._SIDES})]
-typed += [(_claim, ptx | topk | levels | {"block": fused._SCANNED})]
+picking = topk | fused._PICKED | {"most_pieces": fused._PIECES}
+alike = [(_pick, picking), (_add_up, fused._ADDED), *((_target, sizes) for sizes in slots)]
+typed = [(_decode, ptx | fused._DECODED | {"bins": 16})]
+typed += [(_claim, ptx | topk | levels | fused._CLAIMED)]
 typed += [(_contest, ptx | {"topk": 10} | sizes) for sizes in slots]
-of_slots = {_sum_slots: {"block": fused._ROWS}, _slot_gradients: ptx | {"block": fused._ROWS}}
+of_slots = {_sum_slots: fused._ROWS, _slot_gradients: ptx | fused._ROWS}
 typed += [(kernel, sizes | {"bins": 16}) for kernel, sizes in of_slots.items()]
 typed += [(_sum_softplus, ptx | fused._SUMMED), (_fill_gradients, ptx | fused._FILLED)]
 rarer = [(kernel, sizes | {"bins": bins}) for kernel, sizes in of_slots.items() for bins in (2, 32)]
-rarer += [(_decode, ptx | {"bins": bins, "block": fused._SIDES}) for bins in (2, 32)]
-rarer += [(_claim, ptx | {"topk": 40, "room": 64} | levels | {"block": fused._SCANNED})]
+rarer += [(_decode, ptx | fused._DECODED | {"bins": bins}) for bins in (2, 32)]
+rarer += [(_claim, ptx | {"topk": 40, "room": 64} | levels | fused._CLAIMED)]
 made = 0
 for outputs in ("*bf16", "*fp16", "*fp32"):
     own = kinds | dict.fromkeys(("raw", "logits", "of_raw", "of_logits"), outputs)
     for kernel, sizes in typed + (alike + rarer if outputs == "*bf16" else []):
-        result = compiled(kernel, sizes, own, other="*fp32")
+        fixed = {name: value for name, value in sizes.items() if name != "num_warps"}
+        result = compiled(kernel, fixed, own, other="*fp32", warps=sizes.get("num_warps", 4))
         assert result.metadata.shared <= 2048, "only to add up, and to bring rows of bins to the lanes of points"
         used = usage_of(result)
         assert not used.spilled and used.registers <= 128, (kernel.__name__, sizes, used)

@@ -100,7 +100,7 @@ def test_the_points_of_a_box_may_be_looked_at_in_any_pieces(
     raw, scores, batch = outputs("many points", torch.float32)
     whole = assigned(interpreted, raw, scores, batch)
     monkeypatch.setattr(interpreted, "_PIECES", pieces)
-    monkeypatch.setattr(interpreted, "_SCANNED", lanes)
+    monkeypatch.setattr(interpreted, "_CLAIMED", {"block": lanes})
     in_pieces = assigned(interpreted, raw, scores, batch)
     for field in dataclasses.fields(whole):
         assert torch.equal(getattr(in_pieces, field.name), getattr(whole, field.name)), field.name

@@ -1,11 +1,11 @@
 """Kernels of the assignment, by Triton; `assign.py` states the law.
 
-    _decode     (blocks of sides, images)             predicted boxes from their distributions; no claims yet
-    _claim      (ground truths, images, pieces)       of a piece of the points inside its box, those of the highest
-                                                      alignment; best ground truth of each point
-    _pick       (blocks of ground truths, images)     joins the pieces; first and last claimant of each point
-    _contest    (blocks of slots, images)             owner and alignment of each claimed point; bests of each ground truth
-    _target     (blocks of slots, images)             target score, by slot
+    _decode     (blocks of sides, images)           predicted boxes from their distributions; no claims yet
+    _claim      (ground truths, images, pieces)     of a piece of the points inside its box, those of the highest
+                                                    alignment; best ground truth of each point
+    _pick       (blocks of ground truths, images)   joins the pieces; first and last claimant of each point
+    _contest    (blocks of slots, images)           owner and alignment of each claimed point; bests of each owner
+    _target     (blocks of slots, images)           target score, by slot
 
 Points are the centres of cells, which lie row by row on each level; strides double from level to level. So the points
 inside a box are a rectangle of cells on each level, and no others are looked at: a hundredth of all pairs.
@@ -43,14 +43,14 @@ def _alignment(logit, overlap, ptx: tl.constexpr):
 
 @triton.jit
 def _key(value, number):
-    """Key of a value and a number; 0 where the value is not above 0."""
+    """Make one integer of a value and a number; 0 where the value is not above 0."""
     bits = value.to(tl.int32, bitcast=True).to(tl.int64)
     return tl.where(value > 0, (bits << 32) | (number ^ _LAST).to(tl.int64), 0)
 
 
 @triton.jit
 def _number(key):
-    """Number in a key."""
+    """Return the number in a key."""
     return (key & _LAST).to(tl.int32) ^ _LAST
 
 
@@ -250,7 +250,9 @@ def _contest(
     cell = image * num_points + point
     lowest = tl.load(first + cell, mask=counts, other=0)
     highest = tl.load(last + cell, mask=counts, other=0)
-    owner = tl.where(lowest == highest, lowest, _number(tl.load(best + cell, mask=counts & (lowest < highest), other=0)))
+    owner = tl.where(
+        lowest == highest, lowest, _number(tl.load(best + cell, mask=counts & (lowest < highest), other=0))
+    )
     row = image * num_boxes + owner
     box_x1, box_y1, box_x2, box_y2 = four(boxes + 4 * row, counts)
     x1, y1, x2, y2 = four(predicted + 4 * cell, counts)

@@ -22,15 +22,21 @@ if TYPE_CHECKING:
 
     from paceline.batch import Batch
 
-_SIDES, _SCANNED, _SLOTS, _ROWS, _PARTS = 512, 256, 128, 32, 1024
-"""Lanes of a program: of sides, of points for a claim, of slots, of slots with their bins, of sums."""
-_PICKERS = 8
-"""Ground truths of a program that picks."""
+_DECODED = {"block": 512}
+"""Sides that a program decodes."""
+_CLAIMED = {"block": 256, "num_warps": 4}
+"""Points inside a box that a program looks at together."""
 _PIECES, _MANY_BOXES = 4, 8192
-"""Pieces of the points inside a box that are looked at beside each other, and boxes from which on one is enough."""
+"""Programs that share the points inside a box, and boxes from which on it is one."""
+_PICKED = {"block": 2, "num_warps": 1}
+"""Ground truths of a program that joins what those have claimed."""
+_SLOTS, _ROWS = {"block": 128}, {"block": 32}
+"""Slots of a program, and slots with their bins."""
 _SUMMED = {"block": 512, "steps": 16}
 _FILLED = {"block": 1024, "steps": 4}
-"""Logits that a program takes at once, and how often, for the sum and for the gradient."""
+"""Logits that a program takes together, and how often, for the sum and for the gradient."""
+_ADDED = {"block": 1024}
+"""Sums that are added up together."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,7 @@ def assign(raw: Tensor, logits: Tensor, grid: Grid, batch: Batch, *, topk: int, 
     with _current(raw):
         start_kernel(
             _decode,
-            (cdiv(4 * num_points, _SIDES), num_images),
+            (cdiv(4 * num_points, _DECODED["block"]), num_images),
             raw,
             points,
             grid.strides,
@@ -110,7 +116,7 @@ def assign(raw: Tensor, logits: Tensor, grid: Grid, batch: Batch, *, topk: int, 
             num_points,
             num_boxes,
             bins=raw.shape[-1] // 4,
-            block=_SIDES,
+            **_DECODED,
             ptx=ptx,
         )
         start_kernel(
@@ -132,12 +138,12 @@ def assign(raw: Tensor, logits: Tensor, grid: Grid, batch: Batch, *, topk: int, 
             num_levels=grid.num_levels,
             topk=topk,
             room=room,
-            block=_SCANNED,
+            **_CLAIMED,
             ptx=ptx,
         )
         start_kernel(
             _pick,
-            (cdiv(num_boxes, _PICKERS), num_images),
+            (cdiv(num_boxes, _PICKED["block"]), num_images),
             claims,
             valid,
             picked,
@@ -151,11 +157,11 @@ def assign(raw: Tensor, logits: Tensor, grid: Grid, batch: Batch, *, topk: int, 
             topk=topk,
             room=room,
             most_pieces=_PIECES,
-            block=_PICKERS,
+            **_PICKED,
         )
         start_kernel(
             _contest,
-            (cdiv(num_slots, _SLOTS), num_images),
+            (cdiv(num_slots, _SLOTS["block"]), num_images),
             logits,
             boxes,
             labels,
@@ -174,12 +180,12 @@ def assign(raw: Tensor, logits: Tensor, grid: Grid, batch: Batch, *, topk: int, 
             num_classes,
             topk=topk,
             every=every,
-            block=_SLOTS,
+            **_SLOTS,
             ptx=ptx,
         )
         start_kernel(
             _target,
-            (cdiv(num_slots, _SLOTS), num_images),
+            (cdiv(num_slots, _SLOTS["block"]), num_images),
             picked,
             slot_alignment,
             best_overlap,
@@ -190,7 +196,7 @@ def assign(raw: Tensor, logits: Tensor, grid: Grid, batch: Batch, *, topk: int, 
             num_boxes,
             num_slots,
             every=every,
-            block=_SLOTS,
+            **_SLOTS,
         )
     return Targets(predicted=predicted, slot_point=slot_point, slot_owner=slot_owner, slot_weight=slot_weight)
 
@@ -221,7 +227,10 @@ class _Sums(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         points, _, boxes, _, _, _, slot_point, weight = given
         num_images, num_slots = slot_point.shape
-        num_rows, num_blocks = cdiv(num_slots, _ROWS), cdiv(logits.numel(), _SUMMED["block"] * _SUMMED["steps"])
+        num_rows, num_blocks = (
+            cdiv(num_slots, _ROWS["block"]),
+            cdiv(logits.numel(), _SUMMED["block"] * _SUMMED["steps"]),
+        )
         of_rows, of_blocks = weight.new_empty(num_images * num_rows, 4), weight.new_empty(num_blocks)
         found = weight.new_empty(5)
         with _current(raw):
@@ -237,7 +246,7 @@ class _Sums(torch.autograd.Function):
                 num_slots,
                 logits.shape[-1],
                 bins=raw.shape[-1] // 4,
-                block=_ROWS,
+                **_ROWS,
             )
             start_kernel(
                 _sum_softplus,
@@ -248,16 +257,14 @@ class _Sums(torch.autograd.Function):
                 **_SUMMED,
                 ptx=has_ptx(raw),
             )
-            start_kernel(_add_up, (1,), of_rows, of_blocks, found, *gains, len(of_rows), num_blocks, block=_PARTS)
+            start_kernel(_add_up, (1,), of_rows, of_blocks, found, *gains, len(of_rows), num_blocks, **_ADDED)
         total, box, classes, focal, normaliser = found.unbind()
         ctx.mark_non_differentiable(normaliser)
         return total, box, classes, focal, normaliser
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, of_total: Tensor | None, *of_parts: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, of_total: Tensor | None, *of_parts: Tensor | None) -> tuple[Tensor | None, ...]:
         raw, logits, *given = ctx.saved_tensors
         points, _, boxes, _, _, _, slot_point, weight = given
         num_images, num_slots = slot_point.shape
@@ -280,7 +287,7 @@ class _Sums(torch.autograd.Function):
             )
             start_kernel(
                 _slot_gradients,
-                (cdiv(num_slots, _ROWS), num_images),
+                (cdiv(num_slots, _ROWS["block"]), num_images),
                 raw,
                 logits,
                 *given,
@@ -293,7 +300,7 @@ class _Sums(torch.autograd.Function):
                 num_slots,
                 logits.shape[-1],
                 bins=raw.shape[-1] // 4,
-                block=_ROWS,
+                **_ROWS,
                 ptx=has_ptx(raw),
             )
         return of_raw, of_logits, None, *(None for _ in given)

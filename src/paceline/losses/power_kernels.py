@@ -62,7 +62,7 @@ def sigmoid(x, ptx: tl.constexpr):
 
 @triton.jit
 def log_of_one_more(more, ptx: tl.constexpr):
-    """log(1 + more) for 0 <= more < 2^24, within 4e-7 of itself: below 1 by 2 atanh(more / (2 + more)), a polynomial."""
+    """log(1 + more) for 0 <= more < 2^24, within 4e-7 of itself; below 1 a polynomial of more / (2 + more)."""
     half = more / (2 + more)
     z = half * half
     series = 0.140788892 * z + 0.139825789

@@ -7,8 +7,8 @@
     _fill_gradients  (blocks of both outputs)    as if no point learnt: 0 for raw outputs, a sigmoid for logits
     _slot_gradients  (blocks of slots, images)   of the points that learn, over those
 
-The cross-entropy of a logit x with target t is softplus(x) - t x, its slope sigmoid(x) - t, and t is 0 but for one class
-of some points. So the passes over all logits know nothing of targets, and the slots add what is different there.
+The cross-entropy of a logit x with target t is softplus(x) - t x, its slope sigmoid(x) - t, and t is 0 but for one
+class of some points. So the passes over all logits know nothing of targets; slots add what is different there.
 
 Each program writes its own sum in float32, and one adds those up: the same input gives the same bits. Gradients have
 the type of what they are the gradients of, and are rounded once. This module needs Triton; nothing imports it before
@@ -148,9 +148,7 @@ def _column_sum(table, column, num_rows, num_columns: tl.constexpr, block: tl.co
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_blocks"])
-def _add_up(
-    of_rows, of_blocks, found, box_gain, class_gain, focal_gain, num_rows, num_blocks, block: tl.constexpr
-):
+def _add_up(of_rows, of_blocks, found, box_gain, class_gain, focal_gain, num_rows, num_blocks, block: tl.constexpr):
     box = box_gain * _column_sum(of_rows, 0, num_rows, 4, block)
     learnt = _column_sum(of_rows, 1, num_rows, 4, block)
     focal = focal_gain * _column_sum(of_rows, 2, num_rows, 4, block)
