@@ -288,6 +288,44 @@ def test_many_small_terms_are_summed_as_well_as_by_torch() -> None:
     torch.testing.assert_close(sums_and_gradients(raw, scores, batch)[0][1].double(), expected, rtol=5e-7, atol=0)
 
 
+@pytest.mark.parametrize("strides", [(8, 16, 32, 64), (4, 8, 16, 32), (16, 32)])
+@pytest.mark.usefixtures("by_kernels")
+def test_there_may_be_any_levels_whose_strides_double(
+    strides: tuple[int, ...], by_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, batch = random_scene(3, (5, 0, 9), size_hw=(128, 192), sides=(5.0, 90.0))
+    num_points = len(anchor_points(batch.size_hw, strides)[0])
+    raw, scores = torch.randn(3, num_points, 64), torch.randn(3, num_points, 3) - 1
+    started = []
+    start = by_kernels.start_kernel
+    monkeypatch.setattr(by_kernels, "start_kernel", lambda *given, **set_: started.append(start(*given, **set_)))
+    criterion = DetectionLoss(LossConfig(), 3, strides=strides)
+    criterion.assigner = TaskAlignedAssigner(least_side_px=16.0, fixed_shapes=True)
+
+    def found() -> list[Tensor]:
+        leaves = raw.clone().requires_grad_(), scores.clone().requires_grad_()
+        sums = criterion(leaves, batch)
+        return [sums.total.detach(), sums.normaliser, *torch.autograd.grad(sums.total, leaves)]
+
+    by_kernels_alone = found()
+    assert started
+    with monkeypatch.context() as patch:
+        patch.setattr("paceline.losses.detection.usable", lambda device: False)
+        expected = found()
+    assert expected[1] > 0
+    for value, other in zip(by_kernels_alone, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=2e-6, atol=5e-6)
+
+
+def test_boxes_that_reach_beyond_the_image_claim_what_is_inside(interpreted: ModuleType) -> None:
+    raw, scores, batch = outputs("dense", torch.float32)
+    batch.boxes[:, 0] = torch.tensor([-500.0, -20.0, 1e6, 40.0])
+    batch.boxes[:, 1] = torch.tensor([-90.0, -90.0, -30.0, -30.0])  # outside
+    batch.boxes[:, 2] = torch.tensor([200.0, 10.0, 300.0, 20.0])  # outside
+    batch.boxes[:, 3] = torch.tensor([90.0, 60.0, 200.0, 200.0])
+    assert_same_targets(assigned(interpreted, raw, scores, batch), plain_scene(raw, scores, batch))
+
+
 @pytest.mark.parametrize("logit", [-85.0, -20.0, -8.0, -1.0, -0.01, 0.0, 0.01, 1.0, 8.0, 20.0, 1000.0])
 @pytest.mark.usefixtures("by_kernels")
 def test_cross_entropies_are_summed_to_a_millionth(logit: float) -> None:
@@ -309,6 +347,8 @@ def test_what_kernels_cannot_take_is_left_to_torchs_operations(
     assert len(taken) == 1
     DetectionLoss(LossConfig(), 3)((raw.double(), scores.double()), batch)
     DetectionLoss(LossConfig(), 3, reg_max=12)((raw[..., :48], scores), batch)
+    thirds = DetectionLoss(LossConfig(), 3, strides=(8, 24))
+    thirds((raw[:, :60], scores[:, :60]), dataclasses.replace(batch, images=batch.images[..., :48, :72]))
     DetectionLoss(LossConfig(), 3, assigner=lambda scene: TaskAlignedAssigner()(scene))((raw, scores), batch)  # type: ignore[arg-type]
     torch.compile(DetectionLoss(LossConfig(), 3).__call__, fullgraph=True, backend="eager")((raw, scores), batch)
     monkeypatch.undo()

@@ -30,6 +30,7 @@ from paceline.losses.power_kernels import power_of_two, sigmoid
 
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
+_MOST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
 _LAST = tl.constexpr(0x7FFFFFFF)
 """What numbers are turned around by in keys: all 31 bits, so that the lower number is the higher half."""
 
@@ -135,8 +136,9 @@ def _claim(
         reach_y = tl.maximum(box_y2 - box_y1, least_side) * 0.5
         left, right, top, bottom = centre_x - reach_x, centre_x + reach_x, centre_y - reach_y, centre_y + reach_y
 
-        turns = tl.arange(0, room)
-        kept = tl.full((room,), 0, tl.int64)  # keys of the best so far, falling
+        place = tl.arange(0, room)
+        kept = tl.where(place < topk, (-1 - place).to(tl.int64), _MOST)  # no claims yet, all of which differ
+        worst = tl.min(kept, axis=0)
         begin = tl.full((), 0, tl.int32)
         for level in range(num_levels):
             stride = finest << level
@@ -145,9 +147,9 @@ def _claim(
             first_row, high = _cells_between(top, bottom, stride * 1.0, rows)
             start = (piece + level) % num_pieces * block  # levels begin with different pieces: most are a block at most
             while start < wide * high:
-                place = start + tl.arange(0, block)
-                down = place // wide
-                column, line = first_column + place - down * wide, first_row + down
+                nth = start + tl.arange(0, block)
+                down = nth // wide
+                column, line = first_column + nth - down * wide, first_row + down
                 x, y = (column + 0.5) * stride, (line + 0.5) * stride
                 inside = (down < high) & (x > left) & (x < right) & (y > top) & (y < bottom)
                 point = begin + line * columns + column
@@ -159,16 +161,16 @@ def _claim(
                 overlap = tl.where(inside, overlap, 0.0)
                 tl.atomic_max(best + cell, _key(overlap, number), mask=overlap > 0, sem="relaxed")
                 keys = _key(_alignment(own, overlap, ptx), point)
-                if tl.max(keys, axis=0) > tl.max(tl.where(turns == topk - 1, kept, 0), axis=0):
-                    merged = tl.full((room,), 0, tl.int64)
-                    for turn in range(topk):
-                        key = tl.maximum(tl.max(keys, axis=0), tl.max(kept, axis=0))
-                        keys, kept = tl.where(keys == key, 0, keys), tl.where(kept == key, 0, kept)
-                        merged = tl.where(turns == turn, key, merged)
-                    kept = merged
+                key = tl.max(keys, axis=0)
+                while (key > worst) & (key > 0):
+                    kept = tl.where(kept == worst, key, kept)
+                    worst = tl.min(kept, axis=0)
+                    keys = tl.where(keys == key, 0, keys)
+                    key = tl.max(keys, axis=0)
                 start += num_pieces * block
             begin += columns * rows
-        tl.store(claims + (row * num_pieces + piece) * room + turns, kept)
+        kept = tl.where(place < topk, tl.maximum(kept, 0), 0)
+        tl.store(claims + (row * num_pieces + piece) * room + place, kept)
 
 
 @triton.jit(do_not_specialize=["num_boxes", "num_pieces"])
