@@ -226,6 +226,23 @@ def test_each_part_has_its_own_gradient(part: str, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(gradient, other, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("by_kernels")
+def test_the_total_and_its_parts_may_be_asked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, scores, batch = outputs("few", torch.float32)
+
+    def gradients() -> list[Tensor]:
+        leaves = raw.clone().requires_grad_(), scores.clone().requires_grad_()
+        sums = DetectionLoss(LossConfig(), 3, fixed_shapes=True)(leaves, batch)
+        torch.testing.assert_close(sums.total, sums.box + sums.cls + sums.dfl)
+        assert not sums.detach().total.requires_grad
+        return list(torch.autograd.grad(sums.total + 2 * sums.box - 3 * sums.cls, leaves))
+
+    found = gradients()
+    monkeypatch.setattr("paceline.losses.detection.usable", lambda device: False)
+    for gradient, other in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=2e-6, atol=5e-6)
+
+
 @pytest.mark.parametrize("name", ["few", "a slot per claim"])
 @pytest.mark.usefixtures("by_kernels")
 def test_what_padding_holds_means_nothing(name: str) -> None:
