@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from loss_reference import random_scene
 from waiting import errors_where_the_host_waits
 
+from paceline.boxes import anchor_points
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
 from paceline.triton_kernels import usable
@@ -46,6 +47,14 @@ def sums_and_gradients(raw: Tensor, scores: Tensor, batch: Batch) -> tuple[Tenso
     return torch.stack([getattr(sums, part).detach() for part in PARTS]), *gradients
 
 
+def assigned(raw: Tensor, scores: Tensor, batch: Batch) -> Any:
+    from paceline.losses import fused
+
+    points, strides = anchor_points(batch.size_hw, device=raw.device)
+    grid = fused.Grid(points=points, strides=strides, size_hw=batch.size_hw, finest=8, num_levels=3)
+    return fused.assign(raw, scores, grid, batch, topk=10, least_side_px=16.0)
+
+
 def by_torch(raw: Tensor, scores: Tensor, batch: Batch) -> tuple[Tensor, ...]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paceline.losses.detection.usable", lambda device: False)
@@ -79,6 +88,34 @@ def test_the_same_outputs_give_the_same_bits_and_nothing_waits(dtype: torch.dtyp
         second = sums_and_gradients(*given)
     for value, other in zip(first, second, strict=True):
         assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize("logit", [-85.0, -20.0, -8.0, -1.0, 0.0, 1.0, 8.0, 80.0])
+@pytest.mark.parametrize("num_classes", [16, 3])
+def test_cross_entropies_and_their_slopes_are_exact_to_what_exponents_allow(logit: float, num_classes: int) -> None:
+    _, _, batch = random_scene(0, (0,), size_hw=(96, 160))  # 315 points: no multiple of a vector
+    scores = logit + torch.linspace(-0.5, 0.5, 315 * num_classes, device="cuda").view(1, 315, num_classes)
+    found = sums_and_gradients(torch.zeros(1, 315, 64, device="cuda"), scores, batch.to("cuda"))
+    exact = scores.double()
+    bound = 4e-7 * (1 + abs(logit))
+    torch.testing.assert_close(
+        found[0][1].double(), 0.5 * torch.nn.functional.softplus(exact).sum(), rtol=bound + 1e-6, atol=0
+    )
+    torch.testing.assert_close(found[2].double(), 0.5 * exact.sigmoid(), rtol=bound + 1e-6, atol=1e-37)
+
+
+def test_of_equal_boxes_and_points_the_first_claim() -> None:
+    _, _, batch = random_scene(0, (8,), size_hw=(640, 640), sides=(100.0, 300.0))
+    batch.boxes[:, 1::2] = batch.boxes[:, 0::2]  # pairs that are equal
+    raw = torch.zeros(1, 8400, 64)
+    raw[..., 5::16] = 8.0
+    scores = torch.zeros(1, 8400, 3)
+    found = assigned(raw.cuda(), scores.cuda(), batch.to("cuda"))
+    owners = found.slot_owner[found.slot_point >= 0]
+    assert len(owners) > 10
+    assert not (owners % 2).any(), "the second of a pair gets nothing"
+    alike = assigned(raw.cuda(), scores.cuda(), batch.to("cuda"))
+    assert torch.equal(found.slot_point, alike.slot_point)
 
 
 def test_a_graph_of_the_loss_follows_its_inputs() -> None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import ModuleType
 
-_NAMES = ("box_kernels", "assign_kernels", "sum_kernels", "fused")
+_NAMES = ("power_kernels", "box_kernels", "assign_kernels", "sum_kernels", "fused")
 
 
 @pytest.fixture

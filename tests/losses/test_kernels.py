@@ -56,18 +56,17 @@ def plain_scene(raw: Tensor, scores: Tensor, batch: Batch) -> Scene:
 
 
 def assigned(kernels: ModuleType, raw: Tensor, scores: Tensor, batch: Batch, **settings: Any) -> Any:
+    points, strides = anchor_points(batch.size_hw)
+    grid = kernels.Grid(points=points, strides=strides, size_hw=batch.size_hw, finest=8, num_levels=3)
     options = {"topk": 10, "least_side_px": 16.0} | settings
-    return kernels.assign(raw, scores, *anchor_points(batch.size_hw), batch, **options)
+    return kernels.assign(raw, scores, grid, batch, **options)
 
 
 def assert_same_targets(targets: Any, scene: Scene, topk: int = 10) -> None:
-    """Compare tables and slots with what the search over all pairs finds."""
+    """Compare boxes and slots with what the search over all pairs finds."""
     expected = TaskAlignedAssigner(topk=topk, fixed_shapes=True)(scene)
     owner, claimed = TaskAlignedAssigner(topk=topk).search_all_pairs(scene).settle()
     torch.testing.assert_close(targets.predicted, scene.predicted_boxes, rtol=1e-6, atol=1e-4)
-    torch.testing.assert_close(targets.weight, expected.target_score, rtol=2e-5, atol=1e-9)
-    label = torch.where(claimed, scene.labels.gather(1, owner), -1)
-    assert torch.equal(targets.label, label.int())
     for image, (points, owners, weights) in enumerate(
         zip(targets.slot_point, targets.slot_owner, targets.slot_weight, strict=True)
     ):
@@ -77,7 +76,9 @@ def assert_same_targets(targets: Any, scene: Scene, topk: int = 10) -> None:
         order = points[counts].argsort()
         assert torch.equal(points[counts][order], claimed[image].nonzero()[:, 0].int()), "each claimed point, once"
         assert torch.equal(owners[counts][order], owner[image][claimed[image]].int())
-        assert torch.equal(weights[counts][order], targets.weight[image][claimed[image]])
+        torch.testing.assert_close(
+            weights[counts][order], expected.target_score[image][claimed[image]], rtol=2e-5, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((name, torch.float32) for name in SCENES), ("dense", torch.bfloat16)])
@@ -92,13 +93,17 @@ def test_the_kernels_assign_as_the_search_over_all_pairs(
     assert targets.slot_point.shape[1] == (len(scene.points) if per_point else batch.labels.shape[1] * 10)
 
 
-@pytest.mark.parametrize("most_pairs", [1, 5000])
-def test_pieces_of_the_batch_are_assigned_as_the_whole(most_pairs: int, interpreted: ModuleType) -> None:
-    raw, scores, batch = outputs("few", torch.float32)
+@pytest.mark.parametrize(("pieces", "lanes"), [(1, 1024), (2, 16), (4, 32)])
+def test_the_points_of_a_box_may_be_looked_at_in_any_pieces(
+    pieces: int, lanes: int, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw, scores, batch = outputs("many points", torch.float32)
     whole = assigned(interpreted, raw, scores, batch)
-    pieces = assigned(interpreted, raw, scores, batch, most_pairs=most_pairs)
+    monkeypatch.setattr(interpreted, "_PIECES", pieces)
+    monkeypatch.setattr(interpreted, "_CLAIMED", {"block": lanes})
+    in_pieces = assigned(interpreted, raw, scores, batch)
     for field in dataclasses.fields(whole):
-        assert torch.equal(getattr(pieces, field.name), getattr(whole, field.name)), field.name
+        assert torch.equal(getattr(in_pieces, field.name), getattr(whole, field.name)), field.name
 
 
 @pytest.mark.parametrize("topk", [1, 7, 40])
@@ -106,7 +111,7 @@ def test_no_more_points_than_asked_for(topk: int, interpreted: ModuleType) -> No
     raw, scores, batch = outputs("whole image", torch.float32)
     targets = assigned(interpreted, raw, scores, batch, topk=topk)
     assert_same_targets(targets, plain_scene(raw, scores, batch), topk)
-    assert 1 <= (targets.weight > 0).sum(dim=1).max() <= 6 * topk
+    assert 1 <= (targets.slot_weight > 0).sum(dim=1).max() <= 6 * topk
 
 
 def raw_of(boxes: Tensor, size_hw: tuple[int, int]) -> Tensor:
@@ -221,6 +226,23 @@ def test_each_part_has_its_own_gradient(part: str, monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(gradient, other, rtol=2e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("by_kernels")
+def test_the_total_and_its_parts_may_be_asked_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, scores, batch = outputs("few", torch.float32)
+
+    def gradients() -> list[Tensor]:
+        leaves = raw.clone().requires_grad_(), scores.clone().requires_grad_()
+        sums = DetectionLoss(LossConfig(), 3, fixed_shapes=True)(leaves, batch)
+        torch.testing.assert_close(sums.total, sums.box + sums.cls + sums.dfl)
+        assert not sums.detach().total.requires_grad
+        return list(torch.autograd.grad(sums.total + 2 * sums.box - 3 * sums.cls, leaves))
+
+    found = gradients()
+    monkeypatch.setattr("paceline.losses.detection.usable", lambda device: False)
+    for gradient, other in zip(found, gradients(), strict=True):
+        torch.testing.assert_close(gradient, other, rtol=2e-6, atol=5e-6)
+
+
 @pytest.mark.parametrize("name", ["few", "a slot per claim"])
 @pytest.mark.usefixtures("by_kernels")
 def test_what_padding_holds_means_nothing(name: str) -> None:
@@ -283,16 +305,67 @@ def test_many_small_terms_are_summed_as_well_as_by_torch() -> None:
     torch.testing.assert_close(sums_and_gradients(raw, scores, batch)[0][1].double(), expected, rtol=5e-7, atol=0)
 
 
+@pytest.mark.parametrize("strides", [(8, 16, 32, 64), (4, 8, 16, 32), (16, 32)])
+@pytest.mark.usefixtures("by_kernels")
+def test_there_may_be_any_levels_whose_strides_double(
+    strides: tuple[int, ...], by_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, _, batch = random_scene(3, (5, 0, 9), size_hw=(128, 192), sides=(5.0, 90.0))
+    num_points = len(anchor_points(batch.size_hw, strides)[0])
+    raw, scores = torch.randn(3, num_points, 64), torch.randn(3, num_points, 3) - 1
+    started = []
+    start = by_kernels.start_kernel
+    monkeypatch.setattr(by_kernels, "start_kernel", lambda *given, **set_: started.append(start(*given, **set_)))
+    criterion = DetectionLoss(LossConfig(), 3, strides=strides)
+    criterion.assigner = TaskAlignedAssigner(least_side_px=16.0, fixed_shapes=True)
+
+    def found() -> list[Tensor]:
+        leaves = raw.clone().requires_grad_(), scores.clone().requires_grad_()
+        sums = criterion(leaves, batch)
+        return [sums.total.detach(), sums.normaliser, *torch.autograd.grad(sums.total, leaves)]
+
+    by_kernels_alone = found()
+    assert started
+    with monkeypatch.context() as patch:
+        patch.setattr("paceline.losses.detection.usable", lambda device: False)
+        expected = found()
+    assert expected[1] > 0
+    for value, other in zip(by_kernels_alone, expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=2e-6, atol=5e-6)
+
+
+def test_boxes_that_reach_beyond_the_image_claim_what_is_inside(interpreted: ModuleType) -> None:
+    raw, scores, batch = outputs("dense", torch.float32)
+    batch.boxes[:, 0] = torch.tensor([-500.0, -20.0, 1e6, 40.0])
+    batch.boxes[:, 1] = torch.tensor([-90.0, -90.0, -30.0, -30.0])  # outside
+    batch.boxes[:, 2] = torch.tensor([200.0, 10.0, 300.0, 20.0])  # outside
+    batch.boxes[:, 3] = torch.tensor([90.0, 60.0, 200.0, 200.0])
+    assert_same_targets(assigned(interpreted, raw, scores, batch), plain_scene(raw, scores, batch))
+
+
+@pytest.mark.parametrize("logit", [-85.0, -20.0, -8.0, -1.0, -0.01, 0.0, 0.01, 1.0, 8.0, 20.0, 1000.0])
+@pytest.mark.usefixtures("by_kernels")
+def test_cross_entropies_are_summed_to_a_millionth(logit: float) -> None:
+    _, _, batch = outputs("no boxes", torch.float32)
+    scores = logit + 0.001 * torch.arange(2 * 126 * 3, dtype=torch.float32).view(2, 126, 3)
+    expected = 0.5 * torch.nn.functional.softplus(scores.double()).sum()
+    found = sums_and_gradients(torch.zeros(2, 126, 64), scores, batch)
+    torch.testing.assert_close(found[0][1].double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(found[2].double(), 0.5 * scores.double().sigmoid(), rtol=1e-6, atol=1e-37)
+
+
 def test_what_kernels_cannot_take_is_left_to_torchs_operations(
     by_kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = []
-    monkeypatch.setattr(by_kernels, "sums", lambda *given: taken.append(given) or (torch.zeros(()),) * 4)
+    monkeypatch.setattr(by_kernels, "sums", lambda *given: taken.append(given) or (torch.zeros(()),) * 5)
     raw, scores, batch = outputs("few", torch.float32)
     DetectionLoss(LossConfig(), 3)((raw, scores), batch)
     assert len(taken) == 1
     DetectionLoss(LossConfig(), 3)((raw.double(), scores.double()), batch)
     DetectionLoss(LossConfig(), 3, reg_max=12)((raw[..., :48], scores), batch)
+    thirds = DetectionLoss(LossConfig(), 3, strides=(8, 24))
+    thirds((raw[:, :60], scores[:, :60]), dataclasses.replace(batch, images=batch.images[..., :48, :72]))
     DetectionLoss(LossConfig(), 3, assigner=lambda scene: TaskAlignedAssigner()(scene))((raw, scores), batch)  # type: ignore[arg-type]
     torch.compile(DetectionLoss(LossConfig(), 3).__call__, fullgraph=True, backend="eager")((raw, scores), batch)
     monkeypatch.undo()

@@ -21,7 +21,7 @@ OF_MODELS = ("moment_kernels", "part_kernels", "joint_kernels", "fused_joint", "
 OF_MODELS += ("stem_kernels", "fused_stem", "norm_kernels", "fused_norm", "pool_kernels", "fused_pool")
 OF_MODELS += ("bias_kernels", "fused_bias", "depthwise_kernels", "depthwise_conv", "doubling_kernels", "doubling")
 OF_MODELS += ("end_kernels", "fused_ends")
-OF_LOSSES = ("box_kernels", "assign_kernels", "sum_kernels", "fused")
+OF_LOSSES = ("power_kernels", "box_kernels", "assign_kernels", "sum_kernels", "fused")
 MODULES = (*(f"paceline.models.{name}" for name in OF_MODELS), *(f"paceline.losses.{name}" for name in OF_LOSSES))
 
 

@@ -20,7 +20,8 @@ OF_ALL = {
     *("_statistics", "_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"),
     *("_spread", "_convolve", "_multiply", "_settle", "_sums", "_pool", "_pool_gradient", "_double", "_halve"),
     *("_convolve_narrow", "_weight_gradient", "_settle_weight", "_convolve_joint", "_weight_parts", "_piece_gradients"),
-    *("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient"),
+    *("_decode", "_claim", "_pick", "_contest", "_target"),
+    *("_sum_slots", "_sum_softplus", "_add_up", "_fill_gradients", "_slot_gradients"),
 }
 """Names of kernels that every network starts."""
 

@@ -39,7 +39,8 @@ KERNELS = {
     *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
     *("_pool", "_pool_gradient", "_double", "_halve"),
     *("_convert", "_note", "_multiply", "_squares", "_settle", "_descend", "_count", "_adapt", "_approach", "_copy"),
-    *("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient"),
+    *("_decode", "_claim", "_pick", "_contest", "_target"),
+    *("_sum_slots", "_sum_softplus", "_add_up", "_fill_gradients", "_slot_gradients"),
 }
 
 

@@ -270,7 +270,8 @@ def expected(network: DetectionModel) -> Counter[str]:
     )
 
 
-OF_LOSS = ("_search", "_claim", "_contest", "_target", "_sum_boxes", "_sum_classes", "_box_gradient", "_class_gradient")
+OF_LOSS = ("_decode", "_claim", "_pick", "_contest", "_target")
+OF_LOSS += ("_sum_slots", "_sum_softplus", "_add_up", "_fill_gradients", "_slot_gradients")
 LONG = pytest.mark.slow
 ONE = (batch_of(1, (64, 96), boxes=2),)
 

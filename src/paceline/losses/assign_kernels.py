@@ -1,16 +1,22 @@
 """Kernels of the assignment, by Triton; `assign.py` states the law.
 
-    _search     (blocks of points, images)   decodes boxes; for every ground truth: alignment of each point inside;
-                                             best ground truth of every point
-    _claim      (ground truths, images)      takes its points of the highest alignment; first and last claimant of each
-    _contest    (blocks of slots, images)    owner and alignment of each claimed point; bests of each ground truth
-    _target     (blocks of slots, images)    target score; what the point is to learn, by slot and by point
+    _decode     (blocks of sides, images)           predicted boxes from their distributions; no claims yet
+    _claim      (ground truths, images, pieces)     of a piece of the points inside its box, those of the highest
+                                                    alignment; best ground truth of each point
+    _pick       (blocks of ground truths, images)   joins the pieces; first and last claimant of each point
+    _contest    (blocks of slots, images)           owner and alignment of each claimed point; bests of each owner
+    _target     (blocks of slots, images)           target score, by slot
+
+Points are the centres of cells, which lie row by row on each level; strides double from level to level. So the points
+inside a box are a rectangle of cells on each level, and no others are looked at: a hundredth of all pairs.
 
 A slot is room for one claim: G x topk of them in an image, or one per point where that is less. A point claimed by
 several ground truths counts in the slot of the first of them, whoever owns it.
 
 No shape follows from the data, nothing waits for the device, and nothing is summed by atomics, they only find minima
-and maxima: the same input gives the same bits. This module needs Triton; nothing imports it before tensors on a GPU do.
+and maxima: the same input gives the same bits. A value above 0 and a number are compared as one integer of 64 bits, the
+value in its upper half, the number taken from the highest one below, so that the first of equals is the largest.
+This module needs Triton; nothing imports it before tensors on a GPU do.
 """
 
 from __future__ import annotations
@@ -19,133 +25,188 @@ import triton
 import triton.language as tl
 
 from paceline.losses.assign import ALIGNMENT_EPS
-from paceline.losses.box_kernels import aspect_angle, ciou, four, store_four
+from paceline.losses.box_kernels import aspect_angle, ciou, four
+from paceline.losses.power_kernels import power_of_two, sigmoid
 
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
-_HUGE = tl.constexpr(float("inf"))
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_MOST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
+_LAST = tl.constexpr(0x7FFFFFFF)
+"""What numbers are turned around by in keys: all 31 bits, so that the lower number is the higher half."""
 
 
 @triton.jit
-def _alignment(logit, overlap):
+def _alignment(logit, overlap, ptx: tl.constexpr):
     """score^0.5 x overlap^6."""
     cube = overlap * overlap * overlap
-    return tl.sqrt(tl.sigmoid(logit)) * (cube * cube)
+    return tl.sqrt(sigmoid(logit, ptx)) * (cube * cube)
 
 
 @triton.jit
-def _mean_bin(place, shown, bins: tl.constexpr):
-    """Mean of the distributions on 0..bins-1 whose logits begin at `place`."""
-    number = tl.arange(0, bins)
-    logits = tl.load(place[:, None] + number[None, :], mask=shown[:, None], other=0.0).to(tl.float32)
-    odds = tl.exp(logits - tl.max(logits, axis=1)[:, None])
-    return tl.sum(odds * number[None, :].to(tl.float32), axis=1) / tl.sum(odds, axis=1)
+def _key(value, number):
+    """Make one integer of a value and a number; 0 where the value is not above 0."""
+    bits = value.to(tl.int32, bitcast=True).to(tl.int64)
+    return tl.where(value > 0, (bits << 32) | (number ^ _LAST).to(tl.int64), 0)
+
+
+@triton.jit
+def _number(key):
+    """Return the number in a key."""
+    return (key & _LAST).to(tl.int32) ^ _LAST
 
 
 @triton.jit(do_not_specialize=["num_boxes"])
-def _search(
+def _decode(
     raw,
-    logits,
     points,
     strides,
+    predicted,
+    best,
+    first,
+    last,
+    num_points,
+    num_boxes,
+    bins: tl.constexpr,
+    block: tl.constexpr,
+    ptx: tl.constexpr,
+):
+    image = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * block + tl.arange(0, block)
+    real = row < 4 * num_points
+    bin_ = tl.arange(0, bins)
+    place = (image * (4 * num_points) + row)[:, None] * bins + bin_[None, :]
+    logits = tl.load(raw + place, mask=real[:, None], other=0.0).to(tl.float32)
+    scaled = tl.fma(logits, _LOG2_E, -_LOG2_E * tl.max(logits, axis=1)[:, None])
+    odds = power_of_two(scaled, ptx)
+    mean = tl.sum(odds * bin_[None, :].to(tl.float32), axis=1) / tl.sum(odds, axis=1)
+    point, side = row // 4, row % 4
+    centre = tl.load(points + 2 * point + side % 2, mask=real, other=0.0)
+    reach = mean * tl.load(strides + point, mask=real, other=0.0)
+    side = tl.where(side < 2, centre - reach, centre + reach)
+    tl.store(predicted + image * (4 * num_points) + row, side, mask=real)
+
+    point = tl.program_id(0) * (block // 4) + tl.arange(0, block // 4)
+    real = point < num_points
+    cell = image * num_points + point
+    tl.store(best + cell, tl.full((block // 4,), 0, tl.int64), mask=real)
+    tl.store(first + cell, tl.zeros_like(point) + num_boxes, mask=real)
+    tl.store(last + cell, tl.full((block // 4,), -1, tl.int32), mask=real)
+
+
+@triton.jit
+def _cells_between(low, high, stride, count):
+    """First of `count` cells in a row whose centre lies between two places, and how many do; rather one more."""
+    first = tl.minimum(tl.maximum(tl.floor(low / stride - 0.51) + 1, 0.0), count * 1.0)
+    end = tl.minimum(tl.maximum(tl.ceil(high / stride - 0.49), first), count * 1.0)
+    return first.to(tl.int32), (end - first).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["num_boxes", "num_classes"])
+def _claim(
+    logits,
     boxes,
     labels,
     valid,
     predicted,
-    alignment,
     best,
-    first,
-    last,
-    label,
-    weight,
+    claims,
+    height,
+    width,
     num_points,
     num_boxes,
     num_classes,
     least_side,
-    bins: tl.constexpr,
+    finest: tl.constexpr,
+    num_levels: tl.constexpr,
+    topk: tl.constexpr,
+    room: tl.constexpr,
     block: tl.constexpr,
+    ptx: tl.constexpr,
 ):
-    image = tl.program_id(1).to(tl.int64)
-    point = tl.program_id(0) * block + tl.arange(0, block)
-    real = point < num_points
-    cell = image * num_points + point
-    x = tl.load(points + 2 * point, mask=real, other=0.0)
-    y = tl.load(points + 2 * point + 1, mask=real, other=0.0)
-    stride = tl.load(strides + point, mask=real, other=0.0)
-    side = raw + cell * (4 * bins)
-    x1 = x - _mean_bin(side, real, bins) * stride
-    y1 = y - _mean_bin(side + bins, real, bins) * stride
-    x2 = x + _mean_bin(side + 2 * bins, real, bins) * stride
-    y2 = y + _mean_bin(side + 3 * bins, real, bins) * stride
-    angle = aspect_angle(x2 - x1, y2 - y1)
-    store_four(predicted + 4 * cell, x1, y1, x2, y2, real)
+    number, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    piece, num_pieces = tl.program_id(2), tl.num_programs(2)
+    row = image * num_boxes + number
+    if tl.load(valid + row) != 0:
+        box = boxes + 4 * row
+        label = tl.load(labels + row)
+        box_x1, box_y1, box_x2, box_y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+        box_angle = aspect_angle(box_x2 - box_x1, box_y2 - box_y1)
+        centre_x, centre_y = (box_x1 + box_x2) * 0.5, (box_y1 + box_y2) * 0.5
+        reach_x = tl.maximum(box_x2 - box_x1, least_side) * 0.5
+        reach_y = tl.maximum(box_y2 - box_y1, least_side) * 0.5
+        left, right, top, bottom = centre_x - reach_x, centre_x + reach_x, centre_y - reach_y, centre_y + reach_y
 
-    best_overlap = tl.full((block,), 0.0, tl.float32)
-    best_number = tl.full((block,), 0, tl.int32)
-    number = tl.full((), 0, tl.int32)
-    while number < num_boxes:
-        row = image * num_boxes + number
-        if tl.load(valid + row) != 0:
-            box = boxes + 4 * row
-            box_x1, box_y1 = tl.load(box), tl.load(box + 1)
-            box_x2, box_y2 = tl.load(box + 2), tl.load(box + 3)
-            width, height = box_x2 - box_x1, box_y2 - box_y1
-            centre_x, centre_y = (box_x1 + box_x2) * 0.5, (box_y1 + box_y2) * 0.5
-            reach_x, reach_y = tl.maximum(width, least_side) * 0.5, tl.maximum(height, least_side) * 0.5
-            inside = real & (x > centre_x - reach_x) & (x < centre_x + reach_x)
-            inside &= (y > centre_y - reach_y) & (y < centre_y + reach_y)
-            overlap = ciou(box_x1, box_y1, box_x2, box_y2, aspect_angle(width, height), x1, y1, x2, y2, angle)
-            overlap = tl.where(inside, tl.maximum(overlap, 0.0), 0.0)
-            own = tl.load(logits + cell * num_classes + tl.load(labels + row), mask=inside, other=0.0)
-            tl.store(alignment + row * num_points + point, _alignment(own.to(tl.float32), overlap), mask=real)
-            better = overlap > best_overlap
-            best_overlap = tl.where(better, overlap, best_overlap)
-            best_number = tl.where(better, number, best_number)
-        number += 1
-    tl.store(best + cell, best_number, mask=real)
-    tl.store(first + cell, tl.zeros_like(best_number) + num_boxes, mask=real)
-    tl.store(last + cell, tl.full((block,), -1, tl.int32), mask=real)
-    tl.store(label + cell, tl.full((block,), -1, tl.int32), mask=real)
-    tl.store(weight + cell, tl.full((block,), 0.0, tl.float32), mask=real)
+        place = tl.arange(0, room)
+        kept = tl.where(place < topk, (-1 - place).to(tl.int64), _MOST)  # no claims yet, all of which differ
+        worst = tl.min(kept, axis=0)
+        begin = tl.full((), 0, tl.int32)
+        for level in range(num_levels):
+            stride = finest << level
+            columns, rows = width // stride, height // stride
+            first_column, wide = _cells_between(left, right, stride * 1.0, columns)
+            first_row, high = _cells_between(top, bottom, stride * 1.0, rows)
+            start = (piece + level) % num_pieces * block  # levels begin with different pieces: most are a block at most
+            while start < wide * high:
+                nth = start + tl.arange(0, block)
+                down = nth // wide
+                column, line = first_column + nth - down * wide, first_row + down
+                x, y = (column + 0.5) * stride, (line + 0.5) * stride
+                inside = (down < high) & (x > left) & (x < right) & (y > top) & (y < bottom)
+                point = begin + line * columns + column
+                cell = image * num_points + point
+                x1, y1, x2, y2 = four(predicted + 4 * cell, inside)
+                own = tl.load(logits + cell * num_classes + label, mask=inside, other=0.0).to(tl.float32)
+                angle = aspect_angle(x2 - x1, y2 - y1)
+                overlap = tl.maximum(ciou(box_x1, box_y1, box_x2, box_y2, box_angle, x1, y1, x2, y2, angle), 0.0)
+                overlap = tl.where(inside, overlap, 0.0)
+                tl.atomic_max(best + cell, _key(overlap, number), mask=overlap > 0, sem="relaxed")
+                keys = _key(_alignment(own, overlap, ptx), point)
+                key = tl.max(keys, axis=0)
+                while (key > worst) & (key > 0):
+                    kept = tl.where(kept == worst, key, kept)
+                    worst = tl.min(kept, axis=0)
+                    keys = tl.where(keys == key, 0, keys)
+                    key = tl.max(keys, axis=0)
+                start += num_pieces * block
+            begin += columns * rows
+        kept = tl.where(place < topk, tl.maximum(kept, 0), 0)
+        tl.store(claims + (row * num_pieces + piece) * room + place, kept)
 
 
-@triton.jit(do_not_specialize=["num_boxes"])
-def _claim(
-    alignment,
+@triton.jit(do_not_specialize=["num_boxes", "num_pieces"])
+def _pick(
+    claims,
     valid,
     picked,
     first,
     last,
+    best_overlap,
+    best_alignment,
     num_points,
     num_boxes,
+    num_pieces,
     topk: tl.constexpr,
+    room: tl.constexpr,
+    most_pieces: tl.constexpr,
     block: tl.constexpr,
 ):
-    number, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    image = tl.program_id(1).to(tl.int64)
+    number = tl.program_id(0) * block + tl.arange(0, block)
     row = image * num_boxes + number
-    values = alignment + row * num_points
-    lane = tl.arange(0, block)
-    # Each turn takes the highest value that comes after the one before: lower, or equal at a later point.
-    value = tl.where(tl.load(valid + row) != 0, _HUGE, 0.0)
-    point = tl.full((), -1, tl.int32)
+    real = number < num_boxes
+    claiming = real & (tl.load(valid + row, mask=real, other=0) != 0)
+    place = tl.arange(0, most_pieces * room)
+    of_piece = (place < num_pieces * room)[None, :] & claiming[:, None]
+    keys = tl.load(claims + row[:, None] * (num_pieces * room) + place[None, :], mask=of_piece, other=0)
     for turn in range(topk):
-        if value > 0:
-            high = tl.full((block,), 0.0, tl.float32)
-            place = tl.full((block,), 0, tl.int32)
-            start = tl.full((), 0, tl.int32)
-            while start < num_points:
-                here = start + lane
-                found = tl.load(values + here, mask=here < num_points, other=0.0)
-                later = (found < value) | ((found == value) & (here > point))
-                higher = later & (found > high)
-                high = tl.where(higher, found, high)
-                place = tl.where(higher, here, place)
-                start += block
-            value = tl.max(high, axis=0)
-            point = tl.min(tl.where(high == value, place, num_points), axis=0)
-            if value > 0:
-                tl.atomic_min(first + image * num_points + point, number)
-                tl.atomic_max(last + image * num_points + point, number)
-        tl.store(picked + row * topk + turn, tl.where(value > 0, point, -1))
+        key = tl.max(keys, axis=1)
+        keys = tl.where(keys == key[:, None], 0, keys)
+        point = _number(key)
+        tl.atomic_min(first + image * num_points + point, number, mask=key > 0, sem="relaxed")
+        tl.atomic_max(last + image * num_points + point, number, mask=key > 0, sem="relaxed")
+        tl.store(picked + row * topk + turn, tl.where(key > 0, point, -1), mask=real)
+    tl.store(best_overlap + row, tl.full((block,), 0.0, tl.float32), mask=real)
+    tl.store(best_alignment + row, tl.full((block,), 0.0, tl.float32), mask=real)
 
 
 @triton.jit
@@ -182,6 +243,7 @@ def _contest(
     topk: tl.constexpr,
     every: tl.constexpr,
     block: tl.constexpr,
+    ptx: tl.constexpr,
 ):
     image = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * block + tl.arange(0, block)
@@ -190,33 +252,31 @@ def _contest(
     cell = image * num_points + point
     lowest = tl.load(first + cell, mask=counts, other=0)
     highest = tl.load(last + cell, mask=counts, other=0)
-    owner = tl.where(lowest == highest, lowest, tl.load(best + cell, mask=counts, other=0))
+    owner = tl.where(
+        lowest == highest, lowest, _number(tl.load(best + cell, mask=counts & (lowest < highest), other=0))
+    )
     row = image * num_boxes + owner
     box_x1, box_y1, box_x2, box_y2 = four(boxes + 4 * row, counts)
     x1, y1, x2, y2 = four(predicted + 4 * cell, counts)
     box_angle, angle = aspect_angle(box_x2 - box_x1, box_y2 - box_y1), aspect_angle(x2 - x1, y2 - y1)
     overlap = tl.maximum(ciou(box_x1, box_y1, box_x2, box_y2, box_angle, x1, y1, x2, y2, angle), 0.0)
     own = tl.load(logits + cell * num_classes + tl.load(labels + row, mask=counts, other=0), mask=counts, other=0.0)
-    alignment = _alignment(own.to(tl.float32), overlap)
-    tl.atomic_max(best_overlap + row, overlap, mask=counts)
-    tl.atomic_max(best_alignment + row, alignment, mask=counts)
+    alignment = _alignment(own.to(tl.float32), overlap, ptx)
+    tl.atomic_max(best_overlap + row, overlap, mask=counts, sem="relaxed")
+    tl.atomic_max(best_alignment + row, alignment, mask=counts, sem="relaxed")
     tl.store(owners + image * num_slots + slot, tl.where(counts, owner, -1), mask=real)
     tl.store(alignments + image * num_slots + slot, alignment, mask=real)
 
 
 @triton.jit(do_not_specialize=["num_boxes", "num_slots"])
 def _target(
-    labels,
     picked,
     alignments,
     best_overlap,
     best_alignment,
-    label,
-    weight,
     slot_owner,
     slot_point,
     slot_weight,
-    num_points,
     num_boxes,
     num_slots,
     every: tl.constexpr,
@@ -229,12 +289,9 @@ def _target(
     owner = tl.load(slot_owner + here, mask=real, other=-1)
     counts = owner >= 0
     point = slot if every else tl.load(picked + here, mask=counts, other=-1)
-    cell = image * num_points + point
     row = image * num_boxes + owner
     overlap = tl.load(best_overlap + row, mask=counts, other=0.0)
     share = overlap / (tl.load(best_alignment + row, mask=counts, other=0.0) + _ALIGNMENT_EPS)
     score = tl.load(alignments + here, mask=counts, other=0.0) * share
-    tl.store(weight + cell, score, mask=counts)
-    tl.store(label + cell, tl.load(labels + row, mask=counts, other=0).to(tl.int32), mask=counts)
     tl.store(slot_weight + here, tl.where(counts, score, 0.0), mask=real)
     tl.store(slot_point + here, tl.where(counts, point, -1), mask=real)

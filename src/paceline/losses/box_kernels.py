@@ -109,12 +109,3 @@ def four(place, shown):
         tl.load(place + 2, mask=shown, other=0.0),
         tl.load(place + 3, mask=shown, other=0.0),
     )
-
-
-@triton.jit
-def store_four(place, a, b, c, d, shown):
-    """Store four numbers side by side."""
-    tl.store(place, a, mask=shown)
-    tl.store(place + 1, b, mask=shown)
-    tl.store(place + 2, c, mask=shown)
-    tl.store(place + 3, d, mask=shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,11 +42,13 @@ class LossSums:
     """Gain x sum of the distribution focal losses x target score."""
     normaliser: Tensor
     """Sum of the target scores; carries no gradient."""
+    joint: Tensor | None = None
+    """Sum of the three parts where who computed them has added them up as well."""
 
     @property
     def total(self) -> Tensor:
         """Sum of the three parts."""
-        return self.box + self.cls + self.dfl
+        return self.box + self.cls + self.dfl if self.joint is None else self.joint
 
     def detach(self) -> LossSums:
         """Return the same sums without their history."""
@@ -100,6 +103,7 @@ class DetectionLoss:
             and usable(raw.device)
             and isinstance(self.assigner, TaskAlignedAssigner)
             and self.reg_max & (self.reg_max - 1) == 0
+            and all(2 * stride == further for stride, further in pairwise(self.strides))
             and {raw.dtype, logits.dtype} <= KERNEL_DTYPES
         )
 
@@ -116,17 +120,24 @@ class DetectionLoss:
         from paceline.losses import fused  # needs Triton
 
         points, strides = self._anchors(batch.size_hw, raw.device, torch.float32)
+        grid = fused.Grid(
+            points=points,
+            strides=strides,
+            size_hw=batch.size_hw,
+            finest=self.strides[0],
+            num_levels=len(self.strides),
+        )
         targets = fused.assign(
             raw.detach(),
             logits.detach(),
-            points,
-            strides,
+            grid,
             batch,
             topk=self.assigner.topk,
             least_side_px=self.assigner.least_side_px,
         )
-        box, classes, dfl, normaliser = fused.sums(raw, logits, points, strides, batch.boxes, targets)
-        return self._weighed(box, classes, dfl, normaliser)
+        gains = fused.Gains(box=float(self.config.box), cls=float(self.config.cls), dfl=float(self.config.dfl))
+        total, box, classes, dfl, normaliser = fused.sums(raw, logits, grid, batch, targets, gains)
+        return LossSums(box=box, cls=classes, dfl=dfl, normaliser=normaliser, joint=total)
 
     def _sums(self, raw: Tensor, logits: Tensor, batch: Batch) -> LossSums:
         points, strides = self._anchors(batch.size_hw, raw.device, raw.dtype)
