@@ -107,7 +107,7 @@ class _Pyramid(torch.autograd.Function):
         *others, of_pooled = of_joined.split(num_channels, dim=1)
         pooled_pitch = pitch
         channels = _width_of_tiles(num_channels)
-        for place, beside in zip(reversed(places), reversed(others), strict=True):
+        for place, beside in zip(reversed(places.unbind()), reversed(others), strict=True):
             of_x = torch.empty_like(beside, memory_format=torch.channels_last)
             start_kernel(
                 _pool_gradient,
