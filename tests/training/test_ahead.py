@@ -62,6 +62,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let autocast be entered, as it can be where there is a GPU."""
     monkeypatch.setattr("torch.cuda.amp.common.amp_definitely_not_available", lambda: False)
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
 
 
 def network_of(name: str = "yolo11n") -> tuple[DetectionModel, DetectionLoss]:
