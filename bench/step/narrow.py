@@ -1,18 +1,23 @@
 """3 x 3 convolutions of few channels, or of one channel each, on a GPU: our kernels beside cuDNN's, by launch.
 
     python bench/step/narrow.py [--models yolo11n yolo11s] [--imgsz 640] [--batch 64] [--processes 12]
+    python bench/step/narrow.py --cells
 
 Needs a CUDA device. For each unlike depthwise convolution, and each other with at most 64 channels on either side, in
 bfloat16: milliseconds of the forward pass, the gradient of the map and the gradient of the weights; first all kernels
-are compiled in several processes. The last line is JSON.
+are compiled in several processes. With `--cells`, in seconds, those alone whose windows are multiplied cell by cell:
+64 to 32 channels forward, and what might follow, the gradient of the map of 32 to 64, and 48 to 48. The last line is
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from functools import partial
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +27,7 @@ from torch.nn import functional as F
 
 from paceline.models import depthwise_conv
 from paceline.models.narrow_conv import Launch, _convolved, _traced_back, _weighed
+from paceline.triton_kernels import compiled_ahead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +42,12 @@ WEIGHING_TRIED = [
     Launch(lines, 8, 4, stages, programs)
     for (lines, stages), programs in product(((8, 2), (8, 3), (4, 3), (16, 2)), (264, 528))
 ]
+BY_CELLS_TRIED = [
+    Launch(lines, columns, warps, stages)
+    for (lines, columns, warps), stages in product(((8, 8, 4), (16, 8, 4), (8, 16, 4), (16, 16, 8)), (2, 3, 4))
+]
+BY_CELLS = [(64, 32, side) for side in (160, 80, 40, 20)] + [(48, 48, 160)]
+"""Channels in and out, and height and width."""
 EACH_TRIED = [
     depthwise_conv.Launch(tile, columns, warps)
     for (tile, warps), columns in product(((2048, 4), (1024, 4), (1024, 2), (512, 2)), (4, 8))
@@ -104,17 +116,64 @@ def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[s
     return theirs, ours
 
 
+def by_cells(batch: int) -> list[dict[str, Any]]:
+    """Time the convolutions that are multiplied cell by cell, and the gradients of maps that would be."""
+    with compiled_ahead(os.cpu_count() or 1):
+        for channels, out_channels in dict.fromkeys(case[:2] for case in BY_CELLS):
+            x, weight, turned = maps_and_weights(1, channels, out_channels, 16, torch.device("meta"))
+            for launch in BY_CELLS_TRIED:
+                _convolved(x, weight, 1, launch)
+                _convolved(x, turned, 1, launch, turned=True)
+    figures = []
+    for channels, out_channels, side in BY_CELLS:
+        x, weight, turned = maps_and_weights(batch, channels, out_channels, side, DEVICE)
+        like = torch.empty(batch, side, side, out_channels, device=DEVICE, dtype=x.dtype).permute(0, 3, 1, 2)
+        rest = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [True, False, False]
+        traced_back = partial(torch.ops.aten.convolution_backward, x, like, turned, None, *rest)
+        theirs = {"forward": time_of(partial(F.conv2d, x, weight, padding=1)), "map": time_of(traced_back)}
+        ours = {
+            "forward": tried(partial(_convolved, x, weight, 1), BY_CELLS_TRIED),
+            "map": tried(partial(_convolved, x, turned, 1, turned=True), BY_CELLS_TRIED),
+        }
+        report(f"{channels} -> {out_channels}, {side} x {side}", theirs, ours)
+        figures.append({"channels": [channels, out_channels], "side": side, "theirs": theirs, "ours": ours})
+    return figures
+
+
+def maps_and_weights(
+    batch: int, channels: int, out_channels: int, side: int, device: torch.device
+) -> tuple[torch.Tensor, ...]:
+    """Return a map, weights that convolve it, and such of which it is the gradient of the result."""
+    layout = {"device": device, "dtype": torch.bfloat16}
+    x = torch.randn(batch, side, side, channels, **layout).permute(0, 3, 1, 2)
+    weight = torch.randn(out_channels, 3, 3, channels, **layout).permute(0, 3, 1, 2)
+    return x, weight, torch.randn(channels, 3, 3, out_channels, **layout).permute(0, 3, 1, 2)
+
+
+def report(name: str, theirs: dict[str, float], ours: dict[str, dict[str, float]]) -> None:
+    """Print what was measured of one convolution, the fastest first."""
+    print(name, flush=True)
+    for part, times in ours.items():
+        cells = "  ".join(f"{way} {value:.4f}" for way, value in sorted(times.items(), key=lambda item: item[1]))
+        print(f"   {part:8} theirs {theirs[part]:.4f}  {cells}", flush=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["yolo11n", "yolo11s"])
     parser.add_argument("--imgsz", type=int, default=640)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--processes", type=int, default=12)
+    parser.add_argument("--cells", action="store_true", help="convolutions cell by cell alone")
     parser.add_argument("--compile", type=int, help="compile each so many-th way only; for processes of this script")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("This bench needs a CUDA GPU.", file=sys.stderr)
         return 2
+    if options.cells:
+        told = {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "figures": by_cells(options.batch)}
+        print(json.dumps(told))
+        return 0
     keys: dict[tuple[int, ...], int] = {}
     for model in options.models:
         for key in convolutions_of(model, options.imgsz, options.batch):
@@ -139,10 +198,7 @@ def main() -> int:
     figures = []
     for key in keys:
         theirs, ours = times_of(key, options.batch)
-        print(key, flush=True)
-        for name, times in ours.items():
-            cells = "  ".join(f"{way} {value:.4f}" for way, value in sorted(times.items(), key=lambda item: item[1]))
-            print(f"   {name:8} theirs {theirs[name]:.4f}  {cells}", flush=True)
+        report(str(key), theirs, ours)
         figures.append({"convolution": key, "theirs": theirs, "ours": ours})
     print(json.dumps({"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "figures": figures}))
     return 0

@@ -79,6 +79,7 @@ DTYPES = [torch.bfloat16, torch.float16]
         pytest.param(1, 16, 32, (21, 33), 2, id="stride two"),
         pytest.param(1, 8, 24, (16, 8), 1, id="one tile, channels that fill no power of two"),
         pytest.param(1, 8, 8, (1, 1), 1, id="one cell"),
+        pytest.param(2, 40, 16, (9, 11), 1, id="cell by cell"),
     ],
 )
 def test_narrow_convolutions_know_the_moments_of_what_they_store(

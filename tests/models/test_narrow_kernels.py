@@ -38,7 +38,8 @@ CASES = [
     pytest.param(2, 16, 32, (11, 13), 2, id="stride two, odd sides"),
     pytest.param(3, 32, 16, (8, 18), 2, id="stride two, even sides"),
     pytest.param(1, 32, 64, (3, 5), 1, id="only the gradient of the map is torch's"),
-    pytest.param(1, 64, 32, (5, 4), 1, id="only the gradient of the map is ours"),
+    pytest.param(1, 64, 32, (5, 4), 1, id="only the gradient of the weights is torch's"),
+    pytest.param(2, 40, 24, (11, 9), 1, id="cell by cell, channels that fill no power of two, several tiles"),
     pytest.param(1, 8, 24, (7, 20), 2, id="stride two, channels that fill no power of two"),
     pytest.param(2, 8, 8, (1, 1), 1, id="one cell"),
     pytest.param(2, 8, 8, (1, 1), 2, id="one cell, stride two"),
@@ -110,9 +111,23 @@ def test_sums_of_weights_do_not_depend_on_how_they_are_cut_beyond_rounding_and_a
     assert torch.equal(found[1], found[2])
 
 
-def test_numbers_that_do_not_count_are_not_read(kernels: ModuleType) -> None:
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_cells_of_windows_make_the_same_as_lines(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, turned: bool, stride: int
+) -> None:
+    x, weight, _ = all_of(2, 24, 24, (7, 9), stride, torch.float32)
+    found = []
+    for most in (32, 0):
+        monkeypatch.setattr(kernels, "_MOST_BY_LINES", most)
+        found.append(kernels._convolved(x, weight, stride, kernels.BY_CELLS, turned=turned))
+    assert differ(found[1], found[0].double()) < 1e-6
+
+
+@pytest.mark.parametrize("channels", [8, 40])
+def test_numbers_that_do_not_count_are_not_read(kernels: ModuleType, channels: int) -> None:
     """Beyond an image lie its neighbours: one full of NaN changes nothing in the others."""
-    x, weight, _ = all_of(3, 8, 16, (5, 7), 1, torch.float32)
+    x, weight, _ = all_of(3, channels, 16, (5, 7), 1, torch.float32)
     x[1] = float("nan")
     y = kernels.convolved(x, weight, 1, torch.float32)
     for image in (0, 2):
@@ -135,6 +150,8 @@ def test_a_map_that_needs_no_gradient_gets_none(kernels: ModuleType) -> None:
         (16, 8, 1, True),
         (16, 32, 2, True),
         (64, 32, 1, True),
+        (64, 40, 1, False),
+        (72, 32, 1, False),
         (64, 32, 2, False),
         (64, 64, 1, False),
         (12, 16, 1, False),
@@ -180,7 +197,7 @@ _PROGRAM = """
 from compiling import compiled, usage_of
 
 from paceline.models import narrow_kernels
-from paceline.models.narrow_conv import CONVOLVING, WEIGHING, _room
+from paceline.models.narrow_conv import BY_CELLS, CONVOLVING, WEIGHING, _room
 
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 kinds |= dict(moments="*fp32")
@@ -194,8 +211,8 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
     sizes = dict(in_channels=channels, out_channels=out_channels, stride=stride)
     sizes |= dict(room=_room(3 * channels), out_room=_room(out_channels))
     for turned, notes in ((False, False), (True, False), (False, True)):
-        tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns, notes=notes)
-        made = made_of(narrow_kernels._convolve_narrow, CONVOLVING.warps, turned=turned, **tile, **sizes)
+        tile = dict(lines=CONVOLVING.lines, columns=CONVOLVING.columns, stages=CONVOLVING.stages, by_lines=True)
+        made = made_of(narrow_kernels._convolve_narrow, CONVOLVING.warps, turned=turned, notes=notes, **tile, **sizes)
         assert not usage_of(made).spilled
         assert "ld.global.v4.b32" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
         assert "wgmma" in made.asm["ptx"], "products of matrices"
@@ -204,6 +221,14 @@ for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32,
     assert "cp.async.cg" in made.asm["ptx"], "the next tile is loaded meanwhile"
     made = made_of(narrow_kernels._weight_gradient, WEIGHING.warps, 89, **tile, **sizes)
     assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
+sizes = dict(in_channels=64, out_channels=32, stride=1, room=64, out_room=32, turned=False)
+tile = dict(lines=BY_CELLS.lines, columns=BY_CELLS.columns, stages=BY_CELLS.stages, by_lines=False)
+for notes, capability in ((False, 90), (True, 90), (True, 89)):
+    made = made_of(narrow_kernels._convolve_narrow, BY_CELLS.warps, capability, notes=notes, **tile, **sizes)
+    assert not usage_of(made).spilled
+    assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
+    assert "cp.async.cg" in made.asm["ptx"], "the next cells are loaded meanwhile"
+    assert capability < 90 or "wgmma" in made.asm["ptx"], "products of matrices"
 for channels, out_channels in ((16, 32), (32, 64)):
     sizes = dict(in_channels=channels, out_channels=out_channels)
     sizes |= dict(room=_room(2 * out_channels), in_room=_room(2 * channels))

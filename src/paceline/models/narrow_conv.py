@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 _VECTOR = 8
 """Channels that are loaded at once."""
 _MOST_IN, _MOST_OUT = 32, 64
-"""Channels of the map that windows are taken from, and of the other one."""
+"""Channels of the map that windows are taken from, and of the other one; forward also the other way round."""
+_MOST_BY_LINES = 32
+"""Channels of windows that are multiplied line by line, and not cell by cell."""
 _SETTLED_WEIGHTS, _SETTLED_PARTS = 16, 64
 """Weights that a program adds the parts of, and parts that it looks at together."""
 
@@ -48,6 +50,8 @@ class Launch:
 
 
 CONVOLVING = Launch(lines=16, columns=8, warps=4)
+BY_CELLS = Launch(lines=8, columns=8, warps=4, stages=3)
+"""Of convolutions whose windows are multiplied cell by cell."""
 WEIGHING = Launch(lines=8, columns=8, warps=4)
 
 
@@ -63,6 +67,7 @@ def _convolved(
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
     down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
+    by_lines = channels <= _MOST_BY_LINES
     moments = Moments.empty(y, images * down * across, out_channels) if tally else None
     start_kernel(
         _convolve_narrow,
@@ -79,13 +84,15 @@ def _convolved(
         across,
         in_channels=channels,
         out_channels=out_channels,
-        room=_room(3 * channels),
+        room=_room(3 * channels if by_lines else channels),
         out_room=_room(out_channels),
         stride=stride,
+        by_lines=by_lines,
         turned=turned,
         notes=moments is not None,
         lines=launch.lines,
         columns=launch.columns,
+        stages=launch.stages,
         num_warps=launch.warps,
     )
     if tally:
@@ -185,8 +192,8 @@ class _Ours:
     @classmethod
     def of(cls, in_channels: int, out_channels: int, stride: int) -> _Ours:
         is_narrow = in_channels <= _MOST_IN and out_channels <= _MOST_OUT
-        is_narrow_back = out_channels <= _MOST_IN and in_channels <= _MOST_OUT
-        return cls(is_narrow, is_narrow_back if stride == 1 else is_narrow, is_narrow)
+        is_narrow_back = out_channels <= _MOST_IN and in_channels <= _MOST_OUT and stride == 1
+        return cls(is_narrow or is_narrow_back, is_narrow_back if stride == 1 else is_narrow, is_narrow)
 
 
 class _Convolved(torch.autograd.Function):
@@ -201,7 +208,7 @@ class _Convolved(torch.autograd.Function):
         stride: int,
         tally: Tally | None,
         joins: bool,
-        convolving: Launch,
+        convolving: Launch | None,
         weighing: Launch,
     ) -> Tensor:
         """Return y BNHW, channels-last and of the type of `factors`, the weight's numbers."""
@@ -212,7 +219,8 @@ class _Convolved(torch.autograd.Function):
         ctx.save_for_backward(x, factors)
         ctx.stride, ctx.ours, ctx.launches = stride, ours, (convolving, weighing)
         if ours.forward:
-            return _convolved(x, factors, stride, convolving, tally=tally)
+            usual = CONVOLVING if x.shape[1] <= _MOST_BY_LINES else BY_CELLS
+            return _convolved(x, factors, stride, convolving or usual, tally=tally)
         return F.conv2d(x, factors, stride=stride, padding=1)
 
     @staticmethod
@@ -222,6 +230,7 @@ class _Convolved(torch.autograd.Function):
         x, factors = ctx.saved_tensors
         type_of_x, type_of_weight = ctx.types
         convolving, weighing = ctx.launches
+        convolving = convolving or CONVOLVING
         of_y = of_y.contiguous(memory_format=torch.channels_last)
         wanted = ctx.needs_input_grad[:2]
         theirs = (wanted[0] and not ctx.ours.map, wanted[1] and not ctx.ours.weights)
@@ -253,7 +262,7 @@ def convolved(
     dtype: torch.dtype,
     *,
     tally: Tally | None = None,
-    convolving: Launch = CONVOLVING,
+    convolving: Launch | None = None,
     weighing: Launch = WEIGHING,
 ) -> Tensor:
     """Convolve BCHW by N, C, 3, 3 with padding 1; on the current stream, without waiting.

@@ -11,6 +11,9 @@ and the gradient of the map, at stride 1, is the convolution of y' with the weig
 beside each other, of an even column and the odd one after it, are 2 C numbers in a row, and what they depend on is two
 neighbours in a line of y', 2 N numbers in a row: three products again, one for each ky.
 
+Where three times the channels would fill the power of two badly that a product is over, and leave no room for what is
+loaded ahead, the convolution is nine products instead, one for each cell of the window.
+
 A program works on a tile of `lines` x `columns` cells of one image, so that most of what it loads is loaded by it
 already. Sums are float32; those of the weights are written by each program for itself and added afterwards, in one
 order. `narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
@@ -63,6 +66,30 @@ def _window_line(
     return tl.load(first + place, mask=inside, other=0)
 
 
+@triton.jit
+def _window_cell(
+    x,
+    image,
+    line,
+    column,
+    ky,
+    kx,
+    height,
+    width,
+    in_channels: tl.constexpr,
+    room: tl.constexpr,
+    stride: tl.constexpr,
+):
+    """One cell of the windows around cells: cells x room, of which `in_channels` count; 0 beyond the edges."""
+    number = tl.arange(0, room)
+    above, at = line * stride + (ky - 1), column * stride + (kx - 1)
+    inside = ((above >= 0) & (above < height) & (at >= 0) & (at < width))[:, None]
+    inside = inside & (number < in_channels)[None, :]
+    first = x + image.to(tl.int64) * (height * width * in_channels)
+    place = ((above * width + at) * in_channels)[:, None] + number[None, :]
+    return tl.load(first + place, mask=inside, other=0)
+
+
 @triton.jit(do_not_specialize=_ANY)
 def _convolve_narrow(
     x,
@@ -80,29 +107,43 @@ def _convolve_narrow(
     room: tl.constexpr,
     out_room: tl.constexpr,
     stride: tl.constexpr,
+    by_lines: tl.constexpr,
     turned: tl.constexpr,
     notes: tl.constexpr,
     lines: tl.constexpr,
     columns: tl.constexpr,
+    stages: tl.constexpr,
 ):
     """Convolve a tile of cells; `turned` takes weights of a convolution from y to x, for the gradient of its map.
 
-    weight: out, 3, 3, in; turned: in, 3, 3, out. notes: whether the moments of the tile are written, as one part.
+    weight: out, 3, 3, in; turned: in, 3, 3, out. by_lines: whether a product is over a line of the windows, and not
+    over one of its cells. notes: whether the moments of the tile are written, as one part.
     """
     image, line, column = _cells(tl.program_id(0), tiles_down, tiles_across, lines, columns)
     number, out = tl.arange(0, room), tl.arange(0, out_room)
-    is_weight = (number < 3 * in_channels)[:, None] & (out < out_channels)[None, :]
     total = tl.full((lines * columns, out_room), 0.0, tl.float32)
-    for ky in tl.static_range(3):
-        values = _window_line(x, image, line, column, ky, height, width, in_channels, room, stride)
-        if turned:
-            kx, channel = number // in_channels, number % in_channels
-            place = ((channel * 3 + (2 - ky)) * 3 + (2 - kx)) * out_channels
-            place = place[:, None] + out[None, :]
-        else:
-            place = (out * 9 * in_channels)[None, :] + (ky * 3 * in_channels + number)[:, None]
-        factors = tl.load(weight + place, mask=is_weight, other=0)
-        total = tl.dot(values, factors, total, input_precision="ieee")
+    if by_lines:
+        is_weight = (number < 3 * in_channels)[:, None] & (out < out_channels)[None, :]
+        for ky in tl.static_range(3):
+            values = _window_line(x, image, line, column, ky, height, width, in_channels, room, stride)
+            if turned:
+                kx, channel = number // in_channels, number % in_channels
+                place = ((channel * 3 + (2 - ky)) * 3 + (2 - kx)) * out_channels
+                place = place[:, None] + out[None, :]
+            else:
+                place = (out * 9 * in_channels)[None, :] + (ky * 3 * in_channels + number)[:, None]
+            factors = tl.load(weight + place, mask=is_weight, other=0)
+            total = tl.dot(values, factors, total, input_precision="ieee")
+    else:
+        is_weight = (number < in_channels)[:, None] & (out < out_channels)[None, :]
+        for nth in tl.range(9, num_stages=stages):
+            values = _window_cell(x, image, line, column, nth // 3, nth % 3, height, width, in_channels, room, stride)
+            if turned:
+                place = ((number * 9 + (8 - nth)) * out_channels)[:, None] + out[None, :]
+            else:
+                place = (out * 9 * in_channels)[None, :] + (nth * in_channels + number)[:, None]
+            factors = tl.load(weight + place, mask=is_weight, other=0)
+            total = tl.dot(values, factors, total, input_precision="ieee")
     is_cell, is_out = (line < out_height) & (column < out_width), out < out_channels
     place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
     first = y + image.to(tl.int64) * (out_height * out_width * out_channels)
