@@ -255,9 +255,8 @@ def expected(network: DetectionModel) -> Counter[str]:
             "_settle": stems + biased,
             "_sums": biased,
             "_statistics": norms - stems - joints - len(forward),
-            **dict.fromkeys(
-                ("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"), norms
-            ),
+            **dict.fromkeys(("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums"), norms),
+            "_apply_gradient": norms - stems,
             **dict.fromkeys(("_convolve_joint", "_weight_parts", "_piece_gradients"), joints),
             "_convolve_narrow": len(forward) + len(turned),
             "_map_gradient": len(strided),

@@ -50,8 +50,10 @@ class Launch:
 
 
 CONVOLVING = Launch(lines=16, columns=8, warps=4)
-BY_CELLS = Launch(lines=8, columns=8, warps=4, stages=3)
-"""Of convolutions whose windows are multiplied cell by cell."""
+BY_CELLS = Launch(lines=16, columns=8, warps=4)
+"""Of convolutions whose windows are multiplied cell by cell; half of the lines would be as good but for moments, which
+came in so many parts then that they would have to be joined first.
+"""
 WEIGHING = Launch(lines=8, columns=8, warps=4)
 
 
