@@ -331,6 +331,28 @@ def test_what_a_hook_makes_of_a_map_is_normalised_by_its_own_statistics(
     torch.testing.assert_close(doubled, alone, rtol=3e-2, atol=3e-2)
 
 
+def test_a_hook_of_the_first_convolution_sees_the_gradient_of_its_result(
+    kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is not left unwritten then."""
+    on_kernels(monkeypatch)
+    unit = ConvUnit(3, 8, 3, 2).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    BatchStatistics(unit)
+    x = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    seen: list[Tensor] = []
+    unit.conv.register_full_backward_hook(lambda module, of_x, of_y: seen.append(of_y[0]))
+    found = []
+    for hooks in (unit.conv._backward_hooks.copy(), {}):
+        unit.conv._backward_hooks = hooks  # type: ignore[assignment]
+        with torch.autocast("cpu", torch.bfloat16):
+            z = unit(x)
+        found.append(torch.autograd.grad(z.float().square().sum(), unit.conv.weight)[0])
+    (of_y,) = seen
+    right = torch.nn.grad.conv2d_weight(x, unit.conv.weight.shape, of_y.float(), stride=2, padding=1)
+    torch.testing.assert_close(found[0], right, rtol=3e-2, atol=3e-2 * float(right.abs().max()))
+    torch.testing.assert_close(found[1], found[0], rtol=3e-2, atol=3e-2 * float(right.abs().max()))
+
+
 def test_a_compiled_unit_asks_for_no_moments() -> None:
     unit = ConvUnit(16, 8, 3).train()
     BatchStatistics(unit)
