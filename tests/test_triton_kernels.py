@@ -36,6 +36,17 @@ def test_what_triton_raises_is_a_runtime_error_that_names_the_kernel_and_the_way
     assert caught.value is error
 
 
+@pytest.mark.parametrize(("capability", "expected"), [((8, 9), False), ((9, 0), True), ((10, 0), True)])
+def test_pairs_are_compared_from_hopper_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert not triton_kernels.has_pairs(torch.zeros(1))
+    monkeypatch.setattr(triton_kernels, "on_gpu", lambda values: True)
+    assert triton_kernels.has_pairs(torch.zeros(1, device="meta")) is expected
+
+
 def test_the_switch_leaves_all_to_torch(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     triton_kernels._works_on.cache_clear()

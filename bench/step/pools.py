@@ -1,6 +1,6 @@
 """Pools, sums for biases and upsampling by our kernels and by torch, on a GPU, in the sizes of yolo11n at 640 px.
 
-    python bench/step/pools.py [--batch 64] [--dtype bfloat16] [--sweep]
+    python bench/step/pools.py [--batch 64] [--dtype bfloat16] [--sweep] [--only pools]
 
 Each is captured in a CUDA graph, ten times in a row, and replayed; microseconds are medians over replays. GB/s are
 those of what has to be read and written once, by ours. Without `--sweep`, ours are launched as in a training; with it,
@@ -13,6 +13,7 @@ import argparse
 import functools
 import itertools
 import json
+import os
 import statistics
 import sys
 from typing import TYPE_CHECKING, Any
@@ -85,18 +86,21 @@ class Table:
 def measure_pools(table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream) -> None:
     """Time three pools of 5x5 and their join."""
     from paceline.models.fused_pool import BACKWARD, FORWARD, Tile, pyramid
+    from paceline.triton_kernels import compiled_ahead
 
     x, of_joined = (random_map(options.batch, width, 20, 20, dtype=dtype) for width in (128, 512))
     passes = both_passes(pools_by_torch, x, of_joined, stream)
     table.add("pools and join, torch", {"forward us": passes[0], "backward us": passes[1]})
     ways = [(FORWARD, BACKWARD)]
     if options.sweep:
-        sizes = itertools.product((4, 5, 10), ((512, 2), (512, 4), (1024, 4)), (1, 2))
-        tiles = [
-            Tile(rows=rows, numbers=numbers, warps=warps, unroll=unroll) for rows, (numbers, warps), unroll in sizes
-        ]
-        tiles += [Tile(rows=rows, numbers=1024, warps=4, unroll=rows + 4) for rows in (4, 5)]
+        sizes = itertools.product((2, 4, 5), ((256, 1), (512, 2), (512, 4), (1024, 4)))
+        tiles = [Tile(rows=rows, numbers=numbers, warps=warps) for rows, (numbers, warps) in sizes]
         ways += [(tile, tile) for tile in tiles]
+        with compiled_ahead(os.cpu_count() or 1):  # all at once; one by one they would take minutes
+            small = torch.empty(x.shape, dtype=dtype, device="meta").to(memory_format=torch.channels_last)
+            for tile, gradient_tile in ways:
+                joined = pyramid(small.requires_grad_(), 3, tile=tile, gradient_tile=gradient_tile)
+                joined.backward(torch.empty_like(joined))
     for tile, gradient_tile in ways:
         ours = functools.partial(pyramid, pools=3, tile=tile, gradient_tile=gradient_tile)
         passes = both_passes(ours, x, of_joined, stream)
@@ -153,11 +157,15 @@ def measure_doubling(table: Table, options: argparse.Namespace, dtype: torch.dty
             table.add(f"{name}, ours {tile}".replace("Tile", ""), figures)
 
 
+MEASURED = {"pools": measure_pools, "sums": measure_sums, "doubling": measure_doubling}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--sweep", action="store_true", help="other tiles and warps too")
+    parser.add_argument("--only", nargs="+", default=list(MEASURED), choices=list(MEASURED))
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("This bench needs a CUDA GPU.", file=sys.stderr)
@@ -165,8 +173,8 @@ def main() -> int:
     dtype: torch.dtype = getattr(torch, options.dtype)
     stream = torch.cuda.Stream()
     table = Table()
-    for measure in (measure_pools, measure_sums, measure_doubling):
-        measure(table, options, dtype, stream)
+    for name in options.only:
+        MEASURED[name](table, options, dtype, stream)
     print(json.dumps({"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, **vars(options)} | table.rows))
     return 0
 

@@ -114,6 +114,11 @@ def has_ptx(values: torch.Tensor) -> bool:
     return on_gpu(values) and torch.version.hip is None
 
 
+def has_pairs(values: torch.Tensor) -> bool:
+    """Whether one instruction compares two numbers of half precision, bfloat16 too: NVIDIA's from capability 9.0 on."""
+    return has_ptx(values) and torch.cuda.get_device_capability(_number_of(values.device)) >= (9, 0)
+
+
 def autocast_type(values: torch.Tensor) -> torch.dtype | None:
     """Return the type that autocast would now compute in with a tensor; None where it leaves that as it is."""
     kind = "cuda" if values.is_meta else values.device.type

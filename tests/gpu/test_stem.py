@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from paceline.models.blocks import ConvUnit
 from paceline.models.registry import build_model
 from paceline.models.stem import StemConvolution
+from paceline.parallel.norms import BatchNorm, BatchStatistics
 
 pytestmark = [
     pytest.mark.gpu,
@@ -130,3 +132,29 @@ def test_a_unit_learns_what_it_learns_by_torch(monkeypatch: pytest.MonkeyPatch, 
         found.append((y.detach().float(), unit.conv.weight.grad))
     for one, other in zip(*found, strict=True):
         assert float((one - other).abs().max() / other.abs().max()) < 4 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("filters", [16, 32, 48, 8])
+@pytest.mark.parametrize("size", [(640, 640), (37, 53)], ids=str)
+def test_the_gradient_that_a_norm_leaves_is_the_one_that_it_writes(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], filters: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    unit = ConvUnit(3, filters, 3, 2)
+    nn.init.uniform_(unit.bn.weight, 0.5, 1.5)  # type: ignore[arg-type]
+    nn.init.normal_(unit.bn.bias)  # type: ignore[arg-type]
+    whole = nn.Sequential(unit).to(DEVICE, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    BatchStatistics(whole)
+    x = torch.rand(4, *size, 3, device=DEVICE).permute(0, 3, 1, 2)
+    of_z = torch.randn(4, *((side + 1) // 2 for side in size), filters, device=DEVICE).permute(0, 3, 1, 2).to(dtype)
+    found = []
+    for by_moments in (True, True, False):
+        if not by_moments:
+            monkeypatch.setattr(BatchNorm, "takes_moments", lambda norm: False)
+        with torch.autocast("cuda", dtype=dtype):
+            z = whole(x)
+        found.append(torch.autograd.grad(z, list(whole.parameters()), of_z))
+    for one, same, written in zip(*found, strict=True):
+        assert torch.equal(one, same), "no sum depends on who comes first"
+        assert float((one - written).abs().max() / written.abs().max()) < 1e-3

@@ -22,7 +22,7 @@ kinds |= dict.fromkeys(numbers, "i32")
 
 
 def of_pools(tile, channels):
-    return dict(rows=tile.rows, cells=tile.cells(channels), channels=channels, unroll=tile.unroll), tile.warps
+    return dict(rows=tile.rows, cells=tile.cells(channels), channels=channels), tile.warps
 
 
 def of_cells(tile, channels):
@@ -33,17 +33,18 @@ def of_sums(channels, **ways):
     return dict(cells=fused_bias.LAUNCH.tile // channels, channels=channels, **ways), fused_bias.LAUNCH.warps
 
 
-def of_maps(channels, copies):
+def of_maps(channels, copies, pairs):
     sizes, warps = of_pools(fused_pool.FORWARD, channels)
-    yield pool_kernels._pool, sizes | dict(copies=copies), warps
+    yield pool_kernels._pool, sizes | dict(copies=copies, pairs=pairs), warps
     yield pool_kernels._pool_gradient, *of_pools(fused_pool.BACKWARD, channels)
     yield doubling_kernels._double, *of_cells(doubling.FORWARD, channels)
     yield doubling_kernels._halve, *of_cells(doubling.BACKWARD, channels)
     yield bias_kernels._sums, *of_sums(channels, copies=copies, fits=True, step=8)
 
 
-wide = list(of_maps(64, True))
-rarer = [*of_maps(8, False), (bias_kernels._sums, *of_sums(4, copies=True, fits=False, step=1))]
+wide = list(of_maps(64, True, False))
+rarer = [*of_maps(8, False, False), next(of_maps(64, True, True))]
+rarer.append((bias_kernels._sums, *of_sums(4, copies=True, fits=False, step=1)))
 rarer.append((bias_kernels._sums, *of_sums(128, copies=True, fits=False, step=8)))
 rarer.append((bias_kernels._settle, dict(parts_room=512, channels=8), 4))
 made = 0
@@ -58,6 +59,9 @@ for values in ("*bf16", "*fp32"):
             if kernel is not bias_kernels._sums and values != "*fp32":
                 assert result.metadata.shared == 0, (kernel.__name__, fixed, "lanes have nothing to exchange")
         assert not usage_of(result).spilled, (kernel.__name__, fixed)
+        if fixed.get("pairs"):
+            assert "set.gt.u32.bf16x2" in ptx, "two numbers are compared by one instruction"
+            assert "setp.gt.f32" not in ptx and "setp.gt.bf16" not in ptx, "and none alone"
         made += 1
 print("compiled", made)
 """
@@ -65,4 +69,4 @@ print("compiled", made)
 
 def test_the_kernels_compile_for_hopper_and_spill_no_registers(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    assert run_apart(_PROGRAM, tmp_path) == "compiled 18"
+    assert run_apart(_PROGRAM, tmp_path) == "compiled 19"

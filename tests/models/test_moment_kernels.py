@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MODULES = ("moment_kernels", "part_kernels", "joint_kernels", "fused_joint", "narrow_kernels", "narrow_conv")
-MODULES += ("stem_kernels", "fused_stem", "norm_kernels", "fused_norm")
+MODULES += ("norm_kernels", "fused_norm", "stem_kernels", "fused_stem")
 EPS = 1e-3
 
 
@@ -79,6 +79,7 @@ DTYPES = [torch.bfloat16, torch.float16]
         pytest.param(1, 16, 32, (21, 33), 2, id="stride two"),
         pytest.param(1, 8, 24, (16, 8), 1, id="one tile, channels that fill no power of two"),
         pytest.param(1, 8, 8, (1, 1), 1, id="one cell"),
+        pytest.param(2, 40, 16, (9, 11), 1, id="cell by cell"),
     ],
 )
 def test_narrow_convolutions_know_the_moments_of_what_they_store(
@@ -268,7 +269,9 @@ def test_a_network_is_the_same_by_moments(kernels: dict[str, ModuleType], monkey
         expected = trained(kernels, patch, by_moments=False)
     counts = [{name: names["started"].count(name) for name in set(names["started"])} for names in (found, expected)]
     assert counts[1]["_statistics"] == counts[1]["_settle_statistics"] == 6
-    assert counts[0] == counts[1] | {"_statistics": 1}, "of one convolution, which is torch's"
+    assert counts[1]["_apply_gradient"] == 6
+    known = {"_statistics": 1, "_apply_gradient": 5}
+    assert counts[0] == counts[1] | known, "a convolution is torch's; a gradient is made where it is read"
     for name, value in expected.items():
         if name == "started":
             continue
@@ -326,6 +329,28 @@ def test_what_a_hook_makes_of_a_map_is_normalised_by_its_own_statistics(
     doubled = unit(x)
     torch.testing.assert_close(unit.bn.latest[0], 2 * mean)  # type: ignore[union-attr, index, operator]
     torch.testing.assert_close(doubled, alone, rtol=3e-2, atol=3e-2)
+
+
+def test_a_hook_of_the_first_convolution_sees_the_gradient_of_its_result(
+    kernels: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is not left unwritten then."""
+    on_kernels(monkeypatch)
+    unit = ConvUnit(3, 8, 3, 2).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    BatchStatistics(unit)
+    x = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    seen: list[Tensor] = []
+    unit.conv.register_full_backward_hook(lambda module, of_x, of_y: seen.append(of_y[0]))
+    found = []
+    for hooks in (unit.conv._backward_hooks.copy(), {}):
+        unit.conv._backward_hooks = hooks  # type: ignore[assignment]
+        with torch.autocast("cpu", torch.bfloat16):
+            z = unit(x)
+        found.append(torch.autograd.grad(z.float().square().sum(), unit.conv.weight)[0])
+    (of_y,) = seen
+    right = torch.nn.grad.conv2d_weight(x, unit.conv.weight.shape, of_y.float(), stride=2, padding=1)
+    torch.testing.assert_close(found[0], right, rtol=3e-2, atol=3e-2 * float(right.abs().max()))
+    torch.testing.assert_close(found[1], found[0], rtol=3e-2, atol=3e-2 * float(right.abs().max()))
 
 
 def test_a_compiled_unit_asks_for_no_moments() -> None:

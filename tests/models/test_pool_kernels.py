@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.models.blocks import SPPF
 
@@ -181,3 +182,27 @@ def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest
     block.eval()
     block(images)
     assert len(calls) < 2, "in evaluation there is no gradient to be prepared for"
+
+
+def test_no_pass_over_memory_is_made_beside_the_kernels(kernels: ModuleType) -> None:
+    x, of_joined = random_map((2, 8, 5, 4)).requires_grad_(), random_map((2, 32, 5, 4), seed=1)
+    with Named() as named:
+        kernels.pyramid(x, 3).backward(of_joined)
+    views = {"split", "select", "permute", "unbind", "detach"}
+    made = {"new_empty", "empty_like"}
+    by_the_interpreter = {"empty", "set_", "copy_"}
+    assert named.operations <= views | made | by_the_interpreter
+
+
+class Named(TorchDispatchMode):
+    """Notes what torch is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, given: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        self.operations.add(operation.overloadpacket.__name__)
+        return operation(*given, **named or {})

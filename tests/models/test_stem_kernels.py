@@ -24,15 +24,16 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 
+OF_KERNELS = ("moment_kernels", "norm_kernels", "stem_kernels", "fused_stem")
+
+
 @pytest.fixture(scope="module")
 def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[ModuleType]:
     """Return the module that launches the kernels, which Triton's interpreter runs."""
     triton = pytest.importorskip("triton")
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
-    with interpreting(
-        *(f"paceline.models.{name}" for name in ("moment_kernels", "stem_kernels", "fused_stem"))
-    ) as module:
+    with interpreting(*(f"paceline.models.{name}" for name in OF_KERNELS)) as module:
         yield module
 
 
@@ -345,14 +346,17 @@ _PROGRAM = """
 from compiling import compiled, usage_of
 
 from paceline.models import stem_kernels
-from paceline.models.fused_stem import BACKWARD, FORWARD, SETTLED_ROWS, SETTLED_WEIGHTS, warps_of
+from paceline.models.fused_stem import BACKWARD, FORWARD, NORMED, SETTLED_ROWS, SETTLED_WEIGHTS
+from paceline.models.fused_stem import multiplying_warps_of, warps_of
 
+plain, norm = dict(silu=False, ptx=True), dict(silu=True, ptx=True)
 SHARED_MEMORY = 99 * 1024  # of a program, on the least of the devices that run kernels
 
 
 def made(kernel, fixed, warps, *, of_images="*bf16", computed="*bf16", capability=90):
     kinds = dict(x=of_images, bands=computed, y=computed, of_y=computed)
-    kinds |= dict.fromkeys(("weight", "parts", "of_weight", "moments"), "*fp32")
+    kinds |= dict.fromkeys(("weight", "parts", "of_weight", "moments", "kept"), "*fp32")
+    kinds |= dict.fromkeys(("affine_weight", "affine_bias", "of_affine"), "*fp32")
     result = compiled(kernel, fixed, kinds, warps=warps, capability=capability)
     assert result.metadata.shared <= SHARED_MEMORY, (kernel, fixed, result.metadata.shared)
     assert not usage_of(result).spilled, (kernel, fixed)
@@ -377,20 +381,26 @@ for filters in (8, 16, 32, 64):
         assert "st.global.b16" not in ptx, "eight numbers are stored at once"
         assert "cp.async.cg.shared.global" in ptx, "and as many loaded, ahead"
         assert "cp.async.ca" not in ptx
-    ptx = made(stem_kernels._multiply, of(BACKWARD, filters, of_y_step=8), BACKWARD.warps)
+    ptx = made(stem_kernels._multiply, of(BACKWARD, filters, of_y_step=8, normed=False, **plain), BACKWARD.warps)
     assert "cp.async.cg.shared.global" in ptx
     assert "cp.async.ca" not in ptx
     if filters > 8:  # which are too few for the widest instructions
         assert "wgmma" in ptx
         assert "ld.global" not in ptx
+    ptx = made(stem_kernels._multiply, of(NORMED, filters, of_y_step=8, normed=True, **norm), NORMED.warps)
+    assert ptx.count("cp.async.cg.shared.global") > 3, "images, y and the gradient of z are loaded ahead"
+    assert "cp.async.ca" not in ptx
 for kinds in (dict(of_images="*fp32"), dict(capability=80), dict(of_images="*fp16", computed="*fp16", capability=89)):
     for notes in (False, True):
         convolve(32, notes, **kinds)
-    made(stem_kernels._multiply, of(BACKWARD, 32, of_y_step=8), BACKWARD.warps, **kinds)
+    made(stem_kernels._multiply, of(BACKWARD, 32, of_y_step=8, normed=False, **plain), BACKWARD.warps, **kinds)
+    made(stem_kernels._multiply, of(NORMED, 32, of_y_step=8, normed=True, **norm), NORMED.warps, **kinds)
 for more in (dict(step=1), dict(whole=False), dict(stride=1, step=1, whole=False)):
     for notes in (False, True):
         convolve(16, notes, more)
-    made(stem_kernels._multiply, of(BACKWARD, 16, of_y_step=1, **more), BACKWARD.warps)
+    made(stem_kernels._multiply, of(BACKWARD, 16, of_y_step=1, normed=False, **plain, **more), BACKWARD.warps)
+    warps = multiplying_warps_of(NORMED, normed=True, even=False)
+    made(stem_kernels._multiply, of(NORMED, 16, of_y_step=1, normed=True, **norm, **more), warps)
 made(stem_kernels._spread, dict(stride=2, channels=16), 4)
 made(stem_kernels._settle, dict(rows=SETTLED_ROWS, weights=SETTLED_WEIGHTS), 8)
 print("compiled")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 OF_MODELS = ("moment_kernels", "part_kernels", "joint_kernels", "fused_joint", "narrow_kernels", "narrow_conv")
-OF_MODELS += ("stem_kernels", "fused_stem", "norm_kernels", "fused_norm", "pool_kernels", "fused_pool")
+OF_MODELS += ("norm_kernels", "fused_norm", "stem_kernels", "fused_stem", "pool_kernels", "fused_pool")
 OF_MODELS += ("bias_kernels", "fused_bias", "depthwise_kernels", "depthwise_conv", "doubling_kernels", "doubling")
 OF_MODELS += ("end_kernels", "fused_ends")
 OF_LOSSES = ("power_kernels", "box_kernels", "assign_kernels", "sum_kernels", "fused")

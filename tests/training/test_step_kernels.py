@@ -235,9 +235,10 @@ def expected(network: DetectionModel) -> Counter[str]:
         if isinstance(module, Convolution) and module.kernel_size == (3, 3) and module.groups == 1
     ]
     threes = [(before, after, stride) for before, after, stride in threes if before % 8 == after % 8 == 0]
-    forward = [three for three in threes if three[0] <= 32 and three[1] <= 64]
-    turned = [three for three in threes if three[2] == 1 and three[1] <= 32 and three[0] <= 64]
-    strided = [three for three in forward if three[2] == 2]
+    weighed = [three for three in threes if three[0] <= 32 and three[1] <= 64]
+    turned = [three for three in threes if three[2] == 1 and min(three[:2]) <= 32 and max(three[:2]) <= 64]
+    strided = [three for three in weighed if three[2] == 2]
+    forward = [three for three in threes if three in weighed or three in turned]
     depthwise = [
         name
         for name, module in network.named_modules()
@@ -255,14 +256,13 @@ def expected(network: DetectionModel) -> Counter[str]:
             "_multiply_end": 2 * at_end,
             "_end_parts": at_end,
             "_statistics": norms - stems - joints - len(forward),
-            **dict.fromkeys(
-                ("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums", "_apply_gradient"), norms
-            ),
+            **dict.fromkeys(("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums"), norms),
+            "_apply_gradient": norms - stems,
             **dict.fromkeys(("_convolve_joint", "_weight_parts", "_piece_gradients"), joints),
             "_convolve_narrow": len(forward) + len(turned),
             "_map_gradient": len(strided),
-            "_weight_gradient": len(forward),
-            "_settle_weight": len(forward) + joints + at_end,
+            "_weight_gradient": len(weighed),
+            "_settle_weight": len(weighed) + joints + at_end,
             "_trace_back": len(depthwise),
             **dict.fromkeys(("_pool", "_pool_gradient"), 3 * census.of(SPPF)),
             **dict.fromkeys(("_double", "_halve"), census.of(Upsample)),

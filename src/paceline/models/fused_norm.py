@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from paceline.models.handover import Unapplied
 from paceline.models.moment_kernels import _join_moments
 from paceline.models.moments import Moments
 from paceline.models.norm_kernels import (
@@ -204,6 +205,7 @@ class _NormedAndActivated(Gathering):
         kept = y.new_empty((2, num_channels), dtype=torch.float32)
         images, _, height, width = y.shape
         z = y.new_empty((pieces, images, height, width, num_channels // pieces))
+        ctx.handover = moments.handover if moments and pieces == 1 else None
         room, warps = (_MOST_PARTS, 4) if moments is None else (_MOST_PARTS_BEFORE, 8)
         moments = moments_of(y, of_sums) if moments is None else _few(moments)
         start_kernel(
@@ -250,7 +252,10 @@ class _NormedAndActivated(Gathering):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients of y, weight and bias, and of what was carried."""
+        """Gradients of y, weight and bias, and of what was carried.
+
+        That of y is unwritten where the convolution before makes it on the way.
+        """
         y, weight, bias, kept = ctx.saved_tensors
         cut, tiles = ctx.cut, ctx.tiles
         of_sums, of_results = ctx.launches
@@ -296,6 +301,13 @@ class _NormedAndActivated(Gathering):
             channels=_SETTLED_CHANNELS,
             num_warps=4,
         )
+        of_bias, of_weight = of_affine.to(weight.dtype)
+        of_carried = totals.maps[0] if ctx.needs_input_grad[3] else None
+        if ctx.handover is not None:
+            affine = {"weight": weight, "bias": bias, "of_affine": of_affine, "silu": ctx.silu}
+            of_z = {"of_z": totals.maps[0], "pitch": totals.pitches[0]}
+            unapplied = Unapplied(**of_z, y=y.detach(), kept=kept, **affine)
+            return ctx.handover.leave(unapplied), of_weight, of_bias, of_carried, *[None] * 7
         of_y = torch.empty_like(y, memory_format=torch.channels_last)
         start_kernel(
             _apply_gradient,
@@ -316,8 +328,6 @@ class _NormedAndActivated(Gathering):
             step=_step(num_channels, *totals.pitches),
             num_warps=of_results.warps,
         )
-        of_bias, of_weight = of_affine.to(weight.dtype)
-        of_carried = totals.maps[0] if ctx.needs_input_grad[3] else None
         return of_y, of_weight, of_bias, of_carried, *[None] * 7
 
 

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from paceline.models.pitch import by_eights
 from paceline.models.pool_kernels import _pool, _pool_gradient
-from paceline.triton_kernels import cdiv, start_kernel
+from paceline.triton_kernels import cdiv, has_pairs, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,12 +31,10 @@ class Tile:
     """What a program works on; changes the time only."""
 
     rows: int
-    """Of the map; four more are read."""
+    """Of the map; four more are read. Most are written out one after the other, so many are much to compile."""
     numbers: int
     """Side by side: cells of a row times channels."""
     warps: int
-    unroll: int = 1
-    """Rows whose instructions are written out one after the other."""
 
     def cells(self, channels: int) -> int:
         """Return how many cells of a row a tile has."""
@@ -49,8 +47,8 @@ class Tile:
         return strips, cdiv(height, self.rows), num_channels // channels
 
 
-FORWARD = Tile(rows=10, numbers=512, warps=2)
-BACKWARD = Tile(rows=10, numbers=512, warps=2)
+FORWARD = Tile(rows=5, numbers=512, warps=2)
+BACKWARD = Tile(rows=4, numbers=512, warps=2)
 
 
 def _width_of_tiles(num_channels: int) -> int:
@@ -85,10 +83,10 @@ class _Pyramid(torch.autograd.Function):
                 width,
                 num_channels,
                 copies=number == 0,
+                pairs=x.element_size() == 2 and has_pairs(x),
                 rows=tile.rows,
                 cells=tile.cells(channels),
                 channels=channels,
-                unroll=tile.unroll,
                 num_warps=tile.warps,
             )
             before, before_pitch = pieces[number + 1], pitch
@@ -107,7 +105,7 @@ class _Pyramid(torch.autograd.Function):
         *others, of_pooled = of_joined.split(num_channels, dim=1)
         pooled_pitch = pitch
         channels = _width_of_tiles(num_channels)
-        for place, beside in zip(reversed(places), reversed(others), strict=True):
+        for place, beside in zip(reversed(places.unbind()), reversed(others), strict=True):
             of_x = torch.empty_like(beside, memory_format=torch.channels_last)
             start_kernel(
                 _pool_gradient,
@@ -125,7 +123,6 @@ class _Pyramid(torch.autograd.Function):
                 rows=tile.rows,
                 cells=tile.cells(channels),
                 channels=channels,
-                unroll=tile.unroll,
                 num_warps=tile.warps,
             )
             of_pooled, pooled_pitch = of_x, num_channels

@@ -1,7 +1,8 @@
 """Fused stem: the convolution of images with three colours as a differentiable operation, by `stem_kernels`.
 
 Images take no gradient. They are read in the type that they have and rounded to the one that is computed in on the way.
-Needs Triton.
+So the gradient of the result is for the weight alone: where a norm of ours follows, it is not written, but computed by
+the kernel that multiplies it (`handover.py`). Needs Triton.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from paceline.models.handover import Handover
 from paceline.models.moments import Moments
 from paceline.models.pitch import Layout, readable
 from paceline.models.stem_kernels import NUMBERS, OUTPUTS, _convolve, _multiply, _settle, _spread
@@ -20,6 +22,7 @@ from paceline.triton_kernels import cdiv, has_ptx, start_kernel
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.models.handover import Unapplied
     from paceline.models.moments import Tally
 
 STEP = 8
@@ -49,6 +52,8 @@ class Launch:
 
 FORWARD = Launch(groups=64, filters=32, warps=4, stages=2, programs=2112)
 BACKWARD = Launch(groups=64, filters=32, warps=4, stages=2, programs=528)
+NORMED = Launch(groups=64, filters=16, warps=4, stages=2, programs=396)
+"""Where the gradient of the outputs is made on the way: three programs have room in a multiprocessor at a time."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,14 @@ def warps_of(launch: Launch, filters: int, *, notes: bool, even: bool) -> int:
     return launch.warps if not notes or (even and filters <= _MOST_SUMMED) else 2 * launch.warps
 
 
+def multiplying_warps_of(launch: Launch, *, normed: bool, even: bool) -> int:
+    """Return the warps of a program that multiplies, for whose threads one register per address is too much.
+
+    normed: whether it makes the gradient first. even: whether all loads are wide and all groups whole.
+    """
+    return launch.warps if even or not normed else 2 * launch.warps
+
+
 def _step(*distances: int) -> int:
     """Return what all distances are multiples of, as far as loads profit from it."""
     return STEP if all(distance % STEP == 0 for distance in distances) else 1
@@ -107,7 +120,7 @@ def forwarded(
     )
     y = x.new_empty((images, *out_size, num_filters), dtype=dtype)
     step, whole = _step(width), out_size[1] % OUTPUTS == 0
-    moments = Moments.empty(y, cut.parts * OUTPUTS, num_filters) if tally else None
+    moments = Moments.empty(y, cut.parts * OUTPUTS, num_filters, Handover()) if tally else None
     start_kernel(
         _convolve,
         (cut.parts * cut.blocks,),
@@ -137,18 +150,27 @@ def forwarded(
     return y.permute(0, 3, 1, 2)
 
 
-def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch) -> Tensor:
-    """Return the gradient of a weight by that of y."""
-    of_y, pitch = readable(of_y)
+def weighed(
+    x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch, unapplied: Unapplied | None = None
+) -> Tensor:
+    """Return the gradient of a weight by that of y, or by what that is made of."""
+    of_y, pitch = readable(of_y) if unapplied is None else (unapplied.of_z, unapplied.pitch)
+    none = of_y  # stands for what a kernel does not read
+    of_norm = [none] * 5
+    if unapplied is not None:
+        of_norm = [unapplied.y, unapplied.kept, unapplied.weight, unapplied.bias, unapplied.of_affine]
     images, colours, height, width = x.shape
     out_size, num_filters, num_weights = _out_size(x, stride), layout.shape[0], layout.shape.numel()
     cut = _Cut.of(images, out_size, num_filters, launch)
     parts = x.new_empty((cut.parts * OUTPUTS, num_weights), dtype=torch.float32)
+    step, of_y_step, whole = _step(width), _step(pitch), out_size[1] % OUTPUTS == 0
+    is_even = whole and step == of_y_step == STEP
     start_kernel(
         _multiply,
         (cut.parts * cut.blocks,),
         x,
         of_y,
+        *of_norm,
         parts,
         cut.groups,
         cut.across,
@@ -157,14 +179,18 @@ def weighed(x: Tensor, of_y: Tensor, layout: Layout, stride: int, launch: Launch
         *out_size,
         num_filters,
         pitch,
+        images * out_size[0] * out_size[1],
         stride=stride,
+        normed=unapplied is not None,
+        silu=unapplied is not None and unapplied.silu,
+        ptx=has_ptx(x),
         groups=launch.groups,
         channels=cut.filters,
-        step=_step(width),
-        of_y_step=_step(pitch),
-        whole=out_size[1] % OUTPUTS == 0,
+        step=step,
+        of_y_step=of_y_step,
+        whole=whole,
         stages=launch.stages,
-        num_warps=launch.warps,
+        num_warps=multiplying_warps_of(launch, normed=unapplied is not None, even=is_even),
     )
     of_weight = torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=x.device)
     start_kernel(
@@ -193,19 +219,23 @@ class _Convolved(torch.autograd.Function):
         stride: int,
         dtype: torch.dtype,
         tally: Tally | None,
-        launches: tuple[Launch, Launch],
+        launches: tuple[Launch, Launch, Launch],
     ) -> Tensor:
         """Return y, channels-last and of type `dtype`."""
         ctx.save_for_backward(x)
-        ctx.layout, ctx.stride, ctx.launch = Layout.of(weight), stride, launches[1]
-        return forwarded(x, weight, stride, dtype, launches[0], tally)
+        ctx.layout, ctx.stride, ctx.launches = Layout.of(weight), stride, launches[1:]
+        y = forwarded(x, weight, stride, dtype, launches[0], tally)
+        ctx.handover = tally.moments.handover if tally and tally.moments else None
+        return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
         """Gradient of the weight, laid out as that is and of its type."""
         (x,) = ctx.saved_tensors
-        return None, weighed(x, of_y, ctx.layout, ctx.stride, ctx.launch), None, None, None, None
+        unapplied = ctx.handover.take() if ctx.handover else None
+        launch = ctx.launches[0 if unapplied is None else 1]
+        return None, weighed(x, of_y, ctx.layout, ctx.stride, launch, unapplied), None, None, None, None
 
 
 def convolved(
@@ -217,12 +247,14 @@ def convolved(
     tally: Tally | None = None,
     forward: Launch = FORWARD,
     backward: Launch = BACKWARD,
+    normed: Launch = NORMED,
 ) -> Tensor:
     """Convolve B3HW with O 3x3 filters, padding 1; on the current stream, without waiting.
 
     x: float32, bfloat16 or float16, channels-last, not empty, takes no gradient. weight: O333, O a multiple of 8, of
     any of these types. stride: 1 or 2. dtype: what is computed in, bfloat16 or float16; or float32, which no tensor
-    cores multiply: exact, and slow. tally: takes the moments of y. forward, backward: change the time only.
+    cores multiply: exact, and slow. tally: takes the moments of y, and the gradient of y is made on the way where a
+    norm leaves it unwritten. forward, backward, normed: change the time only.
     Returns y, channels-last, of type `dtype`.
     """
     assert x.is_contiguous(memory_format=torch.channels_last)
@@ -230,5 +262,5 @@ def convolved(
     assert len(weight) % STEP == 0
     assert stride in (1, 2)
     with torch.cuda.device_of(x):  # where Triton launches; a backward pass is in a thread of the device
-        y: Tensor = _Convolved.apply(x, weight, stride, dtype, tally, (forward, backward))
+        y: Tensor = _Convolved.apply(x, weight, stride, dtype, tally, (forward, backward, normed))
     return y

@@ -30,7 +30,7 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     """
     dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
     if dtype is None:
-        knows = isinstance(convolution, Convolution) and not _may_be_changed(convolution)
+        knows = isinstance(convolution, Convolution) and not _is_watched(convolution)
         told = {"tally": tally} if tally and knows else {}
         found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
@@ -39,9 +39,19 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     return convolved(convolution.weight, maps, dtype, tally=tally)
 
 
-def _may_be_changed(convolution: nn.Conv2d) -> bool:
-    """Whether a hook may give another result than the convolution has, whose moments would not be known."""
-    return bool(convolution._forward_hooks or torch.nn.modules.module._global_forward_hooks)
+def _is_watched(convolution: nn.Conv2d) -> bool:
+    """Whether a hook may give another result than the convolution has, of unknown moments, or sees its gradient."""
+    everywhere = torch.nn.modules.module
+    return any(
+        (
+            convolution._forward_hooks,
+            convolution._backward_hooks,
+            convolution._backward_pre_hooks,
+            everywhere._global_forward_hooks,
+            everywhere._global_backward_hooks,
+            everywhere._global_backward_pre_hooks,
+        )
+    )
 
 
 def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.dtype | None:

@@ -14,6 +14,8 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from paceline.models.handover import Handover
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -22,11 +24,13 @@ class Moments:
     table: Tensor
     """Float32, flat: means P C, sums of squares around them P C, numbers of cells P."""
     num_channels: int
+    handover: Handover | None = None
+    """Where a norm of the map may leave its gradient unwritten."""
 
     @classmethod
-    def empty(cls, like: Tensor, num_parts: int, num_channels: int) -> Moments:
+    def empty(cls, like: Tensor, num_parts: int, num_channels: int, handover: Handover | None = None) -> Moments:
         """Return room for those of so many parts, on a tensor's device."""
-        return cls(like.new_empty(num_parts * (2 * num_channels + 1), dtype=torch.float32), num_channels)
+        return cls(like.new_empty(num_parts * (2 * num_channels + 1), dtype=torch.float32), num_channels, handover)
 
     @property
     def num_parts(self) -> int:

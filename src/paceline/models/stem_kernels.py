@@ -20,9 +20,12 @@ loaded and stored at once with one address, and no window is put together one nu
 ```
 forward    spread    weight -> bands                                small
            convolve  x bands -> y, and moments of its parts         reads x, writes y
-backward   multiply  x y' -> gradient of the weight of each part    reads x, y'
+backward   multiply  x y' -> gradient of the weight of each part    reads x, y'; or z', y
            settle    parts -> gradient of the weight                small
 ```
+Where a norm of ours follows, y' is never written: it is computed from z', y and the norm's sums, as that would have,
+and rounded to the same type, since tensor cores take no other.
+
 Sums are float32; nothing depends on the order in which programs run. `fused_stem.py` launches them. This module needs
 Triton; nothing imports it before that is known to work.
 """
@@ -33,6 +36,7 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _widened, _write
+from paceline.models.norm_kernels import _sigmoid
 from paceline.models.turn_kernels import _num_turns, _piece
 
 OUTPUTS = 4
@@ -50,6 +54,7 @@ _ANY = (
     "out_height",
     "out_width",
     "num_channels",
+    "num_rows",
     "pitch",
 )
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
@@ -249,10 +254,37 @@ def _convolve(
         tl.store(moments + 2 * parts.to(tl.int64) * num_channels + nth, count, mask=column % channels == 0)
 
 
+@triton.jit
+def _of_norm(channel, kept, weight, bias, of_affine, num_rows, num_channels):
+    """Return what the gradient of a norm's input takes of channels: mean, slope, shift, rise and constant."""
+    mean, scale = tl.load(kept + channel), tl.load(kept + num_channels + channel)
+    slope = scale * tl.load(weight + channel).to(tl.float32)
+    count = num_rows.to(tl.float32)
+    constant = tl.load(of_affine + channel) / count * slope
+    rise = tl.load(of_affine + num_channels + channel) / count * slope * scale
+    return mean, slope, tl.load(bias + channel).to(tl.float32), rise, constant
+
+
+@triton.jit
+def _before_norm(gradient, centred, slope, shift, rise, constant, silu: tl.constexpr, ptx: tl.constexpr):
+    """Gradient of a norm's input by that of the result, as `norm_kernels` computes it."""
+    if silu:
+        normed = centred * slope[None, :] + shift[None, :]
+        share = _sigmoid(normed, ptx)
+        activated = normed * share
+        gradient *= share + (activated - activated * share)
+    return gradient * slope[None, :] - (centred * rise[None, :] + constant[None, :])
+
+
 @triton.jit(do_not_specialize=_ANY)
 def _multiply(
     x,
     of_y,
+    y,
+    kept,
+    affine_weight,
+    affine_bias,
+    of_affine,
     parts,
     num_groups,
     groups_across,
@@ -262,7 +294,11 @@ def _multiply(
     out_width,
     num_channels,
     pitch,
+    num_rows,
     stride: tl.constexpr,
+    normed: tl.constexpr,
+    silu: tl.constexpr,
+    ptx: tl.constexpr,
     groups: tl.constexpr,
     channels: tl.constexpr,
     step: tl.constexpr,
@@ -270,13 +306,21 @@ def _multiply(
     whole: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Multiply the gradient of the outputs of a part by what they see; a sum for each of the outputs of a group."""
+    """Multiply the gradient of the outputs of a part by what they see; a sum for each of the outputs of a group.
+
+    normed: whether `of_y` is the gradient of what a norm has made of y, and an activation if `silu`.
+    """
     blocks = num_channels // channels
     part, block, num_parts = tl.program_id(0) // blocks, tl.program_id(0) % blocks, tl.num_programs(0) // blocks
     num_pieces = tl.cdiv(num_groups, groups)
     upper = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
     middle = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
     lower = tl.full((_OUTPUTS * channels, _NUMBERS), 0.0, tl.float32)
+    if normed:
+        channel = block * channels + tl.arange(0, _OUTPUTS * channels) % channels
+        mean, slope, shift, rise, constant = _of_norm(
+            channel, kept, affine_weight, affine_bias, of_affine, num_rows, num_channels
+        )
     for turn in tl.range(0, _num_turns(part, num_parts, num_pieces), num_stages=stages):
         group = _piece(turn, part, num_parts) * groups + tl.arange(0, groups)
         is_group = group < num_groups
@@ -286,7 +330,17 @@ def _multiply(
         place, inside = _outputs(
             group, is_group, line, across, out_width, pitch, block * channels, channels, of_y_step, whole
         )
-        gradient = tl.trans(tl.load(of_y + place, mask=inside, other=0))
+        gradient = tl.load(of_y + place, mask=inside, other=0)
+        if normed:
+            place, _ = _outputs(
+                group, is_group, line, across, out_width, num_channels, block * channels, channels, 8, whole
+            )
+            centred = _widened(tl.load(y + place, mask=inside, other=0), ptx) - mean[None, :]
+            value = _before_norm(_widened(gradient, ptx), centred, slope, shift, rise, constant, silu, ptx)
+            if not whole:  # outputs beyond an edge see some of the image; groups that are none see zeros
+                value = tl.where(inside, value, 0.0)
+            gradient = value.to(of_y.dtype.element_ty)
+        gradient = tl.trans(gradient)
         seen = _numbers(x, is_group, image, across, top, height, line_numbers, stride, step)
         upper = tl.dot(gradient, seen.to(of_y.dtype.element_ty), upper, input_precision="ieee")
         seen = _numbers(x, is_group, image, across, top + 1, height, line_numbers, stride, step)
