@@ -305,8 +305,8 @@ class _NormedAndActivated(Gathering):
         of_carried = totals.maps[0] if ctx.needs_input_grad[3] else None
         if ctx.handover is not None:
             affine = {"weight": weight, "bias": bias, "of_affine": of_affine, "silu": ctx.silu}
-            of_z = {"of_z": totals.maps[0], "pitch": totals.pitches[0]}
-            unapplied = Unapplied(**of_z, y=y.detach(), kept=kept, **affine)
+            first, pitch = totals.maps[0], totals.pitches[0]
+            unapplied = Unapplied(of_z=first, pitch=pitch, y=y.detach(), kept=kept, **affine)
             return ctx.handover.leave(unapplied), of_weight, of_bias, of_carried, *[None] * 7
         of_y = torch.empty_like(y, memory_format=torch.channels_last)
         start_kernel(
