@@ -93,13 +93,14 @@ def test_the_kernels_assign_as_the_search_over_all_pairs(
     assert targets.slot_point.shape[1] == (len(scene.points) if per_point else batch.labels.shape[1] * 10)
 
 
-@pytest.mark.parametrize(("pieces", "lanes"), [(1, 1024), (2, 16), (4, 32)])
+@pytest.mark.parametrize(("pieces", "many", "lanes"), [(1, 8192, 1024), (2, 8192, 16), (4, 8192, 32), (4, 1, 64)])
 def test_the_points_of_a_box_may_be_looked_at_in_any_pieces(
-    pieces: int, lanes: int, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
+    pieces: int, many: int, lanes: int, interpreted: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raw, scores, batch = outputs("many points", torch.float32)
     whole = assigned(interpreted, raw, scores, batch)
     monkeypatch.setattr(interpreted, "_PIECES", pieces)
+    monkeypatch.setattr(interpreted, "_MANY_BOXES", many)
     monkeypatch.setattr(interpreted, "_CLAIMED", {"block": lanes})
     in_pieces = assigned(interpreted, raw, scores, batch)
     for field in dataclasses.fields(whole):
