@@ -78,7 +78,7 @@ def test_pools_are_torchs(shape: tuple[int, int, int, int], dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("special", [float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0])
 def test_what_is_no_number_is_chosen_as_on_cpus(special: float, dtype: torch.dtype) -> None:
     from paceline.models.fused_pool import pyramid
 

@@ -69,7 +69,7 @@ def _better(best, chosen, value, place, below: tl.constexpr, pairs: tl.constexpr
     pairs: by six instructions for two numbers of half precision.
     """
     if pairs:
-        return tl.inline_asm_elementwise(
+        best, chosen = tl.inline_asm_elementwise(
             _BETTER_BFLOAT16 if value.dtype == tl.bfloat16 else _BETTER_FLOAT16,
             "=&r,=r,r,r,r,r,r",
             [best, chosen, value, place, tl.full(place.shape, 5 * below, tl.int16)],
@@ -77,8 +77,10 @@ def _better(best, chosen, value, place, below: tl.constexpr, pairs: tl.constexpr
             is_pure=True,
             pack=2,
         )
-    better = (value > best) | (value != value)
-    return tl.where(better, value, best), tl.where(better, place + 5 * below, chosen)
+    else:
+        better = (value > best) | (value != value)
+        best, chosen = tl.where(better, value, best), tl.where(better, place + 5 * below, chosen)
+    return best, chosen
 
 
 @triton.jit
