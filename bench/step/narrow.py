@@ -22,28 +22,28 @@ from torch.nn import functional as F
 
 from paceline.models import depthwise_conv
 from paceline.models.moments import Tally
-from paceline.models.narrow_conv import Launch, _convolved, _traced_back, _weighed
+from paceline.models.narrow_conv import Cells, Launch, _convolved, _traced_back, _weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DEVICE = torch.device("cuda")
 MOST = 64
-CONVOLVING_TRIED = [
-    Launch(rows, warps, stages, programs)
-    for (rows, warps), stages, programs in product(((64, 4), (64, 8)), (1, 3), (264, 528))
+CONVOLVING_TRIED: list[Launch | Cells] = [
+    Launch(64, warps, stages, programs) for warps, stages, programs in product((4, 8), (1, 3), (264, 396, 528))
 ]
+CONVOLVING_TRIED += [Cells(lines, 8, warps, stages) for (lines, warps), stages in product(((16, 4), (8, 4)), (2, 3))]
 WEIGHING_TRIED = [
-    Launch(rows, warps, stages, programs)
-    for (rows, warps), stages, programs in product(((64, 4), (64, 8)), (2, 3), (132, 264))
+    Launch(64, warps, stages, programs) for warps, stages, programs in product((4, 8), (2, 3), (132, 264))
 ]
+TRACING_TRIED = [launch for launch in CONVOLVING_TRIED if isinstance(launch, Launch)]
 EACH_TRIED = [
     depthwise_conv.Launch(tile, columns, warps)
     for (tile, warps), columns in product(((2048, 4), (1024, 4), (1024, 2), (512, 2)), (4, 8))
 ]
 
 
-def once(key: tuple[int, ...], launch: Launch | depthwise_conv.Launch, passes: str) -> None:
+def once(key: tuple[int, ...], launch: Launch | Cells | depthwise_conv.Launch, passes: str) -> None:
     """Compile what a launch needs."""
     channels, out_channels, _, stride, *_ = key
     if isinstance(launch, depthwise_conv.Launch):
@@ -61,7 +61,7 @@ def once(key: tuple[int, ...], launch: Launch | depthwise_conv.Launch, passes: s
         _convolved(x, weight, stride, launch, tally=Tally())
         if stride == 1:
             _convolved(y, weight, 1, launch, turned=True)
-        else:
+        elif isinstance(launch, Launch):
             _traced_back(y, weight, (16, 16), launch)
 
 
@@ -100,7 +100,7 @@ def times_of(key: tuple[int, ...], batch: int) -> tuple[dict[str, float], dict[s
         if stride == 1:
             ours["map"] = tried(lambda launch: _convolved(of_y, weight, 1, launch, turned=True), CONVOLVING_TRIED)
         else:
-            ours["map"] = tried(lambda launch: _traced_back(of_y, weight, (height, width), launch), CONVOLVING_TRIED)
+            ours["map"] = tried(lambda launch: _traced_back(of_y, weight, (height, width), launch), TRACING_TRIED)
     ours["weights"] = tried(lambda launch: _weighed(x, of_y, stride, launch), WEIGHING_TRIED)
     return theirs, ours
 

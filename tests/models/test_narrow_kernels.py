@@ -123,6 +123,22 @@ def test_it_does_not_depend_on_how_maps_are_cut_into_strips(
         assert torch.equal(found, kernels._traced_back(of_y, weight, size, kernels.Launch(programs=7)))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "out_channels"), [(32, 64), (64, 32), (24, 88)])
+def test_cell_by_cell_it_is_the_same(kernels: ModuleType, channels: int, out_channels: int, stride: int) -> None:
+    x, weight, _ = all_of(2, channels, out_channels, (19, 11), stride, torch.float32)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    tally = Tally()
+    y = kernels._convolved(x, weight, stride, tally=tally)
+    assert differ(y, F.conv2d(x.double(), weight.double(), stride=stride, padding=1)) < 1e-6
+    assert torch.equal(y, kernels._convolved(x, weight, stride, kernels.Cells(lines=4, columns=16)))
+    assert tally.moments is not None
+    mean, variance, count = tally.moments.joined()
+    assert int(count) == y.numel() // out_channels
+    assert differ(mean, y.double().mean((0, 2, 3))) < 1e-5
+    assert differ(variance, y.double().var((0, 2, 3), correction=0)) < 1e-5
+
+
 def test_moments_of_a_large_mean_keep_their_digits(kernels: ModuleType) -> None:
     x, weight, _ = all_of(2, 8, 16, (20, 12), 1, torch.float32)
     weight[:, :, 1, 1] += 100.0
@@ -238,8 +254,9 @@ def test_a_block_is_the_same_by_kernels(kernels: ModuleType, monkeypatch: pytest
 _PROGRAM = """
 from compiling import compiled, usage_of
 
-from paceline.models import narrow_kernels
-from paceline.models.narrow_conv import CONVOLVING, CONVOLVING_WIDE, WEIGHING, WEIGHING_WIDE, _outputs_of, _room
+from paceline.models import narrow_conv, narrow_kernels
+from paceline.models.narrow_conv import CONVOLVING, TRACING, TRACING_WIDE, WEIGHING, WEIGHING_WIDE, Cells
+from paceline.models.narrow_conv import _outputs_of, _room
 
 kinds = dict.fromkeys(("x", "weight", "y", "of_y", "of_x"), "*bf16") | dict.fromkeys(("parts", "of_weight"), "*fp32")
 kinds |= dict(moments="*fp32")
@@ -249,39 +266,37 @@ def made_of(kernel, warps, capability=90, **fixed):
     return compiled(kernel, fixed, kinds, warps=warps, capability=capability)
 
 
+def checked(kernel, launch, **fixed):
+    # for Hopper, and for what consumers have
+    made = made_of(kernel, launch.warps, stages=launch.stages, **fixed)
+    assert usage_of(made).spilled <= 8, "of predicates at most"
+    assert "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
+    if launch.stages > 1:
+        assert "cp.async.cg" in made.asm["ptx"], "what comes next is loaded meanwhile, eight numbers at once"
+    assert made_of(kernel, launch.warps, 89, stages=launch.stages, **fixed).metadata.shared <= 99 * 1024
+    return made.asm["ptx"]
+
+
 for channels, out_channels, stride in ((16, 8, 1), (8, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 32, 1)):
-    sizes = dict(in_channels=channels, out_channels=out_channels, stride=stride)
-    launch = CONVOLVING if channels * out_channels < 2048 else CONVOLVING_WIDE
+    sizes = dict(in_channels=channels, out_channels=out_channels)
     outputs = _outputs_of(out_channels, stride)
     rooms = dict(room=_room(4 * channels), out_room=_room(outputs * out_channels), outputs=outputs)
     for turned, notes in ((False, False), (True, False), (False, True)):
-        tile = dict(rows=launch.rows, columns=8, stages=launch.stages, notes=notes) | rooms
-        made = made_of(narrow_kernels._convolve_narrow, launch.warps, turned=turned, **tile, **sizes)
-        assert not usage_of(made).spilled
-        assert "cp.async.cg" in made.asm["ptx"], "the lines that come are loaded meanwhile, eight numbers at once"
-        assert "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
-        assert "wgmma" in made.asm["ptx"], "products of matrices"
-        made = made_of(narrow_kernels._convolve_narrow, launch.warps, 89, turned=turned, **tile, **sizes)
-        assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
-    if channels > 32:
-        continue
-    launch = WEIGHING if channels * out_channels < 2048 else WEIGHING_WIDE
-    tile = dict(rows=launch.rows, columns=8, stages=launch.stages) | rooms
-    made = made_of(narrow_kernels._weight_gradient, launch.warps, **tile, **sizes)
-    assert not usage_of(made).spilled
-    assert "cp.async.cg" in made.asm["ptx"], "the lines that come are loaded meanwhile"
-    made = made_of(narrow_kernels._weight_gradient, launch.warps, 89, **tile, **sizes)
-    assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
+        ways = dict(turned=turned, notes=notes, stride=stride) | sizes
+        if channels * out_channels < narrow_conv._WIDE:
+            ptx = checked(narrow_kernels._convolve_narrow, CONVOLVING, rows=CONVOLVING.rows, **ways, **rooms)
+        else:
+            tile = dict(lines=Cells().lines, columns=Cells().columns, room=channels, out_room=out_channels)
+            ptx = checked(narrow_kernels._convolve_cells, Cells(), **ways, **tile)
+        assert "wgmma" in ptx, "products of matrices"
+    if channels <= 32:
+        few = rooms["room"] * rooms["out_room"] <= narrow_conv._MOST_OF_FOUR_WARPS
+        launch = WEIGHING if few else WEIGHING_WIDE
+        checked(narrow_kernels._weight_gradient, launch, rows=launch.rows, stride=stride, **sizes, **rooms)
 for channels, out_channels in ((16, 32), (32, 64)):
-    sizes = dict(in_channels=channels, out_channels=out_channels)
-    sizes |= dict(room=_room(2 * out_channels), in_room=_room(2 * channels))
-    launch = CONVOLVING if channels * out_channels < 2048 else CONVOLVING_WIDE
-    tile = dict(rows=launch.rows, columns=8, stages=launch.stages)
-    made = made_of(narrow_kernels._map_gradient, launch.warps, **tile, **sizes)
-    assert not usage_of(made).spilled
-    assert "cp.async.cg" in made.asm["ptx"] and "st.global.v4.b32" in made.asm["ptx"], "eight numbers at once"
-    made = made_of(narrow_kernels._map_gradient, launch.warps, 89, **tile, **sizes)
-    assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
+    launch = TRACING if channels * out_channels < narrow_conv._WIDE else TRACING_WIDE
+    sizes = dict(in_channels=channels, out_channels=out_channels, rows=launch.rows)
+    checked(narrow_kernels._map_gradient, launch, room=_room(2 * out_channels), in_room=_room(2 * channels), **sizes)
 print("compiled")
 """
 

@@ -35,7 +35,7 @@ KERNELS = {
         "_apply_gradient",
     ),
     *("_spread", "_convolve", "_multiply", "_settle", "_multiply_end", "_end_parts"),
-    *("_convolve_narrow", "_map_gradient", "_weight_gradient", "_trace_back"),
+    *("_convolve_narrow", "_convolve_cells", "_map_gradient", "_weight_gradient", "_trace_back"),
     *("_convolve_joint", "_piece_gradients", "_weight_parts", "_settle_weight"),
     *("_pool", "_pool_gradient", "_double", "_halve"),
     *("_convert", "_note", "_multiply", "_squares", "_settle", "_descend", "_count", "_adapt", "_approach", "_copy"),
@@ -89,7 +89,7 @@ def test_an_imagined_step_names_every_kernel_and_touches_nothing(
     assert counts["_apply_gradient"] == 80, "the first convolution makes the gradient of its result on the way"
     assert counts["_statistics"] == 81 - 32, "without those whose convolutions have written their moments"
     assert counts["_convolve"] + counts["_convolve_joint"] == 1 + 16
-    assert counts["_join_moments"] == 12, "of the maps of 80 x 80 cells and more"
+    assert counts["_join_moments"] == 5, "of the first map and of joined ones of 80 x 80 cells and more"
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(value.grad is None for value in network.parameters())
 
@@ -119,11 +119,11 @@ class Additions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize(("name", "additions"), [("yolo11n", 1), ("yolo11m", 1), ("yolo11l", 2), ("yolov8m", 0)])
+@pytest.mark.parametrize(("name", "additions"), [("yolo11n", 2), ("yolo11m", 2), ("yolo11l", 4), ("yolov8m", 0)])
 def test_gradients_of_maps_are_added_by_norms(
     named: list[tuple[str, list[Any], dict[str, Any]]], name: str, additions: int
 ) -> None:
-    """All but those of values, in each attention, which come from no norm."""
+    """All but two in each attention: positions, which come beside the rest, and the gradients of values."""
     network, criterion = network_of(name)
     with triton_kernels.compiled_ahead(1), Additions() as found:
         ahead.imagined_step(network, criterion, torch.bfloat16)

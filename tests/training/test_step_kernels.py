@@ -239,6 +239,7 @@ def expected(network: DetectionModel) -> Counter[str]:
     turned = [three for three in threes if three[2] == 1 and min(three[:2]) <= 32 and max(three[:2]) <= 64]
     strided = [three for three in weighed if three[2] == 2]
     forward = [three for three in threes if three in weighed or three in turned]
+    wide = [three for three in (*forward, *turned) if three[0] * three[1] >= 32 * 64]
     depthwise = [
         name
         for name, module in network.named_modules()
@@ -259,7 +260,8 @@ def expected(network: DetectionModel) -> Counter[str]:
             **dict.fromkeys(("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums"), norms),
             "_apply_gradient": norms - stems,
             **dict.fromkeys(("_convolve_joint", "_weight_parts", "_piece_gradients"), joints),
-            "_convolve_narrow": len(forward) + len(turned),
+            "_convolve_narrow": len(forward) + len(turned) - len(wide),
+            "_convolve_cells": len(wide),
             "_map_gradient": len(strided),
             "_weight_gradient": len(weighed),
             "_settle_weight": len(weighed) + joints + at_end,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from paceline.models.beside import beside
 from paceline.models.half_weights import half_of, numbers_of, whole_of
 from paceline.models.moments import Moments
-from paceline.models.narrow_kernels import _convolve_narrow, _map_gradient, _weight_gradient
+from paceline.models.narrow_kernels import _convolve_cells, _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
 from paceline.models.parted_conv import gradients_apart
 from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, start_kernel
@@ -33,8 +33,10 @@ _CELLS = 4
 _MOST_BESIDE = 32
 """Channels of two cells of y beside each other, which one row gives, since a program has registers for so many."""
 _WIDE = 32 * 64
-"""Channels in times out, of which a program has more weights than four warps have room for."""
-_COLUMNS, _LINES = (16, 8, 4, 2), (40, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4)
+"""Channels in times out, from which on convolutions go cell by cell."""
+_MOST_OF_FOUR_WARPS = 64 * 32
+"""Weights of one line that four warps have registers to sum the gradients of."""
+_COLUMNS, _LINES = (16, 8, 4, 2), (160, 80, 40, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4)
 """What there is to choose from, for rows of a tile in one line, and for lines of a strip."""
 _MOST_IN, _MOST_OUT = 32, 64
 """Channels of the map that windows are taken from, and of the other one."""
@@ -55,8 +57,21 @@ class Launch:
     """At least, as far as strips of a few lines give as many."""
 
 
-CONVOLVING, CONVOLVING_WIDE = Launch(), Launch(warps=8, stages=2)
-WEIGHING, WEIGHING_WIDE = Launch(warps=8, programs=264), Launch(warps=8, stages=2, programs=264)
+@dataclass(frozen=True)
+class Cells:
+    """How a convolution is launched that goes cell by cell; changes the time only."""
+
+    lines: int = 16
+    columns: int = 8
+    """Of the cells that a program looks at together; powers of two."""
+    warps: int = 4
+    stages: int = 2
+    """Cells of the windows whose loads are under way together."""
+
+
+CONVOLVING, CONVOLVING_WIDE = Launch(programs=396), Cells()
+TRACING, TRACING_WIDE = Launch(stages=1), Launch(warps=8, stages=1)
+WEIGHING, WEIGHING_WIDE = Launch(programs=132), Launch(warps=8, programs=132)
 
 
 def _outputs_of(out_channels: int, stride: int) -> int:
@@ -96,7 +111,13 @@ class _Cut:
 
 
 def _convolved(
-    x: Tensor, weight: Tensor, stride: int, launch: Launch | None, *, turned: bool = False, tally: Tally | None = None
+    x: Tensor,
+    weight: Tensor,
+    stride: int,
+    launch: Launch | Cells | None = None,
+    *,
+    turned: bool = False,
+    tally: Tally | None = None,
 ) -> Tensor:
     """Convolve BCHW with weights out, in, 3, 3; turned: those of which this is the gradient, in, out, 3, 3.
 
@@ -107,37 +128,54 @@ def _convolved(
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
     launch = launch or (CONVOLVING if channels * out_channels < _WIDE else CONVOLVING_WIDE)
-    outputs = _outputs_of(out_channels, stride)
-    cut = _Cut.of(images, (out_height, out_width), outputs, launch)
-    moments = Moments.empty(y, cut.tiles * outputs, out_channels) if tally else None
-    start_kernel(
-        _convolve_narrow,
-        (cut.tiles,),
-        x,
-        weight,
-        y,
-        moments.table if moments else y,
-        height,
-        width,
-        out_height,
-        out_width,
-        cut.strips,
-        cut.strips_down,
-        cut.tiles_across,
-        cut.lines,
-        in_channels=channels,
-        out_channels=out_channels,
-        room=_room(_CELLS * channels),
-        out_room=_room(outputs * out_channels),
-        stride=stride,
-        turned=turned,
-        notes=moments is not None,
-        outputs=outputs,
-        rows=launch.rows,
-        columns=cut.columns,
-        stages=launch.stages,
-        num_warps=launch.warps,
-    )
+    sizes = (height, width, out_height, out_width)
+    ways = {"in_channels": channels, "out_channels": out_channels, "stride": stride, "turned": turned}
+    ways |= {"stages": launch.stages, "num_warps": launch.warps}
+    if isinstance(launch, Cells):
+        down, across = cdiv(out_height, launch.lines), cdiv(out_width, launch.columns)
+        tiles = images * down * across
+        moments = Moments.empty(y, tiles, out_channels) if tally else None
+        start_kernel(
+            _convolve_cells,
+            (tiles,),
+            x,
+            weight,
+            y,
+            moments.table if moments else y,
+            *sizes,
+            down,
+            across,
+            **ways,
+            room=_room(channels),
+            out_room=_room(out_channels),
+            notes=moments is not None,
+            lines=launch.lines,
+            columns=launch.columns,
+        )
+    else:
+        outputs = _outputs_of(out_channels, stride)
+        cut = _Cut.of(images, (out_height, out_width), outputs, launch)
+        moments = Moments.empty(y, cut.tiles * outputs, out_channels) if tally else None
+        start_kernel(
+            _convolve_narrow,
+            (cut.tiles,),
+            x,
+            weight,
+            y,
+            moments.table if moments else y,
+            *sizes,
+            cut.strips,
+            cut.strips_down,
+            cut.tiles_across,
+            cut.lines,
+            cut.columns.bit_length() - 1,
+            **ways,
+            room=_room(_CELLS * channels),
+            out_room=_room(outputs * out_channels),
+            notes=moments is not None,
+            outputs=outputs,
+            rows=launch.rows,
+        )
     if tally:
         tally.moments = moments
     return y.permute(0, 3, 1, 2)
@@ -149,7 +187,7 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: La
     channels = weight.shape[1]
     height, width = size
     of_x = of_y.new_empty((images, height, width, channels))
-    launch = launch or (CONVOLVING if channels * out_channels < _WIDE else CONVOLVING_WIDE)
+    launch = launch or (TRACING if channels * out_channels < _WIDE else TRACING_WIDE)
     cut = _Cut.of(images, (out_height, out_width), 1, launch)
     start_kernel(
         _map_gradient,
@@ -165,12 +203,12 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: La
         cut.strips_down,
         cut.tiles_across,
         cut.lines,
+        cut.columns.bit_length() - 1,
         in_channels=channels,
         out_channels=out_channels,
         room=_room(2 * out_channels),
         in_room=_room(2 * channels),
         rows=launch.rows,
-        columns=cut.columns,
         stages=launch.stages,
         num_warps=launch.warps,
     )
@@ -181,8 +219,9 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch | None = None)
     """Return the gradient of the weights, out, in, 3, 3, float32 and channels-last."""
     images, channels, height, width = x.shape
     _, out_channels, out_height, out_width = of_y.shape
-    launch = launch or (WEIGHING if channels * out_channels < _WIDE else WEIGHING_WIDE)
     outputs = _outputs_of(out_channels, stride)
+    room, out_room = _room(_CELLS * channels), _room(outputs * out_channels)
+    launch = launch or (WEIGHING if room * out_room <= _MOST_OF_FOUR_WARPS else WEIGHING_WIDE)
     cut = _Cut.of(images, (out_height, out_width), outputs, launch)
     num_parts = cut.tiles * outputs
     parts = x.new_empty((num_parts, out_channels, 3, 3, channels), dtype=torch.float32)
@@ -200,14 +239,14 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch | None = None)
         cut.strips_down,
         cut.tiles_across,
         cut.lines,
+        cut.columns.bit_length() - 1,
         in_channels=channels,
         out_channels=out_channels,
-        room=_room(_CELLS * channels),
-        out_room=_room(outputs * out_channels),
+        room=room,
+        out_room=out_room,
         stride=stride,
         outputs=outputs,
         rows=launch.rows,
-        columns=cut.columns,
         stages=launch.stages,
         num_warps=launch.warps,
     )
@@ -260,7 +299,7 @@ class _Convolved(torch.autograd.Function):
         stride: int,
         tally: Tally | None,
         joins: bool,
-        convolving: Launch | None,
+        convolving: Launch | Cells | None,
         weighing: Launch | None,
     ) -> Tensor:
         """Return y BNHW, channels-last and of the type of `factors`, the weight's numbers."""
@@ -293,7 +332,7 @@ class _Convolved(torch.autograd.Function):
             if ctx.stride == 1:
                 of_x = _convolved(of_y, factors, 1, convolving, turned=True)
             else:
-                of_x = _traced_back(of_y, factors, x.shape[2:], convolving)
+                of_x = _traced_back(of_y, factors, (x.shape[2], x.shape[3]))
         of_x = None if of_x is None else of_x.to(type_of_x)
         of_weight = None if of_weight is None else of_weight.to(type_of_weight)
         return of_x, of_weight, *[None] * 6
@@ -312,7 +351,7 @@ def convolved(
     dtype: torch.dtype,
     *,
     tally: Tally | None = None,
-    convolving: Launch | None = None,
+    convolving: Launch | Cells | None = None,
     weighing: Launch | None = None,
 ) -> Tensor:
     """Convolve BCHW by N, C, 3, 3 with padding 1; on the current stream, without waiting.

@@ -20,6 +20,9 @@ are 0, where a program has registers for them:
 x lines  i - 1   i   i + 1              a row: cells 2p-1 2p 2p+1 2p+2   gives 2p 2p+1
 y line   i  =  W0 + W1 + W2
 ```
+Of many channels a program would have room for few rows. There the convolution is nine products, one for each cell of
+the windows, and a program has a tile of one image; what it loads nine times is in the cache.
+
 Sums are float32; those of the weights are written by each program for itself and added afterwards, in one order.
 `narrow_conv.py` launches them. This module needs Triton; nothing imports it before that is known to work.
 """
@@ -29,20 +32,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from paceline.models.moment_kernels import _write
+from paceline.models.moment_kernels import _note, _write
 
-_ANY = ("height", "width", "out_height", "out_width", "num_strips", "strips_down", "tiles_across", "lines")
+_ANY = ("height", "width", "out_height", "out_width", "num_strips", "strips_down", "tiles_across", "lines", "halvings")
 """Numbers for whose values nothing is compiled anew: images come in many sizes."""
 _CELLS = tl.constexpr(4)
 """Beside each other, that a row of a product has: what two outputs see at stride 1, and one at stride 2."""
 
 
 @triton.jit
-def _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows: tl.constexpr, columns: tl.constexpr):
+def _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows: tl.constexpr, halvings):
     """Image, first line and column of the rows of a tile, and whether there is such a strip."""
     row = tl.arange(0, rows)
-    strip = tile // tiles_across * (rows // columns) + row // columns
-    column = tile % tiles_across * columns + row % columns
+    strip = tile // tiles_across * (rows >> halvings) + (row >> halvings)
+    column = ((tile % tiles_across) << halvings) + (row & ((1 << halvings) - 1))
     return strip // strips_down, strip % strips_down * lines, column, strip < num_strips
 
 
@@ -122,6 +125,7 @@ def _convolve_narrow(
     strips_down,
     tiles_across,
     lines,
+    halvings,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
@@ -131,18 +135,17 @@ def _convolve_narrow(
     notes: tl.constexpr,
     outputs: tl.constexpr,
     rows: tl.constexpr,
-    columns: tl.constexpr,
     stages: tl.constexpr,
 ):
     """Convolve strips of `lines` lines, going down.
 
-    A row is four cells beside each other, which `outputs` cells of y depend on; a tile has `columns` rows of each of
-    rows / columns strips. weight: out, 3, 3, in; turned: in, 3, 3, out, of a convolution from y to x, of whose map this
+    A row is four cells beside each other, which `outputs` cells of y depend on; a tile has 2^`halvings` rows of
+    each of its strips. weight: out, 3, 3, in; turned: in, 3, 3, out, of a convolution from y to x, of whose map this
     is the gradient. notes: whether the moments are written, each output of the rows of a program being a part.
     """
     tile = tl.program_id(0)
     number, place = tl.arange(0, room), tl.arange(0, out_room)
-    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, columns)
+    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, halvings)
     left, end = column * outputs, tl.minimum(top + lines, out_height)
     at = (left * stride - 1)[:, None] + (number // in_channels)[None, :]
     inside = is_strip[:, None] & (at >= 0) & (at < width) & (number < _CELLS * in_channels)[None, :]
@@ -196,6 +199,66 @@ def _convolve_narrow(
         tl.store(moments + 2 * parts.to(tl.int64) * out_channels + tile * outputs + output, count, mask=is_count)
 
 
+@triton.jit(do_not_specialize=("height", "width", "out_height", "out_width", "tiles_down", "tiles_across"))
+def _convolve_cells(
+    x,
+    weight,
+    y,
+    moments,
+    height,
+    width,
+    out_height,
+    out_width,
+    tiles_down,
+    tiles_across,
+    in_channels: tl.constexpr,
+    out_channels: tl.constexpr,
+    room: tl.constexpr,
+    out_room: tl.constexpr,
+    stride: tl.constexpr,
+    turned: tl.constexpr,
+    notes: tl.constexpr,
+    lines: tl.constexpr,
+    columns: tl.constexpr,
+    stages: tl.constexpr,
+):
+    """Convolve a tile of `lines` x `columns` cells of one image by nine products, one for each cell of the windows.
+
+    weight: out, 3, 3, in; turned: in, 3, 3, out, as above. notes: whether the moments of the tile are written, as one
+    part.
+    """
+    tile = tl.program_id(0)
+    number, out, cell = tl.arange(0, room), tl.arange(0, out_room), tl.arange(0, lines * columns)
+    image, within = tile // (tiles_down * tiles_across), tile % (tiles_down * tiles_across)
+    top, left = within // tiles_across * lines, within % tiles_across * columns
+    line, column = top + cell // columns, left + cell % columns
+    first = x + image.to(tl.int64) * (height * width * in_channels)
+    is_weight = (number < in_channels)[:, None] & (out < out_channels)[None, :]
+    total = tl.full((lines * columns, out_room), 0.0, tl.float32)
+    for nth in tl.range(9, num_stages=stages):
+        above, at = line * stride + (nth // 3 - 1), column * stride + (nth % 3 - 1)
+        inside = ((above >= 0) & (above < height) & (at >= 0) & (at < width))[:, None]
+        inside = inside & (number < in_channels)[None, :]
+        place = ((above * width + at) * in_channels)[:, None] + number[None, :]  # within an image 32 bits will do
+        values = tl.load(first + place, mask=inside, other=0)
+        if turned:
+            place = ((number * 9 + (8 - nth)) * out_channels)[:, None] + out[None, :]
+        else:
+            place = (out * 9 * in_channels)[None, :] + (nth * in_channels + number)[:, None]
+        factors = tl.load(weight + place, mask=is_weight, other=0)
+        total = tl.dot(values, factors, total, input_precision="ieee")
+    is_cell, is_out = (line < out_height) & (column < out_width), out < out_channels
+    place = ((line * out_width + column) * out_channels)[:, None] + out[None, :]
+    first = y + image.to(tl.int64) * (out_height * out_width * out_channels)
+    if notes:  # of cells beyond an edge, which see some of the map, nothing may be summed up
+        total = tl.where(is_cell[:, None], total, 0.0)
+    value = total.to(y.dtype.element_ty)
+    tl.store(first + place, value, mask=is_cell[:, None] & is_out[None, :])
+    if notes:
+        count = tl.minimum(lines, out_height - top) * tl.minimum(columns, out_width - left)
+        _note(value, is_cell, count.to(tl.float32), tile, tl.num_programs(0), out, is_out, out_channels, moments)
+
+
 @triton.jit
 def _pair_weights(
     weight,
@@ -228,21 +291,21 @@ def _map_gradient(
     strips_down,
     tiles_across,
     lines,
+    halvings,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
     in_room: tl.constexpr,
     rows: tl.constexpr,
-    columns: tl.constexpr,
     stages: tl.constexpr,
 ):
     """Gradient of the map at stride 2, in strips of `lines` lines of y', going down, of which each gives two.
 
-    A row is a cell of y' and its neighbour to the right; a tile has `columns` rows of each of rows / columns strips.
+    A row is a cell of y' and its neighbour to the right; a tile has 2^`halvings` rows of each of its strips.
     """
     tile = tl.program_id(0)
     number, place = tl.arange(0, room), tl.arange(0, in_room)
-    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, columns)
+    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, halvings)
     end = tl.minimum(2 * tl.minimum(top + lines, out_height), height)
     is_strip = is_strip[:, None]
     inside = is_strip & (column[:, None] + (number // out_channels)[None, :] < out_width)
@@ -284,6 +347,7 @@ def _weight_gradient(
     strips_down,
     tiles_across,
     lines,
+    halvings,
     in_channels: tl.constexpr,
     out_channels: tl.constexpr,
     room: tl.constexpr,
@@ -291,7 +355,6 @@ def _weight_gradient(
     stride: tl.constexpr,
     outputs: tl.constexpr,
     rows: tl.constexpr,
-    columns: tl.constexpr,
     stages: tl.constexpr,
 ):
     """Sum the gradient of the weights over the strips of a tile, each output of its rows being a part.
@@ -302,7 +365,7 @@ def _weight_gradient(
     """
     tile = tl.program_id(0)
     number, place = tl.arange(0, room), tl.arange(0, out_room)
-    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, columns)
+    image, top, column, is_strip = _strips_of(tile, num_strips, strips_down, tiles_across, lines, rows, halvings)
     left = column * outputs
     cell, output = number // in_channels, place // out_channels
     at = (left * stride - 1)[:, None] + cell[None, :]
