@@ -33,9 +33,7 @@ CONVOLVING_TRIED: list[Launch | Cells] = [
     Launch(64, warps, stages, programs) for warps, stages, programs in product((4, 8), (1, 3), (264, 396, 528))
 ]
 CONVOLVING_TRIED += [Cells(lines, 8, warps, stages) for (lines, warps), stages in product(((16, 4), (8, 4)), (2, 3))]
-WEIGHING_TRIED = [
-    Launch(64, warps, stages, programs) for warps, stages, programs in product((4, 8), (2, 3), (132, 264))
-]
+WEIGHING_TRIED = [Launch(64, warps, stages, count) for warps, stages, count in product((4, 8), (2, 3), (132, 264))]
 TRACING_TRIED = [launch for launch in CONVOLVING_TRIED if isinstance(launch, Launch)]
 EACH_TRIED = [
     depthwise_conv.Launch(tile, columns, warps)
