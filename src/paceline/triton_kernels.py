@@ -119,6 +119,14 @@ def has_pairs(values: torch.Tensor) -> bool:
     return has_ptx(values) and torch.cuda.get_device_capability(_number_of(values.device)) >= (9, 0)
 
 
+def shared_bytes(values: torch.Tensor) -> int:
+    """Return how much memory a program may share among its threads, as far as NVIDIA's GPUs tell; else none."""
+    if not has_ptx(values):
+        return 0
+    properties: Any = torch.cuda.get_device_properties(_number_of(values.device))
+    return int(getattr(properties, "shared_memory_per_block_optin", 0))
+
+
 def autocast_type(values: torch.Tensor) -> torch.dtype | None:
     """Return the type that autocast would now compute in with a tensor; None where it leaves that as it is."""
     kind = "cuda" if values.is_meta else values.device.type

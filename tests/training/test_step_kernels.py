@@ -236,10 +236,11 @@ def expected(network: DetectionModel) -> Counter[str]:
     ]
     threes = [(before, after, stride) for before, after, stride in threes if before % 8 == after % 8 == 0]
     weighed = [three for three in threes if three[0] <= 32 and three[1] <= 64]
-    turned = [three for three in threes if three[2] == 1 and min(three[:2]) <= 32 and max(three[:2]) <= 64]
+    turned = [three for three in threes if three[2] == 1 and three[1] <= 32 and three[0] <= 64]
     strided = [three for three in weighed if three[2] == 2]
     forward = [three for three in threes if three in weighed or three in turned]
-    wide = [three for three in (*forward, *turned) if three[0] * three[1] >= 32 * 64]
+    forward = [three for three in forward if three[2] == 1 or three[0] * three[1] < 32 * 64]
+    by_cells = [three for three in (*forward, *turned) if three[2] == 1 and three[0] * three[1] >= 16 * 32]
     depthwise = [
         name
         for name, module in network.named_modules()
@@ -260,8 +261,8 @@ def expected(network: DetectionModel) -> Counter[str]:
             **dict.fromkeys(("_settle_statistics", "_apply", "_gradient_sums", "_settle_sums"), norms),
             "_apply_gradient": norms - stems,
             **dict.fromkeys(("_convolve_joint", "_weight_parts", "_piece_gradients"), joints),
-            "_convolve_narrow": len(forward) + len(turned) - len(wide),
-            "_convolve_cells": len(wide),
+            "_convolve_narrow": len(forward) + len(turned) - len(by_cells),
+            "_convolve_cells": len(by_cells),
             "_map_gradient": len(strided),
             "_weight_gradient": len(weighed),
             "_settle_weight": len(weighed) + joints + at_end,

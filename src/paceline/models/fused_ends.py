@@ -77,12 +77,15 @@ def tile_of_product(num_found: int, num_summed: int) -> Tile:
 
 
 def widths_of(num_columns: int) -> tuple[int, int]:
-    """Return two powers of two, or one and none, which hold so many columns, or a block of many."""
+    """Return two powers of two, or one and none, which hold so many columns, or a block of many.
+
+    The second is 16 alone: with 64 and 32 Triton 3.6 makes a kernel for Hopper that is wrong.
+    """
     if num_columns > _MOST_COLUMNS + _LEAST_COLUMNS:
         return _MOST_COLUMNS, 0
     room = max(next_power_of_2(num_columns), _LEAST_COLUMNS)
     more = max(next_power_of_2(max(num_columns - room // 2, 1)), _LEAST_COLUMNS)
-    return (room // 2, more) if more < room // 2 else (room, 0)
+    return (room // 2, more) if more == _LEAST_COLUMNS < room // 2 else (room, 0)
 
 
 @functools.lru_cache(maxsize=KEPT_CUTS)

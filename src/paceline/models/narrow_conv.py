@@ -19,7 +19,7 @@ from paceline.models.moments import Moments
 from paceline.models.narrow_kernels import _convolve_cells, _convolve_narrow, _map_gradient, _weight_gradient
 from paceline.models.part_kernels import _settle_weight
 from paceline.models.parted_conv import gradients_apart
-from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, start_kernel
+from paceline.triton_kernels import KEPT_CUTS, cdiv, next_power_of_2, shared_bytes, start_kernel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,10 +32,12 @@ _CELLS = 4
 """Beside each other, of a row of a product."""
 _MOST_BESIDE = 32
 """Channels of two cells of y beside each other, which one row gives, since a program has registers for so many."""
+_BY_CELLS = 16 * 32
+"""Channels in times out, from which on convolutions at stride 1 go cell by cell."""
 _WIDE = 32 * 64
-"""Channels in times out, from which on convolutions go cell by cell."""
-_MOST_OF_FOUR_WARPS = 64 * 32
-"""Weights of one line that four warps have registers to sum the gradients of."""
+"""The same, from which on a program has more weights than four warps have room for; at stride 2 it is cuDNN's then."""
+_MUCH_SHARED = 160 * 1024
+"""Bytes that a program may have on GPUs of data centres; on others it is 99 KB."""
 _COLUMNS, _LINES = (16, 8, 4, 2), (160, 80, 40, 32, 24, 20, 16, 12, 10, 8, 6, 5, 4)
 """What there is to choose from, for rows of a tile in one line, and for lines of a strip."""
 _MOST_IN, _MOST_OUT = 32, 64
@@ -69,9 +71,9 @@ class Cells:
     """Cells of the windows whose loads are under way together."""
 
 
-CONVOLVING, CONVOLVING_WIDE = Launch(programs=396), Cells()
+CONVOLVING, CONVOLVING_BY_CELLS = Launch(programs=396), Cells()
 TRACING, TRACING_WIDE = Launch(stages=1), Launch(warps=8, stages=1)
-WEIGHING, WEIGHING_WIDE = Launch(programs=132), Launch(warps=8, programs=132)
+WEIGHING, WEIGHING_IN_LITTLE = Launch(programs=132), Launch(stages=2, programs=132)
 
 
 def _outputs_of(out_channels: int, stride: int) -> int:
@@ -127,7 +129,8 @@ def _convolved(
     out_channels = weight.shape[1 if turned else 0]
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     y = x.new_empty((images, out_height, out_width, out_channels))
-    launch = launch or (CONVOLVING if channels * out_channels < _WIDE else CONVOLVING_WIDE)
+    by_cells = stride == 1 and channels * out_channels >= _BY_CELLS
+    launch = launch or (CONVOLVING_BY_CELLS if by_cells else CONVOLVING)
     sizes = (height, width, out_height, out_width)
     ways = {"in_channels": channels, "out_channels": out_channels, "stride": stride, "turned": turned}
     ways |= {"stages": launch.stages, "num_warps": launch.warps}
@@ -221,7 +224,8 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch | None = None)
     _, out_channels, out_height, out_width = of_y.shape
     outputs = _outputs_of(out_channels, stride)
     room, out_room = _room(_CELLS * channels), _room(outputs * out_channels)
-    launch = launch or (WEIGHING if room * out_room <= _MOST_OF_FOUR_WARPS else WEIGHING_WIDE)
+    has_room = channels * out_channels < _WIDE or shared_bytes(x) >= _MUCH_SHARED
+    launch = launch or (WEIGHING if has_room else WEIGHING_IN_LITTLE)
     cut = _Cut.of(images, (out_height, out_width), outputs, launch)
     num_parts = cut.tiles * outputs
     parts = x.new_empty((num_parts, out_channels, 3, 3, channels), dtype=torch.float32)
@@ -283,8 +287,8 @@ class _Ours:
         is_narrow = in_channels <= _MOST_IN and out_channels <= _MOST_OUT
         is_narrow_back = out_channels <= _MOST_IN and in_channels <= _MOST_OUT
         if stride == 1:
-            return cls(is_narrow or is_narrow_back, is_narrow or is_narrow_back, is_narrow)
-        return cls(is_narrow, is_narrow, is_narrow)
+            return cls(is_narrow or is_narrow_back, is_narrow_back, is_narrow)
+        return cls(is_narrow and in_channels * out_channels < _WIDE, is_narrow, is_narrow)
 
 
 class _Convolved(torch.autograd.Function):
