@@ -126,6 +126,16 @@ def test_wide_ones_are_cut_into_blocks(kernels: ModuleType, num_in: int, num_out
     case.check(case.joined(kernels))
 
 
+@pytest.mark.parametrize("num_summed", [1, 16, 40, 64])
+def test_products_of_one_turn_have_one_width(kernels: ModuleType, num_summed: int) -> None:
+    """A second one is assembled wrongly for Hopper by what comes with Triton 3.6: boxes of yolov8x have 80 from 64."""
+    for num_found in range(1, 400):
+        tile = kernels.tile_of_product(num_found, num_summed)
+        assert tile.depth >= num_summed
+        assert (tile.more, tile.columns) == (0, min(max(1 << (num_found - 1).bit_length(), 16), 128))
+    assert kernels.tile_of_product(80, 80).more == 16, "in a loop it is right"
+
+
 @pytest.mark.parametrize(
     ("images", "sizes"),
     [
