@@ -336,6 +336,13 @@ def test_under_autocast_a_head_is_computed_in_its_type(
             assert float(apart) <= max(2 * float(usual), 4 * torch.finfo(dtype).eps)
 
 
+class _Doubled(BiasedConvolution):
+    """A convolution that somebody has changed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 LEFT_TO_TORCH: dict[str, Callable[[DetectionHead], object]] = {
     "in evaluation": lambda head: head.eval(),
     "a kernel of three": lambda head: head.cv2[1].__setitem__(2, nn.Conv2d(16, 16, 3, padding=1)),  # type: ignore[operator]
@@ -343,6 +350,10 @@ LEFT_TO_TORCH: dict[str, Callable[[DetectionHead], object]] = {
     "an odd width": lambda head: head.cv2[1].__setitem__(2, BiasedConvolution(20, 16, 1)),  # type: ignore[operator]
     "another type": lambda head: head.cv2[1][2].bfloat16(),  # type: ignore[index]
     "another module": lambda head: head.cv2[1].__setitem__(2, nn.Identity()),  # type: ignore[operator]
+    "another convolution": lambda head: head.cv2[1].__setitem__(2, _Doubled(16, 16, 1)),  # type: ignore[operator]
+    "a hook before it": lambda head: head.cv2[1][2].register_forward_pre_hook(lambda *_: None),  # type: ignore[index]
+    "a hook after it": lambda head: head.cv2[1][2].register_forward_hook(lambda *_: None),  # type: ignore[index]
+    "a hook of a branch": lambda head: head.cv2[1].register_full_backward_hook(lambda *_: None),
     "another number of answers": lambda head: head.cv2[1].__setitem__(2, nn.Conv2d(16, 8, 1)),  # type: ignore[operator]
 }
 
