@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from paceline.models import fused_ends
 from paceline.models.fused_bias import sums_over_cells
-from paceline.models.fused_ends import Tile, tile_of_product, tile_of_weight, widths_of
+from paceline.models.fused_ends import Tile, tile_of_product, tile_of_weight
 from paceline.models.registry import build_model
 from paceline.triton_kernels import cdiv, compiled_ahead
 
@@ -125,7 +125,7 @@ def tiles_of(name: str, kind: Kind) -> list[Tile]:
         num_found, num_summed = (kind.num_out, kind.num_in) if name == "forward" else (kind.num_in, kind.num_out)
         chosen = tile_of_product(num_found, num_summed)
         whole = next(depth for depth in (64, 32, 16, 8) if num_summed % depth == 0)
-        columns, more = widths_of(num_found)
+        columns, more = chosen.columns, chosen.more
         others = [
             replace(chosen, warps=12 - chosen.warps),
             replace(chosen, rows=256, warps=8),

@@ -126,6 +126,16 @@ def test_wide_ones_are_cut_into_blocks(kernels: ModuleType, num_in: int, num_out
     case.check(case.joined(kernels))
 
 
+@pytest.mark.parametrize("num_summed", [1, 16, 40, 64])
+def test_products_of_one_turn_have_one_width(kernels: ModuleType, num_summed: int) -> None:
+    """A second one is assembled wrongly for Hopper by what comes with Triton 3.6: boxes of yolov8x have 80 from 64."""
+    for num_found in range(1, 400):
+        tile = kernels.tile_of_product(num_found, num_summed)
+        assert tile.depth >= num_summed
+        assert (tile.more, tile.columns) == (0, min(max(1 << (num_found - 1).bit_length(), 16), 128))
+    assert kernels.tile_of_product(80, 80).more == 16, "in a loop it is right"
+
+
 @pytest.mark.parametrize(
     ("images", "sizes"),
     [
@@ -326,6 +336,13 @@ def test_under_autocast_a_head_is_computed_in_its_type(
             assert float(apart) <= max(2 * float(usual), 4 * torch.finfo(dtype).eps)
 
 
+class _Doubled(BiasedConvolution):
+    """A convolution that somebody has changed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 LEFT_TO_TORCH: dict[str, Callable[[DetectionHead], object]] = {
     "in evaluation": lambda head: head.eval(),
     "a kernel of three": lambda head: head.cv2[1].__setitem__(2, nn.Conv2d(16, 16, 3, padding=1)),  # type: ignore[operator]
@@ -333,6 +350,10 @@ LEFT_TO_TORCH: dict[str, Callable[[DetectionHead], object]] = {
     "an odd width": lambda head: head.cv2[1].__setitem__(2, BiasedConvolution(20, 16, 1)),  # type: ignore[operator]
     "another type": lambda head: head.cv2[1][2].bfloat16(),  # type: ignore[index]
     "another module": lambda head: head.cv2[1].__setitem__(2, nn.Identity()),  # type: ignore[operator]
+    "another convolution": lambda head: head.cv2[1].__setitem__(2, _Doubled(16, 16, 1)),  # type: ignore[operator]
+    "a hook before it": lambda head: head.cv2[1][2].register_forward_pre_hook(lambda *_: None),  # type: ignore[index]
+    "a hook after it": lambda head: head.cv2[1][2].register_forward_hook(lambda *_: None),  # type: ignore[index]
+    "a hook of a branch": lambda head: head.cv2[1].register_full_backward_hook(lambda *_: None),
     "another number of answers": lambda head: head.cv2[1].__setitem__(2, nn.Conv2d(16, 8, 1)),  # type: ignore[operator]
 }
 

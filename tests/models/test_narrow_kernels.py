@@ -221,6 +221,13 @@ def test_only_convolutions_of_few_channels_are_ours(
     assert kernels.is_narrow(channels, out_channels, stride) is expected
 
 
+def test_channels_that_fill_no_power_of_two_are_taken_for_the_next(kernels: ModuleType) -> None:
+    """At stride 2 a program for 24 to 48 channels asks for the 120 KB of 32 to 64; consumer GPUs have 99."""
+    assert not kernels._Ours.of(24, 48, 2).forward
+    for channels, out_channels, full in ((24, 48, (32, 64)), (24, 24, (32, 32)), (8, 40, (8, 64))):
+        assert kernels._Ours.of(channels, out_channels, 2) == kernels._Ours.of(*full, 2)
+
+
 def trained(monkeypatch: pytest.MonkeyPatch, *, by_kernels: bool) -> dict[str, Any]:
     """Outputs and gradients of a block of small convolutions."""
     torch.manual_seed(0)

@@ -18,6 +18,8 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from paceline.models.beside import apart, note_made, wait_for
+from paceline.models.convolution import BiasedConvolution
+from paceline.models.joint import is_watched
 from paceline.triton_kernels import autocast_type, takes_map
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ def room_for(branches: Sequence[nn.Sequential], levels: Sequence[Tensor], number
     """
     ends = [branch[-1] for branch in branches]
     dtype = _type_for_kernels(ends, levels)
-    if dtype is None:
+    if dtype is None or any(map(_is_hooked, (*branches, *ends))):  # neither is called, only what is in them
         return None
     cells = tuple(level.shape[2] * level.shape[3] for level in levels)
     with apart(number, levels[0]):
@@ -107,6 +109,7 @@ def _is_end(module: nn.Module) -> bool:
     """Whether it multiplies the channels of each cell by one matrix and adds a bias, does nothing else, and learns."""
     return (
         isinstance(module, nn.Conv2d)
+        and type(module) in (nn.Conv2d, BiasedConvolution)  # others may compute anything
         and module.training
         and module.kernel_size == (1, 1)
         and module.stride == (1, 1)
@@ -116,3 +119,8 @@ def _is_end(module: nn.Module) -> bool:
         and module.in_channels % STEP == 0
         and module.weight.stride()[:2] == (module.in_channels, 1)
     )
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether something is to happen when it is called, or sees what comes or goes there."""
+    return is_watched(module) or bool(module._forward_pre_hooks or nn.modules.module._global_forward_pre_hooks)

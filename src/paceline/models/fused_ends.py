@@ -64,8 +64,8 @@ CHOSEN = Tiles()
 @functools.lru_cache(maxsize=KEPT_CUTS)
 def tile_of_product(num_found: int, num_summed: int) -> Tile:
     """Choose the tile of a product: cells x columns, each a sum over other ones."""
-    columns, more = widths_of(num_found)
     depth = min(max(next_power_of_2(num_summed), 16), 64)
+    columns, more = widths_of(num_found, turns=cdiv(num_summed, depth))
     return Tile(
         rows=128,
         columns=columns,
@@ -76,14 +76,18 @@ def tile_of_product(num_found: int, num_summed: int) -> Tile:
     )
 
 
-def widths_of(num_columns: int) -> tuple[int, int]:
+def widths_of(num_columns: int, *, turns: int) -> tuple[int, int]:
     """Return two powers of two, or one and none, which hold so many columns, or a block of many.
 
-    The second is 16 alone: with 64 and 32 Triton 3.6 makes a kernel for Hopper that is wrong.
+    turns: of the loop over the depth. With one there is one width: without a loop, the assembler that comes with Triton
+    3.6 (ptxas 12.8) makes the address of the second width's weights from a register that nothing was written to, for 80
+    columns and for 96. The second is 16 alone: others have not run in a loop.
     """
     if num_columns > _MOST_COLUMNS + _LEAST_COLUMNS:
         return _MOST_COLUMNS, 0
     room = max(next_power_of_2(num_columns), _LEAST_COLUMNS)
+    if turns == 1:
+        return min(room, _MOST_COLUMNS), 0
     more = max(next_power_of_2(max(num_columns - room // 2, 1)), _LEAST_COLUMNS)
     return (room // 2, more) if more == _LEAST_COLUMNS < room // 2 else (room, 0)
 

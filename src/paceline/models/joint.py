@@ -30,7 +30,7 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     """
     dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
     if dtype is None:
-        knows = isinstance(convolution, Convolution) and not _is_watched(convolution)
+        knows = isinstance(convolution, Convolution) and not is_watched(convolution)
         told = {"tally": tally} if tally and knows else {}
         found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
@@ -39,14 +39,14 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     return convolved(convolution.weight, maps, dtype, tally=tally)
 
 
-def _is_watched(convolution: nn.Conv2d) -> bool:
-    """Whether a hook may give another result than the convolution has, of unknown moments, or sees its gradient."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether a hook may give another result than the module has, of unknown moments, or sees its gradient."""
     everywhere = torch.nn.modules.module
     return any(
         (
-            convolution._forward_hooks,
-            convolution._backward_hooks,
-            convolution._backward_pre_hooks,
+            module._forward_hooks,
+            module._backward_hooks,
+            module._backward_pre_hooks,
             everywhere._global_forward_hooks,
             everywhere._global_backward_hooks,
             everywhere._global_backward_pre_hooks,

@@ -76,6 +76,11 @@ TRACING, TRACING_WIDE = Launch(stages=1), Launch(warps=8, stages=1)
 WEIGHING, WEIGHING_IN_LITTLE = Launch(programs=132), Launch(stages=2, programs=132)
 
 
+def _is_wide(in_channels: int, out_channels: int) -> bool:
+    """Whether four warps have no room for the weights; 24 channels take as much as 32."""
+    return next_power_of_2(in_channels) * next_power_of_2(out_channels) >= _WIDE
+
+
 def _outputs_of(out_channels: int, stride: int) -> int:
     """Return how many cells of y beside each other a row of a product gives."""
     return 2 if stride == 1 and 2 * out_channels <= _MOST_BESIDE else 1
@@ -190,7 +195,7 @@ def _traced_back(of_y: Tensor, weight: Tensor, size: tuple[int, int], launch: La
     channels = weight.shape[1]
     height, width = size
     of_x = of_y.new_empty((images, height, width, channels))
-    launch = launch or (TRACING if channels * out_channels < _WIDE else TRACING_WIDE)
+    launch = launch or (TRACING_WIDE if _is_wide(channels, out_channels) else TRACING)
     cut = _Cut.of(images, (out_height, out_width), 1, launch)
     start_kernel(
         _map_gradient,
@@ -224,7 +229,7 @@ def _weighed(x: Tensor, of_y: Tensor, stride: int, launch: Launch | None = None)
     _, out_channels, out_height, out_width = of_y.shape
     outputs = _outputs_of(out_channels, stride)
     room, out_room = _room(_CELLS * channels), _room(outputs * out_channels)
-    has_room = channels * out_channels < _WIDE or shared_bytes(x) >= _MUCH_SHARED
+    has_room = not _is_wide(channels, out_channels) or shared_bytes(x) >= _MUCH_SHARED
     launch = launch or (WEIGHING if has_room else WEIGHING_IN_LITTLE)
     cut = _Cut.of(images, (out_height, out_width), outputs, launch)
     num_parts = cut.tiles * outputs
@@ -288,7 +293,7 @@ class _Ours:
         is_narrow_back = out_channels <= _MOST_IN and in_channels <= _MOST_OUT
         if stride == 1:
             return cls(is_narrow or is_narrow_back, is_narrow_back, is_narrow)
-        return cls(is_narrow and in_channels * out_channels < _WIDE, is_narrow, is_narrow)
+        return cls(is_narrow and not _is_wide(in_channels, out_channels), is_narrow, is_narrow)
 
 
 class _Convolved(torch.autograd.Function):
