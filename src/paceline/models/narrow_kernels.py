@@ -104,7 +104,9 @@ def _taken_in(value, inside, is_first, around, sums, squares):
 def _all_taken_in(around, sums, squares, counts):
     """Count, mean and spread of each column; those of a strip are known by its own count."""
     known = tl.maximum(counts, 1.0)
-    means = around.to(tl.float32) + sums / known
+    means = tl.where(
+        counts > 0, around.to(tl.float32) + sums / known, 0.0
+    )  # beyond an edge there is what counts nothing
     count = tl.sum(counts, axis=0)
     mean = tl.sum(counts * means, axis=0) / tl.maximum(count, 1.0)
     away = means - mean[None, :]
