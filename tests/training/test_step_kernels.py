@@ -191,8 +191,8 @@ HALF = Bound(times=6, times_on_average=3, least=0.05, least_on_average=0.01)
 """A network passes a rounding in its last maps on to all gradients, so chance does not cancel over tensors.
 
 Of the two sizes n with three seeds each, ours were .2 to 4.3 times as far as torch's in single precision, and .5 to 2.2
-times in half. Of one network in two batches it was 5.4 and, since moments come by strips, 8.5 times, of another one 1.4:
-so two networks count together there. That 1e-3 bounds the former: torch is 7e-5 to 2e-4 away.
+times in half. Of one network in two batches it was 5.4 and, since moments come by strips, 8.5 times, of another 1.4: so
+two networks count together there. That 1e-3 bounds the former: torch is 7e-5 to 2e-4 away.
 """
 
 
