@@ -35,9 +35,9 @@ FIXED_SHAPES = {"SGD": (1671, 1744), "AdamW": (1671, 1728)}
 """Operations of a step that accumulates, and of one that completes an update: the way of GPUs, compilers and graphs."""
 ON_THE_HOST = {"SGD": (1712, 1785), "AdamW": (1712, 1769)}
 """The same where host and device are one, and shapes may follow from the data."""
-IN_BFLOAT16 = (1872, 1945)
+IN_BFLOAT16 = (1906, 1979)
 """The same as `FIXED_SHAPES` of SGD under autocast."""
-COMPILED, COMPILED_IN_BFLOAT16 = (1703, 1776), (1904, 1977)
+COMPILED, COMPILED_IN_BFLOAT16 = (1703, 1776), (1938, 2011)
 """The same as `ON_THE_HOST` of SGD with norms by compiled code, without and under autocast."""
 WAITING_BYTES = {None: 2_279_697, torch.bfloat16: 2_917_468}
 """Bytes per picture, of three of 64 x 64 px, that wait for the backward pass, by type of autocast: activations, and

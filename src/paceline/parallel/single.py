@@ -66,7 +66,8 @@ class SingleEngine:
         with self._ledger.span("forward", on_device=True), self._statistics.part(share):
             images = batch.network_input(self._amp_dtype or self._dtype)
             autocast = torch.autocast(self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None)
-            with autocast, halved(self.network):
+            at_once = halved(self.network) if images.is_cuda else nullcontext()  # elsewhere nothing comes beside
+            with autocast, at_once:
                 predictions = self.network(images)
         with self._ledger.span("loss", on_device=True):
             sums = self._criterion(predictions, batch)
