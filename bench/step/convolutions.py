@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda")
 CALLS, ROUNDS = 5, 5
 
 
-def time_of(work: Callable[[], Any]) -> float:
+def time_of(work: Callable[[], Any], *, calls: int = CALLS, rounds: int = ROUNDS) -> float:
     """Milliseconds of one call: the median of rounds of a graph of several."""
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
@@ -39,17 +39,17 @@ def time_of(work: Callable[[], Any]) -> float:
     torch.cuda.current_stream().wait_stream(aside)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        for _ in range(CALLS):
+        for _ in range(calls):
             work()
     graph.replay()
     times = []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         graph.replay()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / CALLS)
+        times.append(start.elapsed_time(end) / calls)
     return statistics.median(times)
 
 

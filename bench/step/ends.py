@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import sys
 import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from convolutions import time_of
 from torch.nn import functional as F
 
 from paceline.models import fused_ends
@@ -140,27 +140,8 @@ def tiles_of(name: str, kind: Kind) -> list[Tile]:
     return list(dict.fromkeys((chosen, *others)))
 
 
-def time_of(work: Callable[[], Any]) -> float:
-    """Microseconds of one call: the median of rounds of a graph of several."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        work()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            work()
-    graph.replay()
-    times = []
-    for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / CALLS)
-    return statistics.median(times)
+def microseconds_of(work: Callable[[], Any]) -> float:
+    return 1e3 * time_of(work, calls=CALLS, rounds=ROUNDS)
 
 
 def compile_all(kinds: list[Kind], imgsz: int, threads: int) -> None:
@@ -179,14 +160,14 @@ def measured(kind: Kind, options: argparse.Namespace) -> dict[str, Any]:
     found: dict[str, Any] = {"bytes": round(1e3 * work.gigabytes / options.rate, 1)}
     for name in PASSES:
         of_tile = by_kernels[name]
-        figures = {"torch": time_of(by_torch[name])}
+        figures = {"torch": microseconds_of(by_torch[name])}
         tiles: dict[str, Any] = {}
         for tile in tiles_of(name, kind):
             if tiles and time.perf_counter() - BEGIN > options.limit:
                 tiles["not tried"] = tiles.get("not tried", 0) + 1
                 continue
             try:
-                tiles[word(tile)] = round(time_of(lambda: of_tile(tile)), 1)  # noqa: B023
+                tiles[word(tile)] = round(microseconds_of(lambda: of_tile(tile)), 1)  # noqa: B023
             except RuntimeError as error:  # more shared memory than there is
                 tiles[word(tile)] = str(error)[:80]
         times = {label: took for label, took in tiles.items() if isinstance(took, float)}

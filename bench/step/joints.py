@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -22,6 +21,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
+from convolutions import time_of
 from torch.nn import functional as F
 
 from paceline.models import blocks, fused_joint
@@ -161,27 +161,8 @@ def chosen_of(name: str, join: Join) -> Tile:
     return tile_of_map(*((join.out_channels, num_in) if name == "result" else (num_in, join.out_channels)))
 
 
-def time_of(work: Callable[[], Any]) -> float:
-    """Microseconds of one call: the median of rounds of a graph of several."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        work()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(CALLS):
-            work()
-    graph.replay()
-    times = []
-    for _ in range(ROUNDS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(1e3 * start.elapsed_time(end) / CALLS)
-    return statistics.median(times)
+def microseconds_of(work: Callable[[], Any]) -> float:
+    return 1e3 * time_of(work, calls=CALLS, rounds=ROUNDS)
 
 
 def compile_some(joins: set[Join], number: int, processes: int) -> None:
@@ -211,13 +192,13 @@ def measured(model: str, joins: Counter[Join], batch: int) -> dict[str, Any]:
         work = Work(join, batch)
         cells = [f"{join.widths} -> {join.out_channels} at {join.height} x {join.width}, x{count}: torch"]
         for name, call in work.by_torch().items():
-            took = time_of(call)
+            took = microseconds_of(call)
             sums["torch"][name] += count * took / 1e3
             cells.append(f"{name} {took:.0f}")
         cells.append("| kernels")
         for name, of_tile in work.by_kernels().items():
-            chosen = time_of(lambda: of_tile(None))  # noqa: B023
-            found = {tile: time_of(lambda: of_tile(tile)) for tile in tiles_of(name)}  # noqa: B023
+            chosen = microseconds_of(lambda: of_tile(None))  # noqa: B023
+            found = {tile: microseconds_of(lambda: of_tile(tile)) for tile in tiles_of(name)}  # noqa: B023
             best = min(found, key=lambda tile: found[tile])
             sums["chosen"][name] += count * chosen / 1e3
             sums["best"][name] += count * min(chosen, found[best]) / 1e3

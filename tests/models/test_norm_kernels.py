@@ -32,7 +32,8 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     with interpreting(
-        *(f"paceline.models.{name}" for name in ("moment_kernels", "norm_kernels", "fused_norm"))
+        "paceline.power_kernels",
+        *(f"paceline.models.{name}" for name in ("moment_kernels", "norm_kernels", "fused_norm")),
     ) as module:
         yield module
 

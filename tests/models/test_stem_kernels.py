@@ -33,7 +33,7 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
     triton = pytest.importorskip("triton")
     if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
-    with interpreting(*(f"paceline.models.{name}" for name in OF_KERNELS)) as module:
+    with interpreting("paceline.power_kernels", *(f"paceline.models.{name}" for name in OF_KERNELS)) as module:
         yield module
 
 

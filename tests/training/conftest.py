@@ -21,8 +21,9 @@ OF_MODELS = ("moment_kernels", "part_kernels", "joint_kernels", "fused_joint", "
 OF_MODELS += ("norm_kernels", "fused_norm", "stem_kernels", "fused_stem", "pool_kernels", "fused_pool")
 OF_MODELS += ("bias_kernels", "fused_bias", "depthwise_kernels", "depthwise_conv", "doubling_kernels", "doubling")
 OF_MODELS += ("end_kernels", "fused_ends")
-OF_LOSSES = ("power_kernels", "box_kernels", "assign_kernels", "sum_kernels", "fused")
-MODULES = (*(f"paceline.models.{name}" for name in OF_MODELS), *(f"paceline.losses.{name}" for name in OF_LOSSES))
+OF_LOSSES = ("box_kernels", "assign_kernels", "sum_kernels", "fused")
+MODULES = ("paceline.power_kernels", *(f"paceline.models.{name}" for name in OF_MODELS))
+MODULES += tuple(f"paceline.losses.{name}" for name in OF_LOSSES)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ import triton.language as tl
 
 from paceline.losses.assign import ALIGNMENT_EPS
 from paceline.losses.box_kernels import aspect_angle, ciou, four
-from paceline.losses.power_kernels import power_of_two, sigmoid
+from paceline.power_kernels import power_of_two, sigmoid
 
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
 _LOG2_E = tl.constexpr(1.4426950408889634)

@@ -22,7 +22,7 @@ import triton.language as tl
 
 from paceline.losses.box_kernels import aspect_angle, ciou, ciou_slopes, four
 from paceline.losses.detection import LAST_BIN_MARGIN
-from paceline.losses.power_kernels import falling, log_of_one_more, sigmoid
+from paceline.power_kernels import falling, log_of_one_more, sigmoid
 
 _MARGIN = tl.constexpr(LAST_BIN_MARGIN)
 

@@ -65,12 +65,14 @@ def halved(node: nn.Module) -> AbstractContextManager[None]:
     """
     if not (node.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return nullcontext()
-    held = _halves.get({})
-    weights = [weight for weight in _weights_of(node) if id(weight) not in held]
-    dtype = autocast_type(weights[0]) if weights else None
-    if dtype is None or (isinstance(node, OfParts) and on_gpu(weights[0])):
+    found = _weights_of(node)
+    first = next(found, None)
+    if first is None or id(first) in _halves.get({}):  # the network holds it, and so all of the node's
         return nullcontext()
-    return _held(weights, dtype)
+    dtype = autocast_type(first)
+    if dtype is None or (isinstance(node, OfParts) and on_gpu(first)):
+        return nullcontext()
+    return _held([first, *found], dtype)
 
 
 def halved_apart(part: nn.Module, x: Tensor) -> AbstractContextManager[None]:

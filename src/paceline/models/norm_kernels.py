@@ -27,6 +27,7 @@ import triton.language as tl
 
 from paceline.models.moment_kernels import _joined, _write
 from paceline.models.turn_kernels import _num_rows_of, _num_turns, _piece
+from paceline.power_kernels import sigmoid
 
 _ANY = ("num_rows", "num_channels")
 _COUNTS = ("num_first", "num_second")
@@ -37,26 +38,6 @@ _COUNTS = ("num_first", "num_second")
 def _places(row, column, pitch, step: tl.constexpr):
     """Where the channels of rows lie; the compiler is told that rows begin at multiples of `step`."""
     return row.to(tl.int64)[:, None] * (pitch // step * step) + column[None, :]
-
-
-@triton.jit
-def _sigmoid(x, ptx: tl.constexpr):
-    """1 / (1 + e^-x); by four instructions on NVIDIA's GPUs, where Triton's own takes care of subnormal numbers."""
-    if ptx:
-        return tl.inline_asm_elementwise(
-            """{
-            mul.ftz.f32 $0, $1, 0fBFB8AA3B;
-            ex2.approx.ftz.f32 $0, $0;
-            add.ftz.f32 $0, $0, 0f3F800000;
-            rcp.approx.ftz.f32 $0, $0;
-            }""",
-            "=f,f",
-            [x],
-            dtype=tl.float32,
-            is_pure=True,
-            pack=1,
-        )
-    return tl.sigmoid(x)
 
 
 @triton.jit
@@ -167,7 +148,7 @@ def _apply(
     value = tl.load(y + place, mask=inside, other=0).to(tl.float32)
     value = (value - mean[None, :]) * slope[None, :] + shift[None, :]
     if silu:
-        value = value * _sigmoid(value, ptx)
+        value = value * sigmoid(value, ptx)
     if adds:
         value += tl.load(carried + _places(row, column, carried_pitch, step), mask=inside, other=0).to(tl.float32)
     piece = (tl.program_id(0) * channels) // piece_channels
@@ -265,7 +246,7 @@ def _centred_and_sloped(
     centred = value - mean[None, :]
     if silu:
         normed = centred * slope[None, :] + shift[None, :]
-        share = _sigmoid(normed, ptx)
+        share = sigmoid(normed, ptx)
         activated = normed * share
         gradient *= share + (activated - activated * share)
     return centred, gradient

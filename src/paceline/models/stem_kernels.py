@@ -36,8 +36,8 @@ import triton
 import triton.language as tl
 
 from paceline.models.moment_kernels import _widened, _write
-from paceline.models.norm_kernels import _sigmoid
 from paceline.models.turn_kernels import _num_turns, _piece
+from paceline.power_kernels import sigmoid
 
 OUTPUTS = 4
 """Neighbours that are one group."""
@@ -270,7 +270,7 @@ def _before_norm(gradient, centred, slope, shift, rise, constant, silu: tl.const
     """Gradient of a norm's input by that of the result, as `norm_kernels` computes it."""
     if silu:
         normed = centred * slope[None, :] + shift[None, :]
-        share = _sigmoid(normed, ptx)
+        share = sigmoid(normed, ptx)
         activated = normed * share
         gradient *= share + (activated - activated * share)
     return gradient * slope[None, :] - (centred * rise[None, :] + constant[None, :])

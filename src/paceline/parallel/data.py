@@ -202,7 +202,7 @@ class DataEngine:
                 sums = self._criterion(predictions, batch)
                 travelling = GlobalSums(sums, len(batch), self._exchange.group)
             with self._ledger.span("backward", on_device=True):
-                sums.total.backward(self.loss_scale.value.to(sums.total.dtype))  # type: ignore[no-untyped-call]
+                (sums.total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
         with self._ledger.span("exchange", on_device=True):
             of_all, images_of_all = travelling.wait()
         self._sum.add(of_all, images_of_all)

@@ -72,7 +72,7 @@ class SingleEngine:
         with self._ledger.span("loss", on_device=True):
             sums = self._criterion(predictions, batch)
         with self._ledger.span("backward", on_device=True):
-            sums.total.backward(self.loss_scale.value.to(sums.total.dtype))  # type: ignore[no-untyped-call]
+            (sums.total * self.loss_scale.value).backward()  # type: ignore[no-untyped-call]
         detached = sums.detach()
         self._sum.add(detached, len(batch))
         return detached
