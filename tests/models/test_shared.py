@@ -11,8 +11,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from additions import Additions
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from paceline.models import shared as module
 from paceline.models.blocks import PSA, Bottleneck, C3k, Concat, ConvUnit, SplitChain
@@ -42,19 +42,6 @@ def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> 
         *(f"paceline.models.{name}" for name in ("moment_kernels", "norm_kernels", "fused_norm")),
     ) as fused_norm:
         yield fused_norm
-
-
-class Additions(TorchDispatchMode):
-    """Counts what torch adds of maps, in a backward pass too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor):
-            self.count += isinstance(args[0], torch.Tensor) and args[0].dim() >= 4
-        return func(*args, **(kwargs or {}))
 
 
 def apart() -> AbstractContextManager[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from additions import Additions
 
 from paceline import triton_kernels
 from paceline.losses.config import LossConfig
@@ -107,19 +107,6 @@ def test_the_imagined_map_and_weights_have_the_types_of_a_step_under_autocast(
     assert (y.dtype, kept.dtype, weight.dtype, bias.dtype) == (torch.float16, *[torch.float32] * 3)
     weight, bands = next(given for name, given, _ in named if name == "_spread")[:2]
     assert (weight.dtype, bands.dtype) == (torch.float32, torch.float16)
-
-
-class Additions(TorchDispatchMode):
-    """Counts what torch adds of maps, in the backward pass too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.add.Tensor, torch.ops.aten.add_.Tensor):
-            self.count += all(isinstance(value, torch.Tensor) and value.dim() >= 4 for value in args)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize(("name", "additions"), [("yolo11n", 2), ("yolo11m", 2), ("yolo11l", 4), ("yolov8m", 0)])
