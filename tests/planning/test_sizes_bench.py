@@ -195,6 +195,20 @@ def test_only_the_first_epochs_steps_wait(bench: ModuleType, tmp_path: Path) -> 
     assert waited == [True, True, False, True, True, True, False, False, False, False, True, True]
 
 
+def test_who_is_held_goes_on_where_it_was(bench: ModuleType, tmp_path: Path) -> None:
+    stub(tmp_path / "stub", EPOCHS, epochs=3, dies_in=0)
+    contender = bench.Contender([str(tmp_path / "stub"), "script", str(tmp_path / "runs")], tmp_path / "runs")
+    contender.go_on(1)
+    held_at_s, epochs = contender.active_s, contender.epochs
+    assert epochs >= 1
+    contender.go_on()
+    assert (contender.epochs, contender.status) == (3, 0)
+    times = [event["time"] for event in contender.events]
+    assert times == sorted(times)
+    assert times[-1] <= contender.active_s
+    assert contender.active_s > held_at_s
+
+
 def test_both_train_and_the_ratio_is_kept(run: _Run, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     peer = stub(tmp_path / "peer", EPOCHS.replace("0.01", "0.05"), epochs=9, dies_in=0)
     last = run(peer, capsys)
