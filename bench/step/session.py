@@ -14,9 +14,9 @@ joints    joint convolutions of yolo11n by each way to launch them
 narrow    narrow ones
 ```
 Each part is a process of its own, with a limit of its own, in this order; one that is cut off leaves what it has
-printed. FOLDER then holds `session.json` with the last line of each, `step.json`, and `session.txt`, all that was
-printed. In four minutes the first two parts fit, in nine most. On a CPU tests skip themselves, parts that need a GPU
-are passed over, and the rest is small. The last line is JSON.
+printed. FOLDER then holds `session.json` with the last line of each, `step.json`, `vs_peers_sizes.json`, and
+`session.txt`, all that was printed. In four minutes the first two parts fit, in nine most. On a CPU tests skip
+themselves, parts that need a GPU are passed over, and the rest is small. The last line is JSON.
 """
 
 from __future__ import annotations
