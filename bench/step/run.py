@@ -15,13 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from entries import repeated
+from kept import here, key_of, merge, read_results
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 RESULTS = REPOSITORY / "bench" / "results" / "step.json"
@@ -30,67 +32,6 @@ EXPECTED_S = 170.0
 """That a size takes on a GPU with everything to compile and ten seconds per measurement; until one has been seen."""
 TO_REACH = {"n": 4500, "s": 2200, "m": 900, "l": 720, "x": 390}
 """Images/s of the step alone that are aimed at on one H200, at 640 px and batch 64."""
-
-
-def repeated(source: Path, entries: int, folder: Path) -> Path:
-    """Lay a COCO folder out again with so many entries, each a link to one of its images; returns the new folder."""
-    target = folder / f"{source.name}x{entries}"
-    if (target / "instances.json").exists():
-        return target
-    content = json.loads((source / "instances.json").read_text(encoding="utf-8"))
-    annotations: dict[int, list[dict[str, Any]]] = {}
-    for annotation in content["annotations"]:
-        annotations.setdefault(annotation["image_id"], []).append(annotation)
-    (target / "images").mkdir(parents=True, exist_ok=True)
-    images, labels = [], []
-    for number in range(entries):
-        image = content["images"][number % len(content["images"])]
-        name = f"{number:05}-{Path(image['file_name']).name}"
-        link = target / "images" / name
-        if not link.is_symlink():
-            link.symlink_to((source / "images" / image["file_name"]).resolve())
-        images.append(image | {"id": number + 1, "file_name": name})
-        for annotation in annotations.get(image["id"], ()):
-            labels.append(annotation | {"id": len(labels) + 1, "image_id": number + 1})
-    whole = json.dumps(content | {"images": images, "annotations": labels})
-    (target / "instances.json").write_text(whole, encoding="utf-8")  # last: it says that the folder is whole
-    return target
-
-
-def key_of(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what has to be equal for a result to be taken for this one."""
-    return {
-        "device": record["machine"]["device"],
-        "model": record["model"],
-        "imgsz": record["options"]["imgsz"],
-        "batch": record["options"]["batch"],
-        "versions": record["machine"]["versions"],
-    }
-
-
-def read_results(file: Path) -> list[dict[str, Any]]:
-    return json.loads(file.read_text(encoding="utf-8"))["records"] if file.exists() else []
-
-
-def merge(file: Path, record: dict[str, Any]) -> None:
-    """Put a record among the others, in the place of an older one of the same key; never leaves half a file."""
-    others = [other for other in read_results(file) if key_of(other) != key_of(record)]
-    content = {"records": sorted([*others, record], key=lambda entry: json.dumps(key_of(entry)))}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_suffix(".part")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-
-
-def here(device: str) -> dict[str, Any]:
-    """Device and versions, as a bench of this machine would name them; asked of a process of its own."""
-    code = (
-        "import json, sys; from paceline.commands.device import resolve_device; from paceline.planning.machine import "
-        "machine_of; m = machine_of(resolve_device(sys.argv[1])); print(json.dumps([m.device, m.versions]))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, device], check=True, capture_output=True, text=True)
-    name, versions = json.loads(done.stdout.splitlines()[-1])
-    return {"device": name, "versions": versions}
 
 
 def measure(words: list[str], limit_s: float) -> dict[str, Any] | None:

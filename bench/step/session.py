@@ -1,21 +1,22 @@
 """All that a short session on a GPU should answer about the step: one command, within one limit, whatever goes wrong.
 
-    python bench/step/session.py --out FOLDER [--data FOLDER/coco33] [--limit 240] [--device auto]
+    python bench/step/session.py --out FOLDER [--data FOLDER/coco33 [--peer-python PYTHON]] [--limit 240]
 
 ```
 tests     tests/gpu, with the names of those that failed, and of the one that did not end
 kernels   a step of yolo11n eagerly and as a graph, with and without our kernels
 compare   the graph with all that there is, and without each of some
 run       the same by `paceline bench`, beside its limits, and end to end where there are data
-sizes     that for s, m, l and x
+peers     training end to end beside the reference's, where there are data and an interpreter that has it
+sizes     the step, and end to end, for s, m, l and x
 render    drawing and decoding on the device, and who decodes faster
 joints    joint convolutions of yolo11n by each way to launch them
 narrow    narrow ones
 ```
 Each part is a process of its own, with a limit of its own, in this order; one that is cut off leaves what it has
-printed. FOLDER then holds `session.json` with the last line of each, `step.json`, and `session.txt`, all that was
-printed. In four minutes the first two parts fit, in nine most. On a CPU tests skip themselves, parts that need a GPU
-are passed over, and the rest is small. The last line is JSON.
+printed. FOLDER then holds `session.json` with the last line of each, `step.json`, `vs_peers_sizes.json`, and
+`session.txt`, all that was printed. In four minutes the first two parts fit, in nine most. On a CPU tests skip
+themselves, parts that need a GPU are passed over, and the rest is small. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STEP, RENDER = REPOSITORY / "bench" / "step", REPOSITORY / "bench" / "render" / "gpu.py"
+PEERS = REPOSITORY / "bench" / "vs_peers" / "sizes.py"
 MODEL = "yolo11n"
 LEFT_OUT = ("streams", "branches", "lists", "moments", "ends", "sums")
 """What `kernels.py` leaves out in turn."""
@@ -71,11 +73,19 @@ def parts_of(arguments: argparse.Namespace, *, on_gpu: bool) -> tuple[Part, ...]
     places = ("--out", str(out / "step.json"), "--work", str(out.parent / "entries"), "tune_step=quick")
     run = (python, str(STEP / "run.py"), "--device", arguments.device, *sizes, *data)
     models = ("--models", MODEL)
+    beside: tuple[Part, ...] = ()
+    if arguments.data and arguments.peer_python:
+        small = () if on_gpu else ("--imgsz", "64", "--batch", "2", "--entries", "32", "--seconds", "1")
+        words = (python, str(PEERS), "--device", arguments.device, "--data", str(arguments.data), *models, *small)
+        words += ("--peer-python", str(arguments.peer_python), "--work", str(out.parent / "peers"), "--limit", "140")
+        words += ("--out", str(out / "vs_peers_sizes.json"), "--step-results", str(out / "step.json"))
+        beside = (Part(name="peers", words=words, limit_s=150.0, needs_gpu=False),)
     return (
         Part(name="tests", words=tests, limit_s=140.0, needs_gpu=False),
         Part(name="kernels", words=(python, str(STEP / "kernels.py"), "--model", MODEL), limit_s=60.0),
         Part(name="compare", words=(python, str(STEP / "kernels.py"), "--compare", *LEFT_OUT), limit_s=120.0),
         Part(name="run", words=(*run, "--models", "n", *places), limit_s=60.0, needs_gpu=False),
+        *beside,
         Part(name="sizes", words=(*run, "--models", "s", "m", "l", "x", *places), limit_s=200.0),
         Part(name="render", words=(python, str(RENDER), "--seconds", "2"), limit_s=60.0),
         Part(name="joints", words=(python, str(STEP / "joints.py"), *models), limit_s=45.0),
@@ -132,6 +142,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--data", type=Path, help="folder of coco33, with instances.json; without, the step alone")
+    parser.add_argument("--peer-python", type=Path, help="interpreter that has the reference; without, no part `peers`")
     parser.add_argument("--limit", type=float, default=240.0, help="seconds that this call may take")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", nargs="+", help="names of parts; all without")

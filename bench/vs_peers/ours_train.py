@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,36 +11,38 @@ import yaml
 from paceline import YOLO
 from paceline.callbacks import Callback
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "peer"))
+from events import Events
+
 if TYPE_CHECKING:
-    from paceline.records import EpochRecord, StepRecord
+    from paceline.records import EpochRecord, RunRecord, StepRecord
 
 
-class Events(Callback):
-    """Writes a line of JSON for each."""
+class Told(Callback):
+    """Tells of each."""
 
-    def __init__(self, file: Path) -> None:
-        self._stream = file.open("a", buffering=1)
+    def __init__(self, events: Events) -> None:
+        self._events = events
 
-    def tell(self, kind: str, **values: object) -> None:
-        """Write an event with the clock's time."""
-        self._stream.write(json.dumps({"kind": kind, "time": time.time(), "standin_s": 0.0} | values) + "\n")
+    def on_start(self, record: RunRecord) -> None:
+        """When it has been chosen how steps are taken."""
+        self._events.tell("start", step=record.step, precision=record.precision)
 
     def on_step(self, record: StepRecord) -> None:
         """After every step."""
-        self.tell("step")
+        self._events.step()
 
     def on_epoch(self, record: EpochRecord) -> None:
         """After every epoch."""
-        self.tell("epoch", epoch=record.epoch, ap=record.evaluation.ap if record.evaluation else None)
+        self._events.epoch(record.epoch, record.evaluation.ap if record.evaluation else None)
 
 
 def main() -> None:
     data, out = sys.argv[1], Path(sys.argv[2])
     options = {key: yaml.safe_load(value) for key, _, value in (word.partition("=") for word in sys.argv[3:])}
-    out.mkdir(parents=True, exist_ok=True)
     events = Events(out / "events.jsonl")
     network = YOLO(options.pop("model"))
-    network.train(data=data, project=str(out), name="run", exist_ok=True, callbacks=[events], **options)
+    network.train(data=data, project=str(out), name="run", exist_ok=True, callbacks=[Told(events)], **options)
     events.tell("end")
 
 

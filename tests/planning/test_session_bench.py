@@ -100,19 +100,22 @@ def test_a_part_that_does_not_end_is_cut_off_with_all_that_it_has_started(
 
 
 def test_parts_name_scripts_that_are_there(session: ModuleType, tmp_path: Path) -> None:
-    arguments = session.argparse.Namespace(out=tmp_path, data=tmp_path, device="auto")
+    arguments = session.argparse.Namespace(out=tmp_path, data=tmp_path, device="auto", peer_python=tmp_path)
     parts = session.parts_of(arguments, on_gpu=True)
     assert [part.name for part in parts] == [
         "tests",
         "kernels",
         "compare",
         "run",
+        "peers",
         "sizes",
         "render",
         "joints",
         "narrow",
     ]
     scripts = [Path(word) for part in parts for word in part.words if word.endswith(".py")]
-    assert len(scripts) == 7
+    assert len(scripts) == 8
     assert all(script.exists() for script in scripts)
+    arguments.peer_python = None
+    assert "peers" not in [part.name for part in session.parts_of(arguments, on_gpu=True)]
     assert (SCRIPT.parents[2] / "tests" / "gpu").is_dir()

@@ -27,6 +27,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "bench" / "step" / "run.py"
 
 @pytest.fixture(name="bench")
 def _bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.setattr(sys, "path", [str(SCRIPT.parent), *sys.path])
     spec = importlib.util.spec_from_file_location("step_bench", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
