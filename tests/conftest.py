@@ -80,6 +80,30 @@ def _interpret_the_language(patch: pytest.MonkeyPatch) -> None:
             if isinstance(value, compiled):
                 patch.setattr(module, name, interpreted(value.fn))
     _take_bfloat16_for_numbers(patch)
+    _patch_once_per_launch(patch)
+
+
+def _patch_once_per_launch(patch: pytest.MonkeyPatch) -> None:
+    """Patch Triton's language when a kernel is launched, and not again for each function that it calls."""
+    language, interpreter = (importlib.import_module(f"triton.{name}") for name in ("language", "runtime.interpreter"))
+    if not hasattr(interpreter, "_LangPatchScope"):  # as in older versions
+        return
+    done: set[int] = set()
+    patched, restored = interpreter._patch_lang, interpreter._LangPatchScope.restore
+
+    def patch_lang(function: Any) -> Any:
+        seen = {id(value) for value in function.__globals__.values()} & {id(language), id(language.core)}
+        if seen <= done:
+            return None  # which is asked for where a kernel is launched, not where it calls
+        done.update(seen)
+        return patched(function)
+
+    def restore(scope: Any) -> None:
+        done.clear()
+        restored(scope)
+
+    patch.setattr(interpreter, "_patch_lang", patch_lang)
+    patch.setattr(interpreter._LangPatchScope, "restore", restore)
 
 
 def _take_bfloat16_for_numbers(patch: pytest.MonkeyPatch) -> None:

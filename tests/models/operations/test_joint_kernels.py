@@ -368,9 +368,8 @@ for num_out, num_in, room in sizes:
     }
     for name, tile in tiles.items():
         fixed = {key: value for key, value in vars(tile).items() if key not in ("warps", "programs")}
-        choices = [{"notes": False}, {"notes": True}] if name == "_convolve_joint" else [{}]
-        for more in choices:
-            variants.add((name, room, tile.warps, tuple((fixed | more).items())))
+        more = {"notes": True} if name == "_convolve_joint" else {}  # which takes more than without
+        variants.add((name, room, tile.warps, tuple((fixed | more).items())))
 for name, room, warps, fixed in sorted(variants):
     made = built(KERNELS[name], dict(fixed) | ({"room": room} if room else {}), warps, "*bf16", 89)
     assert made.metadata.shared <= 99 * 1024, "what consumer cards have"
