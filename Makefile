@@ -26,7 +26,7 @@ test: .venv/.test
 
 # Two files at a time, in the order of their names: it mixes tests that wait with tests that compute.
 test-all: .venv/.test
-	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "" -n 2 --dist loadfile --no-loadscope-reorder --durations=40
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -24,6 +24,9 @@ torch.set_num_threads(1)  # processes that compute with all cores at once slow e
 if "PYTEST_XDIST_WORKER" in os.environ:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # it would be ignored, in processes of tests as well
 
+SETTLED_AT_ONCE = {"_SETTLED_WEIGHTS": 1024, "_SETTLED_PARTS": 16, "_SETTLED_CHANNELS": 64}
+"""What a program of a kernel settles when it is interpreted: a program takes long here, however little it does."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a GPU where there is none."""
@@ -36,8 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @contextmanager
 def _interpreted(*names: str) -> Iterator[ModuleType]:
     """Let Triton's interpreter run the kernels of modules, imported anew in this order; give the last of them."""
-    pytest.importorskip("triton")
-    names = ("paceline.models.turn_kernels", *names)  # which others call
+    triton = pytest.importorskip("triton")
+    if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
+        pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
+    names = ("paceline.models.operations.turn_kernels", *names)  # which others call
     rooms = [(importlib.import_module(room), name) for room, _, name in (name.rpartition(".") for name in names)]
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
@@ -47,7 +52,11 @@ def _interpreted(*names: str) -> Iterator[ModuleType]:
             patch.delitem(sys.modules, f"{room.__name__}.{name}", raising=False)
             patch.delattr(room, name, raising=False)
         try:
-            yield [importlib.import_module(name) for name in names][-1]
+            modules = [importlib.import_module(name) for name in names]
+            for module in modules:
+                for name in vars(module).keys() & SETTLED_AT_ONCE.keys():
+                    patch.setattr(module, name, SETTLED_AT_ONCE[name])
+            yield modules[-1]
         finally:
             for room, name in rooms:
                 sys.modules.pop(f"{room.__name__}.{name}", None)
@@ -71,6 +80,30 @@ def _interpret_the_language(patch: pytest.MonkeyPatch) -> None:
             if isinstance(value, compiled):
                 patch.setattr(module, name, interpreted(value.fn))
     _take_bfloat16_for_numbers(patch)
+    _patch_once_per_launch(patch)
+
+
+def _patch_once_per_launch(patch: pytest.MonkeyPatch) -> None:
+    """Patch Triton's language when a kernel is launched, and not again for each function that it calls."""
+    language, interpreter = (importlib.import_module(f"triton.{name}") for name in ("language", "runtime.interpreter"))
+    if not hasattr(interpreter, "_LangPatchScope"):  # as in older versions
+        return
+    done: set[int] = set()
+    patched, restored = interpreter._patch_lang, interpreter._LangPatchScope.restore
+
+    def patch_lang(function: Any) -> Any:
+        seen = {id(value) for value in function.__globals__.values()} & {id(language), id(language.core)}
+        if seen <= done:
+            return None  # which is asked for where a kernel is launched, not where it calls
+        done.update(seen)
+        return patched(function)
+
+    def restore(scope: Any) -> None:
+        done.clear()
+        restored(scope)
+
+    patch.setattr(interpreter, "_patch_lang", patch_lang)
+    patch.setattr(interpreter._LangPatchScope, "restore", restore)
 
 
 def _take_bfloat16_for_numbers(patch: pytest.MonkeyPatch) -> None:

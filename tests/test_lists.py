@@ -6,7 +6,6 @@ import copy
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from compiling import run_apart
@@ -35,9 +34,6 @@ NUMBERS = st.integers(0, 2**31)
 @pytest.fixture(scope="module", autouse=True)
 def counts(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[Counter[str]]:
     """Let Triton's interpreter run these kernels wherever a GPU would, and count their launches."""
-    triton = pytest.importorskip("triton")
-    if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
-        pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     counts: Counter[str] = Counter()
 
     def noted(kernel: Any, *given: Any, start: Any = lists.start_kernel, **options: Any) -> None:

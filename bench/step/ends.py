@@ -22,9 +22,9 @@ import torch
 from convolutions import time_of
 from torch.nn import functional as F
 
-from paceline.models import fused_ends
-from paceline.models.fused_bias import sums_over_cells
-from paceline.models.fused_ends import Tile, tile_of_product, tile_of_weight
+from paceline.models.operations import fused_ends
+from paceline.models.operations.fused_bias import sums_over_cells
+from paceline.models.operations.fused_ends import Tile, tile_of_product, tile_of_weight
 from paceline.models.registry import build_model
 from paceline.triton_kernels import cdiv, compiled_ahead
 

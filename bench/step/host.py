@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 from paceline import triton_kernels
 from paceline.losses.config import LossConfig
 from paceline.losses.detection import DetectionLoss
-from paceline.models import fused_joint, fused_norm, narrow_conv
+from paceline.models.operations import fused_joint, fused_norm, narrow_conv
 from paceline.models.registry import build_model
 from paceline.training.ahead import imagined_step
 

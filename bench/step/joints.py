@@ -24,9 +24,10 @@ import torch
 from convolutions import time_of
 from torch.nn import functional as F
 
-from paceline.models import blocks, fused_joint
-from paceline.models.fused_joint import Tile, tile_of_map, tile_of_weight
-from paceline.models.pitch import Layout
+from paceline.models import blocks
+from paceline.models.operations import fused_joint
+from paceline.models.operations.fused_joint import Tile, tile_of_map, tile_of_weight
+from paceline.models.operations.pitch import Layout
 from paceline.models.registry import build_model
 
 if TYPE_CHECKING:

@@ -165,13 +165,13 @@ def _without_branches() -> Iterator[None]:
 
 
 PARTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "halves": lambda: mock.patch("paceline.models.half_weights.autocast_type", return_value=None),
+    "halves": lambda: mock.patch("paceline.models.operations.half_weights.autocast_type", return_value=None),
     "lists": lambda: _without_lists(),
     "moments": lambda: mock.patch.object(BatchNorm, "takes_moments", return_value=False),
-    "streams": lambda: mock.patch("paceline.models.beside._is_recording", return_value=False),
+    "streams": lambda: mock.patch("paceline.models.operations.beside._is_recording", return_value=False),
     "branches": lambda: _without_branches(),
     "ends": lambda: mock.patch("paceline.models.ends.TYPES", frozenset()),
-    "sums": lambda: mock.patch("paceline.models.shared._left_of", return_value=None),
+    "sums": lambda: mock.patch("paceline.models.operations.shared._left_of", return_value=None),
 }
 """What can be left out, and how."""
 

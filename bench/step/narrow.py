@@ -20,9 +20,9 @@ import torch
 from convolutions import convolutions_of, time_of
 from torch.nn import functional as F
 
-from paceline.models import depthwise_conv
-from paceline.models.moments import Tally
-from paceline.models.narrow_conv import Cells, Launch, _convolved, _traced_back, _weighed
+from paceline.models.operations import depthwise_conv
+from paceline.models.operations.moments import Tally
+from paceline.models.operations.narrow_conv import Cells, Launch, _convolved, _traced_back, _weighed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

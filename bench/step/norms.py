@@ -19,7 +19,7 @@ from itertools import product
 import torch
 from torch import nn
 
-from paceline.models.fused_norm import RESULTS, SUMS, Launch, normed_and_activated
+from paceline.models.operations.fused_norm import RESULTS, SUMS, Launch, normed_and_activated
 from paceline.models.registry import build_model
 
 DEVICE = torch.device("cuda")

@@ -85,7 +85,7 @@ class Table:
 
 def measure_pools(table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream) -> None:
     """Time three pools of 5x5 and their join."""
-    from paceline.models.fused_pool import BACKWARD, FORWARD, Tile, pyramid
+    from paceline.models.operations.fused_pool import BACKWARD, FORWARD, Tile, pyramid
     from paceline.triton_kernels import compiled_ahead
 
     x, of_joined = (random_map(options.batch, width, 20, 20, dtype=dtype) for width in (128, 512))
@@ -110,7 +110,7 @@ def measure_pools(table: Table, options: argparse.Namespace, dtype: torch.dtype,
 
 def measure_sums(table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream) -> None:
     """Sum the gradient of joined points, and copy it, as torch's convolution does too."""
-    from paceline.models.fused_bias import LAUNCH, Launch, sums_over_cells
+    from paceline.models.operations.fused_bias import LAUNCH, Launch, sums_over_cells
 
     ways = [LAUNCH]
     if options.sweep:
@@ -136,7 +136,7 @@ def by_torch(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 def measure_doubling(table: Table, options: argparse.Namespace, dtype: torch.dtype, stream: torch.cuda.Stream) -> None:
     """Time both of the network, with gradients that are pieces of joined maps."""
-    from paceline.models.doubling import BACKWARD, FORWARD, Tile, doubled_map
+    from paceline.models.operations.doubling import BACKWARD, FORWARD, Tile, doubled_map
 
     ways = [(FORWARD, BACKWARD)]
     if options.sweep:

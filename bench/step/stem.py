@@ -23,11 +23,11 @@ import torch
 from convolutions import bandwidth, time_of
 from torch.nn import functional as F
 
-from paceline.models.fused_norm import normed_and_activated
-from paceline.models.fused_stem import BACKWARD, FORWARD, NORMED, Launch, convolved, forwarded, weighed
-from paceline.models.handover import Unapplied
-from paceline.models.moments import Tally
-from paceline.models.pitch import Layout
+from paceline.models.operations.fused_norm import normed_and_activated
+from paceline.models.operations.fused_stem import BACKWARD, FORWARD, NORMED, Launch, convolved, forwarded, weighed
+from paceline.models.operations.handover import Unapplied
+from paceline.models.operations.moments import Tally
+from paceline.models.operations.pitch import Layout
 
 if TYPE_CHECKING:
     from collections.abc import Callable

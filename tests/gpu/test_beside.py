@@ -10,8 +10,9 @@ import pytest
 import torch
 from steps import everything, make_step, run, works
 
-from paceline.models import beside, ends, heads
+from paceline.models import ends, heads
 from paceline.models.heads import DetectionHead
+from paceline.models.operations import beside
 from paceline.models.registry import build_model
 from paceline.training.graphed import CudaCapture, GraphedStep
 

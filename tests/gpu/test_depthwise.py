@@ -20,7 +20,7 @@ SHAPES = [(64, 80, 80, 80), (16, 128, 20, 20), (3, 8, 33, 17), (2, 512, 20, 20),
 def test_the_gradient_of_the_map_is_that_in_double_and_the_rest_is_torchs(
     shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
-    from paceline.models.depthwise_conv import convolved
+    from paceline.models.operations.depthwise_conv import convolved
 
     torch.manual_seed(0)
     x = torch.randn(shape, device=DEVICE, dtype=dtype).contiguous(memory_format=torch.channels_last)

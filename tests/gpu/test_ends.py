@@ -40,7 +40,7 @@ def both_ways(
     num_in: int, num_out: int, images: int, sizes: tuple[tuple[int, int], ...], dtype: torch.dtype
 ) -> list[list[Tensor]]:
     """Joined points and gradients by kernels, and by torch in double."""
-    from paceline.models.fused_ends import ended
+    from paceline.models.operations.fused_ends import ended
 
     torch.manual_seed(0)
     cells = tuple(height * width for height, width in sizes)

@@ -23,7 +23,7 @@ def test_a_training_is_that_of_autocast(amp_dtype: torch.dtype, monkeypatch: pyt
         return [said.tolist() for said in run(step, works(4, device="cuda"))]
 
     by_nodes = trained()
-    monkeypatch.setattr("paceline.models.half_weights.autocast_type", lambda values: None)
+    monkeypatch.setattr("paceline.models.operations.half_weights.autocast_type", lambda values: None)
     alone = trained()
     assert by_nodes[0] == alone[0], "all that is forward"
     for found, right in zip(by_nodes, alone, strict=True):

@@ -39,7 +39,7 @@ def both_ways(
     widths: tuple[int, ...], out_channels: int, size: tuple[int, int, int], dtype: torch.dtype
 ) -> list[list[Tensor]]:
     """Result and gradients by kernels, and by torch in double; the last map and y' are slices of wider ones."""
-    from paceline.models.fused_joint import convolved
+    from paceline.models.operations.fused_joint import convolved
 
     torch.manual_seed(0)
     images, height, width = size

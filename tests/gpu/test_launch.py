@@ -62,7 +62,7 @@ def test_launches_of_ours_do_what_tritons_do(made: TrialSetting, monkeypatch: py
 
 
 def test_a_tensor_elsewhere_is_refused_though_its_like_was_launched(made: TrialSetting) -> None:
-    from paceline.models.fused_joint import product
+    from paceline.models.operations.fused_joint import product
 
     weight = torch.ones(16, 16, dtype=torch.bfloat16, device="cuda")
     there = torch.ones(1, 16, 4, 4, dtype=torch.bfloat16, device="cuda").contiguous(memory_format=torch.channels_last)
@@ -77,7 +77,12 @@ def test_a_plan_without_kernels_starts_none_and_takes_the_same_step(
 ) -> None:
     expected = trained(made, steps=1)
     started: list[Any] = []
-    for room in ("models.fused_norm", "models.fused_joint", "models.narrow_conv", "losses.fused"):
+    for room in (
+        "models.operations.fused_norm",
+        "models.operations.fused_joint",
+        "models.operations.narrow_conv",
+        "losses.fused",
+    ):
         monkeypatch.setattr(f"paceline.{room}.start_kernel", lambda *given, **_: started.append(given))
     with triton_kernels.kernels_left_out():
         assert trained(made, steps=1) == pytest.approx(expected, rel=2e-2)

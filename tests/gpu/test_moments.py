@@ -9,7 +9,7 @@ import torch
 from steps import make_step, run, works
 
 from paceline.models.blocks import ConvUnit
-from paceline.models.moments import Moments, Tally
+from paceline.models.operations.moments import Moments, Tally
 from paceline.models.registry import build_model
 from paceline.parallel.norms import BatchNorm, BatchStatistics
 from paceline.triton_kernels import usable
@@ -35,7 +35,7 @@ def image_of(*shape: int, dtype: torch.dtype, mean: float = 0.0) -> Tensor:
 
 def convolved(case: tuple[int, ...], dtype: torch.dtype, mean: float = 0.5) -> tuple[Tensor, Moments]:
     """Convolve by kernels; a case is images, channels (of each of several maps), filters, height, width, stride."""
-    from paceline.models import fused_joint, fused_stem, narrow_conv
+    from paceline.models.operations import fused_joint, fused_stem, narrow_conv
 
     images, *channels, filters, height, width, stride = case
     tally = Tally()

@@ -22,7 +22,7 @@ CASES += [(64, 64, 32, 40, 40, 1), (2, 40, 24, 19, 9, 1)]
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_are_torch(case: tuple[int, ...], dtype: torch.dtype) -> None:
-    from paceline.models.narrow_conv import convolved
+    from paceline.models.operations.narrow_conv import convolved
 
     images, channels, out_channels, height, width, stride = case
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def test_kernels_are_torch(case: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 def test_units_take_them_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
-    from paceline.models import narrow_conv
+    from paceline.models.operations import narrow_conv
 
     seen = []
     taken = narrow_conv.convolved

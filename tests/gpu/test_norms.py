@@ -12,8 +12,8 @@ import torch
 from steps import make_step, run, works
 from torch.nn import functional as F
 
+from paceline.models.operations.shared import shared
 from paceline.models.registry import build_model
-from paceline.models.shared import shared
 from paceline.parallel.norms import BatchNorm
 from paceline.triton_kernels import usable
 
@@ -34,7 +34,7 @@ def both_ways(
     shape: tuple[int, int, int, int], dtype: torch.dtype, *, silu: bool, pieces: int
 ) -> list[tuple[Tensor, ...]]:
     """Results, statistics and gradients by kernels, and by torch in float32."""
-    from paceline.models.fused_norm import normed_and_activated
+    from paceline.models.operations.fused_norm import normed_and_activated
 
     torch.manual_seed(0)
     channels = shape[1]
@@ -79,7 +79,7 @@ def test_kernels_are_torch(shape: tuple[int, int, int, int], dtype: torch.dtype)
 @pytest.mark.parametrize("shape", [(64, 64, 80, 80), (3, 48, 7, 9), (2, 16, 1, 3)], ids=str)
 def test_gradients_of_several_uses_are_added_up(shape: tuple[int, int, int, int], uses: tuple[int, ...]) -> None:
     """To the bit what autograd adds, where there are two; else it has rounded more often."""
-    from paceline.models.fused_norm import normed_and_activated
+    from paceline.models.operations.fused_norm import normed_and_activated
 
     torch.manual_seed(0)
     channels, pieces = shape[1], len(uses)
@@ -96,7 +96,7 @@ def test_gradients_of_several_uses_are_added_up(shape: tuple[int, int, int, int]
         z = normed_and_activated(
             *leaves[:3], latest, eps=EPS, silu=True, pieces=pieces, carried=carried if pieces == 1 else None
         )
-        with nullcontext() if by_norm else mock.patch("paceline.models.shared._left_of", return_value=None):
+        with nullcontext() if by_norm else mock.patch("paceline.models.operations.shared._left_of", return_value=None):
             aliases = [shared(piece, count) for piece, count in zip(z, uses, strict=True)]
         slopes = [parts[number][piece] for piece, count in enumerate(uses) for number in range(count)]
         torch.manual_seed(1)

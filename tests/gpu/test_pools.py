@@ -56,7 +56,7 @@ def pools_by_torch(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pools_are_torchs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
     """The results to the last bit, and the gradient where its sums are exact; else to rounding."""
-    from paceline.models.fused_pool import pyramid
+    from paceline.models.operations.fused_pool import pyramid
 
     images, channels, height, width = shape
     x = random_map(shape, dtype)
@@ -80,7 +80,7 @@ def test_pools_are_torchs(shape: tuple[int, int, int, int], dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("special", [float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0])
 def test_what_is_no_number_is_chosen_as_on_cpus(special: float, dtype: torch.dtype) -> None:
-    from paceline.models.fused_pool import pyramid
+    from paceline.models.operations.fused_pool import pyramid
 
     x = random_map((2, 16, 9, 11), dtype).round()
     x[torch.rand(x.shape, device=DEVICE) < 0.3] = special
@@ -97,7 +97,7 @@ def test_what_is_no_number_is_chosen_as_on_cpus(special: float, dtype: torch.dty
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", [(64, 80, 80, 80), (64, 64, 20, 20), (3, 3, 7, 9), (1, 1, 1, 1)], ids=str)
 def test_sums_over_cells_are_those_in_double(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    from paceline.models.fused_bias import sums_over_cells
+    from paceline.models.operations.fused_bias import sums_over_cells
 
     images, channels, height, width = shape
     points = random_map((images, channels, 1, 40 + height * width), dtype)
@@ -134,7 +134,7 @@ def test_a_convolution_with_bias_is_torchs(monkeypatch: pytest.MonkeyPatch, amp:
 @pytest.mark.parametrize("dtype", TYPES)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_upsampling_is_torchs(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
-    from paceline.models.doubling import doubled_map
+    from paceline.models.operations.doubling import doubled_map
 
     images, channels, height, width = shape
     wide = random_map((images, channels + 8, 2 * height, 2 * width), dtype, seed=1)

@@ -28,7 +28,7 @@ CASES += [(3, 16, 37, 53, 2), (3, 8, 21, 13, 1), (2, 16, 64, 64, 1), (1, 32, 1, 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_are_torch(case: tuple[int, ...], dtype: torch.dtype, of_images: torch.dtype | None) -> None:
-    from paceline.models.fused_stem import convolved
+    from paceline.models.operations.fused_stem import convolved
 
     images, filters, height, width, stride = case
     torch.manual_seed(0)
@@ -55,7 +55,7 @@ def test_kernels_are_torch(case: tuple[int, ...], dtype: torch.dtype, of_images:
 
 
 def test_single_precision_is_exact() -> None:
-    from paceline.models.fused_stem import Launch, convolved
+    from paceline.models.operations.fused_stem import Launch, convolved
 
     small = Launch(groups=16, filters=8, warps=4, stages=2, programs=64)
     torch.manual_seed(0)
@@ -95,7 +95,7 @@ def test_a_graph_of_it_is_the_same() -> None:
 
 
 def test_networks_take_them_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from paceline.models import fused_stem
+    from paceline.models.operations import fused_stem
 
     types: list[torch.dtype] = []
     taken = fused_stem.convolved

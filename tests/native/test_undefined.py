@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.models.compiled_norm import activated_in_place, normed_and_activated
+from paceline.models.operations.compiled_norm import activated_in_place, normed_and_activated
 from paceline.native.compiled import FOLDER, Compiled
 from paceline.native.jitter import jitter_by_kernel
 from paceline.native.jpeg import JPEG, decode_at_level

@@ -145,7 +145,7 @@ def train(run: Run) -> dict[int, dict[str, Any]]:
     trainer = Trainer(run)
     losses, states = [], {}
     for number in range(1, run.updates + 1):
-        whole = mock.patch("paceline.models.half_weights.autocast_type", return_value=None)
+        whole = mock.patch("paceline.models.operations.half_weights.autocast_type", return_value=None)
         with nullcontext() if run.halved else whole:
             losses.append(trainer.accumulate(number))
         not_finite = trainer.update()

@@ -6,7 +6,6 @@ import importlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -22,16 +21,13 @@ OF_MODELS += ("norm_kernels", "fused_norm", "stem_kernels", "fused_stem", "pool_
 OF_MODELS += ("bias_kernels", "fused_bias", "depthwise_kernels", "depthwise_conv", "doubling_kernels", "doubling")
 OF_MODELS += ("end_kernels", "fused_ends")
 OF_LOSSES = ("box_kernels", "assign_kernels", "sum_kernels", "fused")
-MODULES = ("paceline.power_kernels", *(f"paceline.models.{name}" for name in OF_MODELS))
+MODULES = ("paceline.power_kernels", *(f"paceline.models.operations.{name}" for name in OF_MODELS))
 MODULES += tuple(f"paceline.losses.{name}" for name in OF_LOSSES)
 
 
 @pytest.fixture(scope="module")
 def kernels(interpreting: Callable[..., AbstractContextManager[ModuleType]]) -> Iterator[None]:
     """Let Triton's interpreter run all kernels of a training step."""
-    triton = pytest.importorskip("triton")
-    if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
-        pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     with interpreting(*MODULES):
         yield
 

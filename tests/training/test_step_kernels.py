@@ -56,13 +56,9 @@ SIZES = {
 
 @pytest.fixture
 def small(kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let networks be built in sizes that an interpreter can go through, and programs settle much at once."""
+    """Let networks be built in sizes that an interpreter can go through."""
     for name, scale in SIZES.items():
         monkeypatch.setitem((yolo11 if name.startswith("yolo11") else yolov8).SCALES, name[-1], scale)
-    for name in ("fused_joint", "narrow_conv", "fused_ends"):
-        monkeypatch.setattr(f"paceline.models.{name}._SETTLED_WEIGHTS", 1024)
-        monkeypatch.setattr(f"paceline.models.{name}._SETTLED_PARTS", 16)
-    monkeypatch.setattr("paceline.models.fused_norm._SETTLED_CHANNELS", 64)
 
 
 @pytest.fixture

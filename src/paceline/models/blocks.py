@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from paceline.models import compiled_norm
-from paceline.models.beside import ASIDE, aside, together
 from paceline.models.convolution import Convolution
 from paceline.models.joint import convolved_jointly
-from paceline.models.moments import Tally
-from paceline.models.shared import shared
+from paceline.models.operations import compiled_norm
+from paceline.models.operations.beside import ASIDE, aside, together
+from paceline.models.operations.moments import Tally
+from paceline.models.operations.shared import shared
 from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import takes_map
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from paceline.models.moments import Moments
+    from paceline.models.operations.moments import Moments
 
 
 class Activating:
@@ -249,7 +249,7 @@ class SPPF(nn.Module):
     def _pyramid(self, x: Tensor, pools: int) -> Tensor:
         """B C H W to B (1 + pools)C H W: the map, and pools each of the one before."""
         if self.training and x.shape[1] % 8 == 0 and takes_map(x):
-            from paceline.models.fused_pool import pyramid  # which needs Triton
+            from paceline.models.operations.fused_pool import pyramid  # which needs Triton
 
             return pyramid(x, pools)
         pieces = [x]
@@ -334,7 +334,7 @@ class Upsample(nn.Upsample):
     def forward(self, x: Tensor) -> Tensor:
         """B C H W to B C 2H 2W, of one type."""
         if self.training and x.shape[1] % 8 == 0 and takes_map(x):
-            from paceline.models.doubling import doubled_map  # which needs Triton
+            from paceline.models.operations.doubling import doubled_map  # which needs Triton
 
             return doubled_map(x)
         kind = x.device.type

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from paceline.models import parted_conv
-from paceline.models.half_weights import half_of
+from paceline.models.operations import parted_conv
+from paceline.models.operations.half_weights import half_of
 from paceline.triton_kernels import autocast_type, on_gpu, takes_map, usable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from paceline.models.moments import Tally
+    from paceline.models.operations.moments import Tally
 
 _HALF = (torch.bfloat16, torch.float16)
 
@@ -35,7 +35,7 @@ class Convolution(nn.Conv2d):
         dtype = autocast_type(x) or x.dtype
         if not self._has_kernels(x, dtype):
             return self._by_torch(x, dtype)
-        from paceline.models import depthwise_conv, narrow_conv  # which need Triton
+        from paceline.models.operations import depthwise_conv, narrow_conv  # which need Triton
 
         if self.groups > 1:
             half = half_of(self.weight, dtype)
@@ -84,7 +84,7 @@ class BiasedConvolution(nn.Conv2d):
         if self.bias is None or not (self.training and torch.is_grad_enabled() and takes_map(x)):
             y: Tensor = self._conv_forward(x, weight, self.bias)
             return y
-        from paceline.models.fused_bias import biased_convolution  # which needs Triton
+        from paceline.models.operations.fused_bias import biased_convolution  # which needs Triton
 
         assert self.padding_mode == "zeros"
         assert not isinstance(self.padding, str)

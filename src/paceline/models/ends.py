@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from paceline.models.beside import apart, note_made, wait_for
 from paceline.models.convolution import BiasedConvolution
 from paceline.models.joint import is_watched
+from paceline.models.operations.beside import apart, note_made, wait_for
 from paceline.triton_kernels import autocast_type, takes_map
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Room:
 
     def ended(self, branch: nn.Sequential, level: Tensor, place: int) -> Tensor:
         """Take a level BCHW through its branch; return what that has written, B, cells, N."""
-        from paceline.models.fused_ends import ended  # which needs Triton
+        from paceline.models.operations.fused_ends import ended  # which needs Triton
 
         *parts, end = branch
         for part in parts:

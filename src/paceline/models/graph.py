@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from paceline.models.beside import note_made
 from paceline.models.blocks import Concat, SplitChain
-from paceline.models.half_weights import halved
-from paceline.models.shared import shared
+from paceline.models.operations.beside import note_made
+from paceline.models.operations.half_weights import halved
+from paceline.models.operations.shared import shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from paceline.models.beside import apart, together
 from paceline.models.blocks import ConvUnit, DepthwiseConv
 from paceline.models.convolution import BiasedConvolution
 from paceline.models.ends import room_for
-from paceline.models.half_weights import OfParts, halved_apart
-from paceline.models.shared import shared
+from paceline.models.operations.beside import apart, together
+from paceline.models.operations.half_weights import OfParts, halved_apart
+from paceline.models.operations.shared import shared
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

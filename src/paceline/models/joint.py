@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-    from paceline.models.moments import Tally
+    from paceline.models.operations.moments import Tally
 
 STEP = 8
 """What the channels of every map have to be a multiple of: as many are loaded at once."""
@@ -34,7 +34,7 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
         told = {"tally": tally} if tally and knows else {}
         found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
-    from paceline.models.fused_joint import convolved  # which needs Triton
+    from paceline.models.operations.fused_joint import convolved  # which needs Triton
 
     return convolved(convolution.weight, maps, dtype, tally=tally)
 

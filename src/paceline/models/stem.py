@@ -11,7 +11,7 @@ from paceline.models.convolution import Convolution
 from paceline.triton_kernels import autocast_type, on_gpu, usable
 
 if TYPE_CHECKING:
-    from paceline.models.moments import Tally
+    from paceline.models.operations.moments import Tally
 
 _TYPES = (torch.bfloat16, torch.float16)
 """That kernels are launched for: in float32 they would multiply without tensor cores."""
@@ -29,7 +29,7 @@ class StemConvolution(Convolution):
         if not torch.compiler.is_compiling() and self._fits() and self._learns_from(x):
             dtype = self._type_for(x)
             if dtype in _TYPES and self._has_stem_kernels(x):
-                from paceline.models.fused_stem import convolved  # which needs Triton
+                from paceline.models.operations.fused_stem import convolved  # which needs Triton
 
                 return convolved(x, self.weight, stride=self.stride[0], dtype=dtype, tally=tally)
         return super().forward(x, tally=tally)

@@ -30,9 +30,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from paceline.models import compiled_norm
-from paceline.models.beside import OF_STATISTICS, apart, note_made, together
 from paceline.models.blocks import NormWithActivation
+from paceline.models.operations import compiled_norm
+from paceline.models.operations.beside import OF_STATISTICS, apart, note_made, together
 from paceline.triton_kernels import on_gpu, usable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-    from paceline.models.moments import Moments
+    from paceline.models.operations.moments import Moments
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class BatchNorm(NormWithActivation):
                 pieces=pieces,
                 carried=carried,
             )
-        from paceline.models.fused_norm import normed_and_activated  # which needs Triton
+        from paceline.models.operations.fused_norm import normed_and_activated  # which needs Triton
 
         whole = x.shape[1] % (8 * pieces) != 0
         found = normed_and_activated(

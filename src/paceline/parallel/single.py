@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.models.half_weights import halved
+from paceline.models.operations.half_weights import halved
 from paceline.parallel.gradient import GradientSum
 from paceline.parallel.loss_scale import LossScale
 from paceline.parallel.norms import BatchStatistics

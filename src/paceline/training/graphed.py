@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from paceline.batch import Batch
-from paceline.models.beside import recorded
+from paceline.models.operations.beside import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
