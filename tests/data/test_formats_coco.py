@@ -375,7 +375,16 @@ def test_coco33_agrees_with_its_file(shared: Path, open_set: Callable[..., DataS
 
 @pytest.mark.parametrize(
     "segmentation",
-    [None, {"counts": [1, 2], "size": [40, 60]}, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 2, "x", 4, 5, 6]], "no"],
+    [
+        None,
+        {"counts": [1, 2], "size": [40, 60]},
+        [],
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5]],
+        [[1, 2, 3, 2e6, 5, 6]],
+        [[1, 2, "x", 4, 5, 6]],
+        "no",
+    ],
 )
 def test_polygons_are_outlines_and_nothing_else_is(
     make_coco: Callable[..., Path], open_set: Callable[..., DataSet], segmentation: object

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FARTHEST_PX = 1e9
-"""Points farther out belong to no image."""
+FARTHEST_PX = 1 << 20
+"""Points farther out belong to no image: OpenCV, which draws outlines too, decodes none that is longer."""
 _MOST = 1 << 62
 """Whole numbers from here on are none of this format."""
 NO_ID = -_MOST
@@ -182,7 +182,7 @@ def _rings(segmentation: object) -> list[NDArray[np.float64]]:
             ring = np.array(entry, np.float64)
         except (TypeError, ValueError, OverflowError):
             return []
-        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not (np.abs(ring) < _FARTHEST_PX).all():
+        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not (np.abs(ring) <= FARTHEST_PX).all():
             return []
         rings.append(ring)
     return rings
