@@ -249,17 +249,18 @@ def map_boxes_within(
     enter = np.where(level, beside, crossings.min(axis=0)).max(axis=-1, keepdims=True)
     leave = np.where(level, -beside, crossings.max(axis=0)).min(axis=-1, keepdims=True)
     enter, leave = np.maximum(enter, 0), np.minimum(leave, 1)
-    seen = enter <= leave
+    seen: NDArray[np.bool_] = np.asarray(enter <= leave)
     ends = [starts + np.where(seen, share, 0) * along for share in (enter, leave)]
     # And the corners of the rectangle within the quad: on one and the same side of all of its sides.
     corners = np.stack([rectangles[:, [0, 2, 2, 0]], rectangles[:, [1, 1, 3, 3]]], axis=-1)
     offsets = corners[:, :, None] - starts[:, None]
     turns = along[:, None, :, 0] * offsets[..., 1] - along[:, None, :, 1] * offsets[..., 0]
-    within = ((turns >= 0).all(axis=-1) | (turns <= 0).all(axis=-1)) & turns.any(axis=-1)
+    on_one_side = np.stack([turns >= 0, turns <= 0]).all(axis=-1).any(axis=0)
+    within = np.asarray(on_one_side & turns.any(axis=-1))  # a box that is a point has no inside
     points = np.concatenate([*ends, corners], axis=1)
     there = np.concatenate([seen, seen, within[..., None]], axis=1)
     nearest = _within(starts.mean(axis=1), rectangles[:, :2], rectangles[:, 2:])
-    nothing = ~there.any(axis=(1, 2))[:, None]
+    nothing = ~there.any(axis=1)
     first = np.where(nothing, nearest, np.where(there, points, np.inf).min(axis=1))
     last = np.where(nothing, nearest, np.where(there, points, -np.inf).max(axis=1))
     return np.concatenate([first, last], axis=1)
