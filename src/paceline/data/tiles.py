@@ -244,7 +244,8 @@ def map_boxes_within(
     # The part of each side within the rectangle, as shares of the side (Liang, Barsky: A New Concept and Method for
     # Line Clipping, ACM Transactions on Graphics 3, 1984).
     level = along == 0
-    crossings = np.stack([low - starts, high - starts]) / np.where(level, 1, along)
+    with np.errstate(over="ignore"):  # of sides that are all but level
+        crossings = np.stack([low - starts, high - starts]) / np.where(level, 1, along)
     beside = np.where((starts >= low) & (starts <= high), -np.inf, np.inf)
     enter = np.where(level, beside, crossings.min(axis=0)).max(axis=-1, keepdims=True)
     leave = np.where(level, -beside, crossings.max(axis=0)).min(axis=-1, keepdims=True)
