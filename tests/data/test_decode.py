@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from paceline.data import decode as decoders
-from paceline.data.decode import decode, decode_compact, decode_into, reductions
+from paceline.data.decode import decode, decode_compact, reductions
 from paceline.data.headers import BadImage
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def test_both_jpeg_decoders_give_the_same_bytes(
 def test_only_colour_spaces_that_both_know_go_to_the_fast_decoder() -> None:
     for mode, known in (("RGB", True), ("L", True), ("CMYK", False)):
         encoded = encode(Image.fromarray(picture()).convert(mode), "JPEG")
-        assert (decoders._decode_jpeg(encoded, 1, None) is not None) == known
+        assert (decoders._decode_jpeg(encoded, 1) is not None) == known
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4, 8])
@@ -161,11 +161,9 @@ def test_our_own_decoder_changes_no_pixel(
 ) -> None:
     encoded = encode(Image.fromarray(picture(51, 67)).convert(mode), "JPEG", **options)
     found = decode_compact(encoded, orientation, reduction)
-    placed = decode_into(encoded, np.empty(found.size, np.uint8), orientation, reduction)
     monkeypatch.setattr(decoders, "decode_jpeg", lambda *_: None)
     expected = decode_compact(encoded, orientation, reduction)
     np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(placed, expected)
 
 
 def test_damaged_jpeg_is_judged_by_opencv(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
@@ -180,7 +178,7 @@ def test_damaged_jpeg_is_judged_by_opencv(monkeypatch: pytest.MonkeyPatch, capfd
             damaged[place] ^= int(rng.integers(1, 256))
         else:
             del damaged[place : min(place + int(rng.integers(1, 200)), len(whole) - 2)]
-        num_refused_by_fast += decoders._decode_jpeg(bytes(damaged), 1, None) is None
+        num_refused_by_fast += decoders._decode_jpeg(bytes(damaged), 1) is None
         expected = by_opencv(bytes(damaged), 1, monkeypatch)
         if expected is None:
             with pytest.raises(BadImage):
@@ -188,21 +186,3 @@ def test_damaged_jpeg_is_judged_by_opencv(monkeypatch: pytest.MonkeyPatch, capfd
         else:
             np.testing.assert_array_equal(decode_compact(bytes(damaged)), expected)
     assert num_refused_by_fast > 10
-
-
-@pytest.mark.parametrize("reduction", [1, 2])
-@pytest.mark.parametrize("orientation", [1, 6])
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_into_a_buffer(kind: str, mode: str, orientation: int, reduction: int) -> None:
-    if (kind, mode) == ("PNG", "CMYK"):
-        pytest.skip("the format has no such images")
-    encoded = encode(Image.fromarray(picture(51, 64)).convert(mode), kind)
-    expected = decode_compact(encoded, orientation, reduction)
-    out = np.full(expected.size + 5, 7, np.uint8)
-    found = decode_into(encoded, out, orientation, reduction)
-    assert found.ctypes.data == out.ctypes.data
-    np.testing.assert_array_equal(found, expected)
-    assert (out[expected.size :] == 7).all()
-    with pytest.raises(BadImage, match="larger"):
-        decode_into(encoded, np.empty(expected.size - 1, np.uint8), orientation, reduction)

@@ -258,3 +258,44 @@ def test_pasted_boxes_are_the_bounds_of_what_is_drawn() -> None:
         ys, xs = np.nonzero(opacity > 0.5)
         drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
         assert np.abs(boxes[pictures == row] - drawn).max(axis=1).min() <= 0.75
+
+
+def test_turned_boxes_are_the_bounds_of_what_is_seen_of_them() -> None:
+    """Also where a picture's edge cuts them, beyond which the rest of the box reaches farther."""
+    config = AugmentConfig(degrees=45.0, shear=10.0, scale=0.5, translate=0.4, mosaic=0.0, **QUIET)  # type: ignore[arg-type]
+    transforms = plan(config, 80, seed=2)
+    pictures, boxes, _ = targets.transformed(INDEX, transforms)
+    num_cut = 0
+    for row, box in zip(pictures.tolist(), boxes, strict=True):
+        ys, xs = np.nonzero(draw(transforms, row)[..., 0] > 127)
+        drawn = np.array([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        assert np.abs(box - drawn).max() < 1.6  # a corner's tip fills less than half of its pixels
+        num_cut += bool((box < 0.5).any() or (box > SIZE - 0.5).any())
+    assert num_cut > 20
+
+
+@pytest.mark.parametrize("turn", [{}, {"degrees": 45.0}], ids=["aligned", "turned"])
+def test_pasted_boxes_of_any_outline_are_the_bounds_of_what_is_seen(turn: dict[str, float]) -> None:
+    rings = [np.array([[box[0], box[1]], [box[2], box[1]], [box[0], box[3]]]) for box in BOXES]
+    index = dataclasses.replace(INDEX, polygons=Polygons.of([ring] for ring in rings))
+    config = AugmentConfig(copy_paste=1.0, scale=0.5, translate=0.4, mosaic=0, **QUIET, **turn)  # type: ignore[arg-type]
+    transforms = plan(config, 60, seed=5)
+    pictures, boxes, _ = targets.transformed(index, transforms)
+    num_cut = 0
+    for row in range(60):
+        alone = dataclasses.replace(transforms, sources=np.where(transforms.masked, transforms.sources, -1))
+        images = [decoded(n, 2, 1) if n >= 0 else None for n in alone.sources[row].tolist()]
+        out = np.empty((1, SIZE, SIZE, 3), np.uint8)
+        masks = partial(paste.masks, index, alone)
+        if not any(image is not None for image in images):
+            continue
+        render(alone, range(row, row + 1), [images], Workspace(SIZE), out, plain=plain_of(alone), masks=masks)
+        drawn = []
+        for least in (130, 185):  # a little blue in grey, where edges are smooth; half of it, where tips are thin
+            ys, xs = np.nonzero(out[0, ..., 2] > least)
+            drawn.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+        for box in targets.transformed(index, alone.row(row))[1]:
+            assert np.abs(box - drawn).min(axis=0).max() < 1.5
+            num_cut += bool((box < 0.5).any() or (box > SIZE - 0.5).any())
+            assert np.abs(boxes[pictures == row] - box).max(axis=1).min() < 1e-9
+    assert num_cut > 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -117,7 +118,11 @@ def test_file_names_may_hold_the_folder(make_coco: Callable[..., Path], open_set
         (_note(image=99), "line"),
         (_note(box=(1, 2, 3)), "line"),
         ({"image_id": 10, "category_id": 3}, "line"),
+        ({"bbox": [1, 2, 3, 4], "category_id": 3}, "line"),
+        ({"bbox": [1, 2, 3, 4], "image_id": 10}, "class"),
         (_note(box=(float("nan"), 1, 2, 3)), "number"),
+        (_note(box=(1e308, 1, 1e308, 3)), "number"),
+        (_note(box=(float("-inf"), 1, float("inf"), 3)), "number"),
         (_note(box=(5, 5, 0, 3)), "degenerate"),
         (_note(box=(5, 5, -3, 3)), "degenerate"),
         (_note(box=(100, 5, 3, 3)), "range"),
@@ -128,10 +133,61 @@ def test_file_names_may_hold_the_folder(make_coco: Callable[..., Path], open_set
 def test_bad_annotation_is_named(
     make_coco: Callable[..., Path], open_set: Callable[..., DataSet], note: dict[str, Any], kind: str
 ) -> None:
-    opened = open_set(make_coco([_note(11), _note(12), note]), splits=("train",))
-    bare = 4 - len({11, 12, note["image_id"]} & {10, 11, 12, 13})
+    with warnings.catch_warnings(action="error"):
+        opened = open_set(make_coco([_note(11), _note(12), note]), splits=("train",))
+    bare = 4 - len({11, 12, note.get("image_id")} & {10, 11, 12, 13})
     assert opened.report.counts == {kind: 1, "unlabelled": bare}
     assert str(opened.report.findings[0]).startswith("instances.json, annotation 3: ")
+
+
+def test_what_has_no_id_belongs_to_no_image_and_no_category(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet]
+) -> None:
+    """Not even to those that are called -1."""
+    images = [{"id": k - 1, "file_name": f"{k}.jpg"} for k in range(4)]
+    categories = [{"id": -1, "name": "cat"}]
+    notes = [
+        _note(0, -1),
+        _note(1, -1),
+        {"bbox": [1, 2, 3, 4], "category_id": -1},
+        {"bbox": [1, 2, 3, 4], "image_id": -1},
+    ]
+    opened = open_set(make_coco(notes, images=images, categories=categories), splits=("train",))
+    assert opened.report.counts == {"line": 1, "class": 1, "unlabelled": 1}
+    words = [str(finding) for finding in opened.report.findings[:2]]
+    assert words[0] == "instances.json, annotation 3: has no `image_id` that is a whole number; add it"
+    assert words[1] == "instances.json, annotation 4: has no `category_id` that is a whole number; add it"
+
+
+@pytest.mark.parametrize("value", [0, False, None, "0", "", " false", "No", 1, True, "1", "true"])
+@pytest.mark.parametrize("key", ["iscrowd", "difficult"])
+def test_flags_may_be_text(
+    make_coco: Callable[..., Path], open_set: Callable[..., DataSet], key: str, value: object
+) -> None:
+    opened = open_set(make_coco([_note(), _note(11), _note(box=(1, 2, 3, 4), **{key: value})]), splits=("train", "val"))
+    up = sum(int(getattr(index, {"iscrowd": "crowd"}.get(key, key)).sum()) for index in (opened.train, opened.val))
+    assert up == (value in (1, "1", "true"))
+
+
+def test_area_that_is_negative_is_none(make_coco: Callable[..., Path], tmp_path: Path) -> None:
+    read = CocoFile.read(make_coco([_note(area=-4), _note(area=0), _note(area=7.5)]) / "instances.json")
+    assert np.array_equal(read.area, [np.nan, 0, 7.5], equal_nan=True)
+
+
+def test_image_under_two_ids_is_named(make_coco: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
+    """Each id has a part of its boxes, and teaches that the others are none."""
+    images = [{"id": 10 + k, "file_name": f"{k}.jpg"} for k in range(4)] + [{"id": 99, "file_name": "./1.jpg"}]
+    opened = open_set(make_coco([_note(11), _note(99, 7, (1, 2, 3, 4))], images=images), splits=("train",))
+    assert opened.report.counts == {"twice": 1, "unlabelled": 3}
+    assert str(opened.report.findings[0]) == (
+        "images/1.jpg: is listed under the ids 11 and 99; give its boxes to one id"
+    )
+
+
+def test_class_that_is_no_text_is_written_as_one(make_coco: Callable[..., Path]) -> None:
+    categories = [{"id": 3, "name": "x\ud800"}, {"id": 7, "name": "ü"}]
+    read = CocoFile.read(make_coco([_note()], categories=categories) / "instances.json")
+    assert read.categories == {3: "x\\ud800", 7: "ü"}
 
 
 def test_absent_image_and_other_size_are_named(
@@ -319,7 +375,16 @@ def test_coco33_agrees_with_its_file(shared: Path, open_set: Callable[..., DataS
 
 @pytest.mark.parametrize(
     "segmentation",
-    [None, {"counts": [1, 2], "size": [40, 60]}, [], [[1, 2, 3, 4]], [[1, 2, 3, 4, 5]], [[1, 2, "x", 4, 5, 6]], "no"],
+    [
+        None,
+        {"counts": [1, 2], "size": [40, 60]},
+        [],
+        [[1, 2, 3, 4]],
+        [[1, 2, 3, 4, 5]],
+        [[1, 2, 3, 2e6, 5, 6]],
+        [[1, 2, "x", 4, 5, 6]],
+        "no",
+    ],
 )
 def test_polygons_are_outlines_and_nothing_else_is(
     make_coco: Callable[..., Path], open_set: Callable[..., DataSet], segmentation: object

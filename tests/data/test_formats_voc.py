@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -74,6 +75,7 @@ def test_list_of_classes_decides(
         ((61, 5, 70, 9), "range"),
         ((50, 5, 70, 9), "clipped"),
         (("x", 5, 70, 9), "line"),
+        ((-1e308, 5, 1e308, 9), "clipped"),
         ((10, 10, 30, 20), "duplicate"),
     ],
 )
@@ -85,7 +87,8 @@ def test_bad_box_is_named(
     kind: str,
 ) -> None:
     root = make_voc({"a": voc_object("dog") + voc_object("dog", box), "b": voc_object("dog")})
-    opened = open_set(root)
+    with warnings.catch_warnings(action="error"):
+        opened = open_set(root)
     assert opened.report.counts == {kind: 1}
     assert opened.report.findings[0].line == 2
 
@@ -170,3 +173,42 @@ def test_annotation_of_two_images_and_a_link_to_nothing_are_named(
         ]
     link.unlink()
     assert open_set(root).report.counts == {"unpaired": 1, "shared": 1}
+
+
+@pytest.mark.parametrize("chosen", ["03.jpg", "03.png"])
+def test_list_chooses_between_files_of_one_name(
+    make_voc: Callable[..., Path], voc_object: Callable[..., str], open_set: Callable[..., DataSet], chosen: str
+) -> None:
+    names = [f"{number:02d}" for number in range(20)]
+    root = make_voc(dict.fromkeys(names, voc_object("dog")), {"train": [chosen, "04"], "val": names[5:]})
+    shutil.copy(root / "JPEGImages/03.jpg", root / "JPEGImages/03.png")
+    train = open_set(root).train
+    assert train is not None
+    assert list(train.paths) == [f"JPEGImages/{chosen}", "JPEGImages/04.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_set"), [("1", True), (" true ", True), ("0", False), ("", False), ("Unspecified", False)]
+)
+def test_difficult_as_it_is_written(
+    make_voc: Callable[..., Path],
+    voc_object: Callable[..., str],
+    open_set: Callable[..., DataSet],
+    text: str,
+    is_set: bool,
+) -> None:
+    entry = voc_object("dog", (1, 2, 3, 4)).replace("<difficult>0<", f"<difficult>{text}<")
+    train = open_set(
+        make_voc({"a": voc_object("dog") + entry, "b": voc_object("dog")}, {"train": ["a"], "val": ["b"]})
+    ).train
+    assert train is not None
+    assert train.difficult.tolist() == [False, is_set]
+
+
+def test_size_of_thousands_of_digits_is_none(
+    make_voc: Callable[..., Path], voc_object: Callable[..., str], open_set: Callable[..., DataSet]
+) -> None:
+    root = make_voc({name: voc_object("dog") for name in "ab"})
+    file = root / "Annotations" / "a.xml"
+    file.write_text(file.read_text().replace("<width>60<", f"<width>{'9' * 5000}<"))
+    assert not open_set(root).report.counts

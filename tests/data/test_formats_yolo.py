@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -143,6 +144,9 @@ def test_names_with_spaces_capitals_and_nested_folders(
         ("0 0.1 0.1 nan 0.2 0.3 0.3", "number", "NaN"),
         ("0 0.5 0.5 0 0.2", "degenerate", "no area"),
         ("0 0.5 0.5 -0.2 0.2", "degenerate", "no area"),
+        ("0 0.5 0.5 1e-9 0.2", "degenerate", "6e-08 x 8 px and has no area"),
+        ("0 inf 0.5 inf 0.2", "number", "infinite"),
+        ("0 inf 0.1 -inf 0.2 0.3 0.3", "number", "infinite"),
         ("0 1.2 0.5 0.2 0.2", "range", "outside 0 to 1"),
         ("0 -0.2 0.5 0.2 0.2", "range", "outside 0 to 1"),
         ("0 30 20 10 10", "range", "looks like pixels"),
@@ -157,7 +161,8 @@ def test_bad_box_is_named_and_the_others_stay(
     make_yolo: Callable[..., Path], open_set: Callable[..., DataSet], line: str, kind: str, words: str
 ) -> None:
     root = make_yolo({"train": [GOOD + "\n" + line + "\n" + "1 0.5 0.5 0.1 0.1\n"], "val": [GOOD]})
-    opened = open_set(root)
+    with warnings.catch_warnings(action="error"):
+        opened = open_set(root)
     assert opened.train is not None
     assert opened.report.counts == {kind: 1}
     (finding,) = opened.report.findings
@@ -375,7 +380,11 @@ def test_text_that_is_no_label_is_not_noted(make_yolo: Callable[..., Path], open
         ("train: images/train\nnames: {0: a, 2: b}\n", "no class 1"),
         ("train: images/train\nnames: {x: a}\n", "whole number"),
         ("train: images/train\nnames: cat\n", "list or a map"),
+        ("train: images/train\nnames: {0: a, 00: b}\n", "each class one name; write `0: cat`, once"),
+        ("train: images/train\nnames: {0: [a]}\n", "each class one name"),
         ("train: images/train\nnc: many\n", "whole number"),
+        (f"train: images/train\nnc: {'9' * 5000}\n", "holds '9{100}' where a whole number"),
+        (f"train: images/train\nnames: [a]\nx: {'[' * 3000 + ']' * 3000}\n", "too deep"),
         ("train: images/train\nnc: 100000000\n", "no more than 100,000 classes"),
         ("train: {a: b}\nnames: [a]\n", "JSON file and a folder"),
         ("train: images/trian\nnames: [a, b]\n", "did you mean .*train"),

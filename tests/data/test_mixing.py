@@ -80,6 +80,21 @@ def test_trimmed_box_is_what_can_be_seen(box: NDArray[np.int64], cut: NDArray[np
         assert (trimmed[0, 2:] <= trimmed[0, :2]).any()
 
 
+@pytest.mark.parametrize("off", [-0.4, -0.1, 0.0, 0.1, 0.4])
+def test_less_than_half_a_pixel_beside_a_rectangle_is_nothing(off: float) -> None:
+    """Pixels of a box from 3.9 to 10 begin at 4; a rectangle from there to its other side leaves none beside it."""
+    box, cut = np.array([[4 + off, 2, 10 - off, 9]]), np.array([[4, 0, 10, 6]])
+    turns = ([0, 1, 2, 3], [1, 0, 3, 2])
+    for turn in turns:
+        for flipped in (False, True):
+            one, other = (12 - box[:, [2, 3, 0, 1]], 12 - cut[:, [2, 3, 0, 1]]) if flipped else (box, cut)
+            trimmed, area = trim(one[:, turn], other[:, turn])
+            expected = np.array([[4 + off, 6, 10 - off, 9]])
+            expected = 12 - expected[:, [2, 3, 0, 1]] if flipped else expected
+            np.testing.assert_allclose(trimmed, expected[:, turn])
+            assert area[0] == pytest.approx((6 - 2 * off) * 7 - min(6, 6 - 2 * off) * 4)
+
+
 @pytest.mark.parametrize("box", [[0.0, 0, 4, 4], [1.5, 2, 7, 3]])
 def test_no_rectangle_hides_nothing(box: list[float]) -> None:
     trimmed, area = trim(np.array([box]), np.zeros((1, 4), np.int64))

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paceline.data import augment, paste, targets
 from paceline.data.config import AugmentConfig
 from paceline.data.draws import hashed
+from paceline.data.formats.coco_file import FARTHEST_PX
 from paceline.data.index import Index, Strings
 from paceline.data.polygons import Polygons
-
-if TYPE_CHECKING:
-    import pytest
 
 SIZE = 128
 
@@ -49,6 +47,17 @@ def index_of(boxes: list[list[tuple[float, float, float, float]]], outlined: lis
         origins=np.arange(number),
         polygons=Polygons.of([square(*box)] if flag else [] for box, flag in zip(flat, flags, strict=True)),
     )
+
+
+@pytest.mark.filterwarnings("error")
+def test_outline_that_reaches_as_far_as_any_may_is_drawn_where_the_image_is() -> None:
+    far = float(FARTHEST_PX)
+    rings = [[[0, 0], [far, 0], [far, 64], [0, 64]], [[-far, 100], [20, 100], [20, far], [-far, far]]]
+    index = dataclasses.replace(index_of([[(0, 0, 128, 128)]], [[True]]), polygons=Polygons.of([rings]))
+    mask = paste.mask_of(index, np.array([0]), 0, 1)
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[:64], expected[100:, :20] = True, True
+    assert np.array_equal(mask > 127, expected)
 
 
 def test_half_of_the_outlined_targets_are_chosen_and_at_least_one() -> None:

@@ -217,7 +217,7 @@ def disk_file() -> Path:
     return found
 
 
-@pytest.mark.parametrize("harm", ["flip", "cut", "empty", "garbage", "changed file", "smaller disk"])
+@pytest.mark.parametrize("harm", ["flip", "table", "cut", "empty", "garbage", "changed file", "smaller disk"])
 def test_a_harmed_disk_tier_is_mended(
     store: MemoryStore, expected: torch.Tensor, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +228,10 @@ def test_a_harmed_disk_tier_is_mended(
     content = bytearray(path.read_bytes())
     if harm == "flip":
         content[4096 + 64 * 20 + 5] ^= 4
+        path.write_bytes(content)
+        most = 1
+    elif harm == "table":
+        content[64 + 40 * 3 + 2] ^= 4
         path.write_bytes(content)
         most = 1
     elif harm == "cut":

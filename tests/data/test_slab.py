@@ -263,6 +263,24 @@ def test_only_what_was_hit_is_lost(path: Path) -> None:
     again.close()
 
 
+def test_places_that_are_lost_are_had_again(path: Path) -> None:
+    """Entries that are damaged in one run after another do not fill the file up for good."""
+    slab = Slab.open(path, COUNT, 10_000, kept=True)
+    fill(slab)
+    most, worst = slab.used_bytes, 0
+    slab.close()
+    for run in range(12):
+        with path.open("r+b") as file:
+            file.seek(64 + 40 * (run % COUNT) + 3)
+            file.write(b"\xff")
+        again = Slab.open(path, COUNT, 10_000, kept=True)
+        fill(again, [number for number, there in enumerate(whole(again)) if not there])
+        assert whole(again) == [True] * COUNT
+        worst = max(worst, again.used_bytes)
+        again.close()
+    assert worst <= most + max(-(-array(number).size // 64) * 64 for number in range(COUNT))
+
+
 def test_another_version_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slab = Slab.open(path, COUNT, 10_000, kept=True)
     fill(slab)

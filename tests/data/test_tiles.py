@@ -15,7 +15,7 @@ from paceline.data.augment import place_boxes
 from paceline.data.config import AugmentConfig
 from paceline.data.plain import plain_of
 from paceline.data.render import Workspace, render
-from paceline.data.tiles import lay_tiles, map_boxes, map_points, mirror
+from paceline.data.tiles import lay_tiles, map_boxes, map_boxes_within, map_points, mirror
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,6 +112,35 @@ def test_placed_boxes_are_within_what_is_seen(config: AugmentConfig, seed: int) 
     seen = map_boxes(transforms.matrices[rows, tiles], transforms.visible[rows, tiles])
     assert (placed[kept, :2] >= np.maximum(seen[kept, :2], 0) - 1e-6).all()
     assert (placed[kept, 2:] <= np.minimum(seen[kept, 2:], SIZE) + 1e-6).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(config=turns, seed=seeds)
+def test_bounds_within_a_rectangle_are_those_of_the_points_there(config: AugmentConfig, seed: int) -> None:
+    """Against many points of each box: those that come to lie in the rectangle."""
+    transforms = plan(config, seed)
+    matrices = transforms.matrices.reshape(-1, 3, 3)
+    rng = np.random.default_rng(seed)
+    shares = np.sort(rng.random((len(matrices), 2, 2)), axis=1).reshape(-1, 4)
+    visible = transforms.visible.reshape(-1, 4)
+    boxes = visible[:, [0, 1, 0, 1]] + shares * (visible[:, 2:] - visible[:, :2])[:, [0, 1, 0, 1]]
+    rectangles = np.sort(rng.random((len(matrices), 2, 2)) * SIZE, axis=1).reshape(-1, 4)
+    found = map_boxes_within(matrices, boxes, rectangles)
+    grid = np.stack(np.meshgrid(np.linspace(0, 1, 121), np.linspace(0, 1, 121)), axis=-1).reshape(-1, 2)
+    for matrix, box, rectangle, bounds in zip(matrices, boxes, rectangles, found, strict=True):
+        points = map_points(matrix, box[:2] + grid * (box[2:] - box[:2]))
+        step = np.abs(np.diff(points.reshape(121, 121, 2), axis=0)).max(initial=0)
+        step += np.abs(np.diff(points.reshape(121, 121, 2), axis=1)).max(initial=0)
+        there = points[((points >= rectangle[:2]) & (points <= rectangle[2:])).all(axis=1)]
+        if len(there):
+            assert (bounds[:2] <= there.min(axis=0) + 1e-6).all()
+            assert (bounds[2:] >= there.max(axis=0) - 1e-6).all()
+        assert (bounds[:2] >= rectangle[:2] - 1e-6).all()
+        assert (bounds[2:] <= rectangle[2:] + 1e-6).all()
+        near = points[((points >= rectangle[:2] - step) & (points <= rectangle[2:] + step)).all(axis=1)]
+        if (bounds[2:] > bounds[:2]).any():
+            assert (bounds[:2] >= near.min(axis=0) - step).all()
+            assert (bounds[2:] <= near.max(axis=0) + step).all()
 
 
 @settings(max_examples=20, deadline=None)

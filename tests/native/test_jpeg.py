@@ -446,7 +446,7 @@ def test_a_file_is_read_and_decoded_at_once(
 ) -> None:
     file = tmp_path / "a ü.jpg"
     file.write_bytes(encode(pixels))
-    expected = decode_jpeg(file.read_bytes(), None, reduction)
+    expected = decode_jpeg(file.read_bytes(), reduction)
     assert expected is not None
     height, width = expected.shape[:2]
     for most_pixels in (height * width, MANY):

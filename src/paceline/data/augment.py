@@ -14,7 +14,7 @@ import numpy as np
 from paceline.data.draws import keys, numbers, uniforms
 from paceline.data.mixing import mix, trim
 from paceline.data.slots import Slot
-from paceline.data.tiles import Tiles, is_aligned, lay_tiles, map_boxes, mirror
+from paceline.data.tiles import Tiles, is_aligned, lay_tiles, map_boxes, map_boxes_within, mirror
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -266,6 +266,10 @@ def place_boxes(
     else:
         seen = map_boxes(matrices, inside)
         whole_area = _whole_area(matrices, boxes, inside, seen)
+        clips = transforms.clips[rows, tiles].astype(np.float64)
+        across = np.flatnonzero((seen[:, :2] < clips[:, :2]).any(axis=1) | (seen[:, 2:] > clips[:, 2:]).any(axis=1))
+        if len(across):
+            seen[across] = map_boxes_within(matrices[across], inside[across], clips[across])
     np.maximum(seen, 0, out=seen)
     np.minimum(seen, transforms.size, out=seen)
     area = None

@@ -62,38 +62,17 @@ def decode(source: Path | str | bytes, orientation: int = 1, reduction: int = 1)
 
 def decode_compact(source: Path | str | bytes, orientation: int = 1, reduction: int = 1) -> NDArray[np.uint8]:
     """Like `decode`, but files without colour stay one plane HW: a third of the memory and of the work."""
-    return _decode(_read(source), orientation, reduction, None)
+    return _decode(_read(source), orientation, reduction)
 
 
-def decode_into(
-    source: Path | str | bytes, out: NDArray[np.uint8], orientation: int = 1, reduction: int = 1
-) -> NDArray[np.uint8]:
-    """Like `decode_compact`, but into the front of the flat buffer `out`; returns the view of it that has the pixels.
-
-    Raises `BadImage` where they do not fit, too: the file is not the one that the buffer was made for.
-    """
-    assert out.ndim == 1
-    assert out.flags.c_contiguous
-    pixels = _decode(_read(source), orientation, reduction, out)
-    if pixels.size > out.size:
-        raise BadImage("is larger than when it was indexed")
-    place = out[: pixels.size].reshape(pixels.shape)
-    if not np.may_share_memory(pixels, out):
-        np.copyto(place, pixels)
-    return place
-
-
-def _decode(encoded: bytes, orientation: int, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8]:
-    """Pixels HW or HW3, in the front of `out` where the decoder can write there, else in an array of their own.
-
-    Those of a raw image are a view of its bytes, not to be written to.
-    """
+def _decode(encoded: bytes, orientation: int, reduction: int) -> NDArray[np.uint8]:
+    """Pixels HW or HW3; those of a raw image are a view of its bytes, not to be written to."""
     if is_raw(encoded):
         return _further_reduced(encoded, reduction)
     is_jpeg = encoded.startswith(b"\xff\xd8")
     upright = orientation == 1 or is_tiff(encoded)  # OpenCV turns TIFF files by itself
     in_decoder = reduction if is_jpeg and upright else 1
-    pixels = _decode_jpeg(encoded, in_decoder, out if upright else None) if is_jpeg else None
+    pixels = _decode_jpeg(encoded, in_decoder) if is_jpeg else None
     if pixels is None:
         pixels = _imdecode(encoded, in_decoder)
     if not upright:
@@ -109,9 +88,9 @@ def _further_reduced(content: bytes, reduction: int) -> NDArray[np.uint8]:
     return pixels if reduction == reduced else _average(pixels, reduction // reduced)
 
 
-def _decode_jpeg(encoded: bytes, reduction: int, out: NDArray[np.uint8] | None) -> NDArray[np.uint8] | None:
+def _decode_jpeg(encoded: bytes, reduction: int) -> NDArray[np.uint8] | None:
     """Pixels HW or HW3 in file orientation; None where OpenCV has to look: CMYK, and whatever is not quite right."""
-    if (ours := decode_jpeg(encoded, out, reduction)) is not None:
+    if (ours := decode_jpeg(encoded, reduction)) is not None:
         return ours
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -120,7 +99,7 @@ def _decode_jpeg(encoded: bytes, reduction: int, out: NDArray[np.uint8] | None) 
         # It takes the smallest of its sizes, n/8 of the full one, that is no less than this: exactly this.
         least = (-(-height // reduction), -(-width // reduction)) if reduction > 1 else (0, 0)
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            encoded, "GRAY" if colours == "Gray" else "RGB", min_height=least[0], min_width=least[1], buffer=out
+            encoded, "GRAY" if colours == "Gray" else "RGB", min_height=least[0], min_width=least[1]
         )
     except ValueError:
         return None

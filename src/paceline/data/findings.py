@@ -25,6 +25,7 @@ KINDS: dict[str, tuple[Severity, str]] = {
     "clipped": ("note", "boxes that reach outside their image (clipped)"),
     "shared": ("note", "label files that several images share"),
     "name": ("note", "class names given twice"),
+    "twice": ("note", "images listed under several ids (each counts)"),
     "size": ("note", "images whose size differs from the annotation"),
     "unpaired": ("note", "label files without an image"),
     "unlabelled": ("hint", "images without labels (used as background)"),

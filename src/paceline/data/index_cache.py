@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER = ".paceline"
 """Folder beside the data."""
-_RECIPE = "5"
+_RECIPE = "6"
 """Goes up whenever the same files would give another index, or another report."""
 
 _log = logging.getLogger("paceline")

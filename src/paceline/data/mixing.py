@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from paceline.data.config import AugmentConfig
 
 _BETA = 32
+_SLIVER_PX = 0.5
+"""Less than this of a box beside a rectangle, whose edges are those of pixels, shows in none of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,18 +77,18 @@ def trim(boxes: NDArray[np.float64], cuts: NDArray[np.int64]) -> tuple[NDArray[n
     """
     left, top, right, bottom = boxes.T.copy()
     first_x, first_y, last_x, last_y = cuts.T.astype(np.float64)
-    wide = (first_x <= left) & (last_x >= right)
-    tall = (first_y <= top) & (last_y >= bottom)
+    wide = (first_x < left + _SLIVER_PX) & (last_x > right - _SLIVER_PX)
+    tall = (first_y < top + _SLIVER_PX) & (last_y > bottom - _SLIVER_PX)
     hidden = np.maximum(np.minimum(right, last_x) - np.maximum(left, first_x), 0)
     hidden *= np.maximum(np.minimum(bottom, last_y) - np.maximum(top, first_y), 0)
     visible = (right - left) * (bottom - top) - hidden
     top, bottom = (
-        np.where(wide & (first_y <= top), np.clip(last_y, top, bottom), top),
-        np.where(wide & (last_y >= bottom), np.clip(first_y, top, bottom), bottom),
+        np.where(wide & (first_y < top + _SLIVER_PX), np.clip(last_y, top, bottom), top),
+        np.where(wide & (last_y > bottom - _SLIVER_PX), np.clip(first_y, top, bottom), bottom),
     )
     left, right = (
-        np.where(tall & (first_x <= left), np.clip(last_x, left, right), left),
-        np.where(tall & (last_x >= right), np.clip(first_x, left, right), right),
+        np.where(tall & (first_x < left + _SLIVER_PX), np.clip(last_x, left, right), left),
+        np.where(tall & (last_x > right - _SLIVER_PX), np.clip(first_x, left, right), right),
     )
     # What is covered as a whole has its far edge before its near one.
     return np.stack([left, top, np.maximum(right, left), np.maximum(bottom, top)], axis=1), visible

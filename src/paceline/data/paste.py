@@ -91,10 +91,33 @@ def outlines(index: Index, transforms: Transforms, row: int, tile: int) -> list[
     """Objects that a tile pastes: row in the index' boxes, and rings in the picture, cut to the seen part."""
     seen, matrix = transforms.visible[row, tile], transforms.matrices[row, tile]
     rows = chosen(index, int(transforms.sources[row, tile]), transforms.picks[row])
-    return [
-        (box, [map_points(matrix, np.clip(ring, seen[:2], seen[2:])) for ring in index.polygons.outline(box)])
-        for box in rows.tolist()
-    ]
+    objects = []
+    for box in rows.tolist():
+        rings = [cut_ring(ring.astype(np.float64), seen) for ring in index.polygons.outline(box)]
+        rings = [map_points(matrix, ring) for ring in rings if len(ring)]
+        if rings:
+            objects.append((box, rings))
+    return objects
+
+
+def cut_ring(ring: NDArray[np.float64], rectangle: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return what a ring P2 has within a rectangle 4 (xyxy): one ring Q2 of the same bounds and area; Q may be 0.
+
+    Cut at one edge after the other (Sutherland, Hodgman: Reentrant Polygon Clipping, Communications of the ACM 17,
+    1974); parts that are apart stay joined by lines along the edges.
+    """
+    for side, edge in enumerate(rectangle.tolist()):
+        axis, sign = side % 2, 1 if side < 2 else -1
+        depth = sign * (ring[:, axis] - edge)
+        inside = depth >= 0
+        if inside.all():
+            continue
+        crosses = inside != np.roll(inside, -1)
+        share = depth / np.where(crosses, depth - np.roll(depth, -1), 1)
+        meets = ring + share[:, None] * (np.roll(ring, -1, axis=0) - ring)
+        meets[:, axis] = edge
+        ring = np.stack([ring, meets], axis=1)[np.stack([inside, crosses], axis=1)]
+    return ring
 
 
 def covered(size: int, rings: list[NDArray[np.float64]], boxes: NDArray[np.float64]) -> NDArray[np.float64]:

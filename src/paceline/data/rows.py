@@ -101,8 +101,9 @@ def clean(
     rows = drop(rows, "class", ~known, lambda m: unknown_class(int(rows.labels[m]), num_classes))
     finite = np.all(np.isfinite(rows.boxes), axis=1)
     rows = drop(rows, "number", ~finite, lambda _: "the box has a NaN or infinite number; draw it again")
-    sides = rows.boxes[:, 2:] - rows.boxes[:, :2]
-    flat = np.any(sides <= 0, axis=1)
+    with np.errstate(over="ignore"):  # both corners may be as far out as numbers go
+        sides = rows.boxes[:, 2:] - rows.boxes[:, :2]
+    flat = np.any(sides < LEAST_SIDE_PX, axis=1)
     rows = drop(
         rows,
         "degenerate",

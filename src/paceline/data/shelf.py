@@ -155,7 +155,8 @@ class Shelf:
                 raise OSError("this system has no locks on parts of files")
             path = _images_folder() / f"{self._name}.slab"
             taken = path.stat().st_blocks * 512 if path.exists() else 0
-            capacity = min(self._bound(), taken + facts.free_disk_bytes - _SPARED_DISK_BYTES)
+            ample = int(_MARGIN * self._bound())  # for arrays whose place is lost
+            capacity = min(ample, taken + facts.free_disk_bytes - _SPARED_DISK_BYTES)
             if capacity <= 0:
                 raise OSError(f"{path.parent} has no room left")
             self._capacity = capacity

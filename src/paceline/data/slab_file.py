@@ -38,6 +38,8 @@ WRITTEN = 2
 """State of an array that is whole."""
 HEADER_BYTES = 64
 ALIGNMENT = 64
+MOST_LOST = 1 / 32
+"""Share of a file's data that belongs to no array any more with which the file is still kept."""
 _LOCKS = 1 << 62
 """Where the lock bytes begin: no file is as long. First the users, then the header, then one for each array."""
 USERS, SPACE, FIRST_ARRAY = _LOCKS, _LOCKS + 1, _LOCKS + 2
@@ -110,16 +112,13 @@ class SlabFile:
         self.descriptor = -1
 
     def _mend(self) -> None:
-        """Make the file good to use: a new header and an empty table, or the old ones with what is left of the data."""
+        """Make the file good to use: a new header and an empty table, or the old ones with what is left of the data.
+
+        An array whose entry was damaged, or that has become larger, is written to a new place, and its old one is lost.
+        """
         start = data_start(self._count)
         if not _is_whole(self.descriptor, self._count):
-            os.ftruncate(self.descriptor, 0)
-            os.ftruncate(self.descriptor, start)
-            os.posix_fallocate(self.descriptor, 0, start)
-            header = np.zeros(1, HEADER)
-            header["magic"], header["version"], header["entry"] = _MAGIC, VERSION, ENTRY.itemsize
-            header["count"], header["used"], header["reserved"] = self._count, start, start
-            os.pwrite(self.descriptor, header.tobytes(), 0)
+            self._begin()
             return
         length = os.fstat(self.descriptor).st_size
         size = self._count * ENTRY.itemsize
@@ -129,8 +128,23 @@ class SlabFile:
         table["state"][~inside] = EMPTY  # what was cut off; other arrays will lie there
         os.pwrite(self.descriptor, table.tobytes(), HEADER_BYTES)
         used = max(int(ends[inside].max(initial=0)), start)
+        taken = -(-(ends - table["offset"])[inside].astype(np.int64) // ALIGNMENT) * ALIGNMENT
+        if used - start - int(taken.sum()) > MOST_LOST * (used - start):
+            self._begin()
+            return
         header = np.frombuffer(os.pread(self.descriptor, HEADER.itemsize, 0), HEADER).copy()
         header["used"] = header["reserved"] = -(-used // ALIGNMENT) * ALIGNMENT
+        os.pwrite(self.descriptor, header.tobytes(), 0)
+
+    def _begin(self) -> None:
+        """Write a new header and an empty table, and no data."""
+        start = data_start(self._count)
+        os.ftruncate(self.descriptor, 0)
+        os.ftruncate(self.descriptor, start)
+        os.posix_fallocate(self.descriptor, 0, start)
+        header = np.zeros(1, HEADER)
+        header["magic"], header["version"], header["entry"] = _MAGIC, VERSION, ENTRY.itemsize
+        header["count"], header["used"], header["reserved"] = self._count, start, start
         os.pwrite(self.descriptor, header.tobytes(), 0)
 
 

@@ -78,17 +78,24 @@ def _with_pasted(
     labels: NDArray[np.int32],
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int32]]:
     """Add the bounds of the objects that are pasted into pictures to targets M, each behind those of its picture."""
-    added = [(picture, row, np.concatenate(rings)) for picture, objects in pasted for row, rings in objects]
+    added = [(picture, row, rings) for picture, objects in pasted for row, rings in objects]
     if not added:
         return pictures, boxes, labels
-    whole = np.array([np.concatenate([points.min(axis=0), points.max(axis=0)]) for _, _, points in added])
-    seen = np.clip(whole, 0, size)
+    frame = np.array([0.0, 0.0, size, size])
+    whole = np.array([_bounds(rings) for _, _, rings in added])
+    seen = np.array([_bounds([paste.cut_ring(ring, frame) for ring in rings]) for _, _, rings in added])
     kept = enough(seen, np.prod(whole[:, 2:] - whole[:, :2], axis=1))
     pictures = np.concatenate([pictures, np.array([picture for picture, _, _ in added])[kept]])
     boxes = np.concatenate([boxes, seen[kept]])
     labels = np.concatenate([labels, index.labels[np.array([row for _, row, _ in added])[kept]]])
     order = np.argsort(pictures, kind="stable")
     return pictures[order], boxes[order], labels[order]
+
+
+def _bounds(rings: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Bounds 4 (xyxy) of the points of rings; zeros where there is none."""
+    points = np.concatenate(rings)
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
 
 def joined(

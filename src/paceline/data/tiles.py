@@ -227,13 +227,55 @@ def _halvings(shrink: NDArray[np.float64], decoded: NDArray[np.float64]) -> NDAr
 
 def map_boxes(matrices: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Bounds ...4 (xyxy) of boxes ...4 (xyxy) after projective maps ...33, whose horizons they do not reach."""
-    x, y = boxes[..., [0, 2, 0, 2]], boxes[..., [1, 1, 3, 3]]
+    mapped = _mapped_corners(matrices, boxes)
+    return np.concatenate([mapped.min(axis=-1), mapped.max(axis=-1)], axis=-1)
+
+
+def map_boxes_within(
+    matrices: NDArray[np.float64], boxes: NDArray[np.float64], rectangles: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Bounds M4 (xyxy) of what mapped boxes M4, which are quads, share with rectangles M4; a point where it is nothing.
+
+    The bounds of a turned box, cut to the rectangle, would reach to where only the rest of the box has been.
+    """
+    starts = np.moveaxis(_mapped_corners(matrices, boxes), -1, -2)  # M42
+    along = np.roll(starts, -1, axis=1) - starts
+    low, high = rectangles[:, None, :2], rectangles[:, None, 2:]
+    # The part of each side within the rectangle, as shares of the side (Liang, Barsky: A New Concept and Method for
+    # Line Clipping, ACM Transactions on Graphics 3, 1984).
+    level = along == 0
+    with np.errstate(over="ignore"):  # of sides that are all but level
+        crossings = np.stack([low - starts, high - starts]) / np.where(level, 1, along)
+    beside = np.where((starts >= low) & (starts <= high), -np.inf, np.inf)
+    enter = np.where(level, beside, crossings.min(axis=0)).max(axis=-1, keepdims=True)
+    leave = np.where(level, -beside, crossings.max(axis=0)).min(axis=-1, keepdims=True)
+    enter, leave = np.maximum(enter, 0), np.minimum(leave, 1)
+    seen: NDArray[np.bool_] = np.asarray(enter <= leave)
+    ends = [starts + np.where(seen, share, 0) * along for share in (enter, leave)]
+    # And the corners of the rectangle within the quad: on one and the same side of all of its sides.
+    corners = np.stack([rectangles[:, [0, 2, 2, 0]], rectangles[:, [1, 1, 3, 3]]], axis=-1)
+    offsets = corners[:, :, None] - starts[:, None]
+    turns = along[:, None, :, 0] * offsets[..., 1] - along[:, None, :, 1] * offsets[..., 0]
+    on_one_side = np.stack([turns >= 0, turns <= 0]).all(axis=-1).any(axis=0)
+    within = np.asarray(on_one_side & turns.any(axis=-1))  # a box that is a point has no inside
+    points = np.concatenate([*ends, corners], axis=1)
+    there = np.concatenate([seen, seen, within[..., None]], axis=1)
+    nearest = _within(starts.mean(axis=1), rectangles[:, :2], rectangles[:, 2:])
+    nothing = ~there.any(axis=1)
+    first = np.where(nothing, nearest, np.where(there, points, np.inf).min(axis=1))
+    last = np.where(nothing, nearest, np.where(there, points, -np.inf).max(axis=1))
+    return np.concatenate([first, last], axis=1)
+
+
+def _mapped_corners(matrices: NDArray[np.float64], boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Corners ...24 (x, y; one after the other around it) of boxes ...4 (xyxy) after projective maps ...33."""
+    x, y = boxes[..., [0, 2, 2, 0]], boxes[..., [1, 1, 3, 3]]
     mapped = matrices[..., :2, 0, None] * x[..., None, :] + matrices[..., :2, 1, None] * y[..., None, :]
     mapped += matrices[..., :2, 2, None]
     if matrices[..., 2, :2].any():
         depth = matrices[..., 2, 0, None] * x + matrices[..., 2, 1, None] * y + matrices[..., 2, 2, None]
         mapped /= depth[..., None, :]
-    return np.concatenate([mapped.min(axis=-1), mapped.max(axis=-1)], axis=-1)
+    return np.asarray(mapped)
 
 
 def map_points(matrix: NDArray[np.float64], points: NDArray[np.floating]) -> NDArray[np.float64]:

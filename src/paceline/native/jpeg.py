@@ -57,17 +57,16 @@ def decoder() -> ctypes.CDLL | None:
     return JPEG.get()
 
 
-def decode_jpeg(encoded: bytes, out: Pixels | None = None, reduction: int = 1) -> Pixels | None:
-    """Decode a file to pixels HW or HW3 (RGB), in file orientation; in the front of the flat buffer `out` if given.
+def decode_jpeg(encoded: bytes, reduction: int = 1) -> Pixels | None:
+    """Decode a file to pixels HW or HW3 (RGB), in file orientation.
 
-    Reduced by 1, 2, 4 or 8 to sides that are rounded up. None where the file is refused, where `out` has not the room
-    (it may be written to in both cases), and where the library is missing or other decoders are as quick: on machines
-    without AVX2.
+    Reduced by 1, 2, 4 or 8 to sides that are rounded up. None where the file is refused, and where the library is
+    missing or other decoders are as quick: on machines without AVX2.
     """
     library = decoder()
     if library is None or (level := _level_of(library)) == 0:
         return None
-    return decode_at_level(library, encoded, out, level, reduction)
+    return decode_at_level(library, encoded, None, level, reduction)
 
 
 def load_jpeg(path: str, most_pixels: int, reduction: int = 1) -> Pixels | bytes | None:

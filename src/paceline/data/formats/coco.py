@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paceline.data.findings import FindingCollector, ScanReport
-from paceline.data.formats.coco_file import CocoFile
+from paceline.data.formats.coco_file import NO_ID, CocoFile
 from paceline.data.formats.coco_images import find_images, places_of
 from paceline.data.formats.yaml_file import SPLITS, entry_of, names_of, root_of, spellings
 from paceline.data.headers import IMAGE_SUFFIXES
@@ -145,6 +145,7 @@ class CocoSource:
         kept = listed[images.kept]
         names = [shown(paths[row], root) for row in images.kept]
         _compare_sizes(coco, kept, images, names, collector)
+        _note_repeated(names, coco.image_ids[kept], collector)
         rows = _rows(coco, kept, np.array(list(categories), np.int64), name, collector)
         rows = clean(rows, images.sizes, len(categories), lambda _: name, collector)
         bare = np.flatnonzero(~np.isin(coco.image_ids[kept], coco.image_of))
@@ -285,6 +286,20 @@ def _compare_sizes(
         collector.add("size", names[int(row)], 0, message)
 
 
+def _note_repeated(names: Sequence[str], ids: NDArray[np.int64], collector: FindingCollector) -> None:
+    """Note images, which `names` and `ids` are given to, that are listed under several ids: each has boxes of its own.
+
+    Where the boxes of one picture are shared out like this, it teaches in each of its copies that the others are none.
+    """
+    ids_of: dict[str, list[str]] = {}
+    for name, number in zip(names, ids.tolist(), strict=True):
+        ids_of.setdefault(name, []).append(str(number))
+    for name, numbers in ids_of.items():
+        if len(numbers) > 1:
+            message = f"is listed under the ids {', '.join(numbers[:-1])} and {numbers[-1]}; give its boxes to one id"
+            collector.add("twice", name, 0, message)
+
+
 def _rows(
     coco: CocoFile, kept: NDArray[np.int64], category_ids: NDArray[np.int64], name: str, collector: FindingCollector
 ) -> Rows:
@@ -294,12 +309,22 @@ def _rows(
     known = np.isin(coco.image_of, coco.image_ids)
     here = image_rows >= 0
     for number in np.flatnonzero(~known):
-        message = f"belongs to image {coco.image_of[number]}, which is not among `images`; add it, or take this out"
+        image = coco.image_of[number]
+        message = (
+            "has no `image_id` that is a whole number; add it"
+            if image == NO_ID
+            else f"belongs to image {image}, which is not among `images`; add it, or take this out"
+        )
         collector.add("line", name, int(number) + 1, message)
     for number in np.flatnonzero(here & ~coco.formed):
         collector.add("line", name, int(number) + 1, "has no bbox of four numbers [x, y, width, height]; draw it again")
     for number in np.flatnonzero(here & coco.formed & (labels < 0)):
-        message = f"has category {coco.category_of[number]}, which is not among `categories`; correct it, or add it"
+        category = coco.category_of[number]
+        message = (
+            "has no `category_id` that is a whole number; add it"
+            if category == NO_ID
+            else f"has category {category}, which is not among `categories`; correct it, or add it"
+        )
         collector.add("class", name, int(number) + 1, message)
     numbers = np.flatnonzero(here & coco.formed & (labels >= 0))
     numbers = numbers[np.argsort(image_rows[numbers], kind="stable")]

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_FARTHEST_PX = 1e9
-"""Points farther out belong to no image."""
+FARTHEST_PX = 1 << 20
+"""Points farther out belong to no image: OpenCV, which draws outlines too, decodes none that is longer."""
 _MOST = 1 << 62
 """Whole numbers from here on are none of this format."""
+NO_ID = -_MOST
+"""In the place of an id that an annotation does not have."""
+_DOWN = frozenset({"", "0", "false", "no"})
+"""Flags that are not set, where they are written as text."""
 _LONGEST = 100
 """Digits of a number that is given as text; Python itself refuses some thousands."""
 
@@ -39,9 +43,9 @@ class CocoFile:
     sizes: NDArray[np.int64]
     """N2, (height, width) as the file says; 0 where it does not."""
     image_of: NDArray[np.int64]
-    """M, image id of each annotation; -1 where it has none."""
+    """M, image id of each annotation; NO_ID where it has none."""
     category_of: NDArray[np.int64]
-    """M, category id; -1 where it has none."""
+    """M, category id; NO_ID where it has none."""
     boxes: NDArray[np.float64]
     """M4, xyxy px."""
     formed: NDArray[np.bool_]
@@ -50,7 +54,7 @@ class CocoFile:
     difficult: NDArray[np.bool_]
     """M, True where the annotation carries `"difficult": 1`, as our own writer has it; these are no crowd."""
     area: NDArray[np.float64]
-    """M, NaN where the annotation gives none."""
+    """M, NaN where the annotation gives none, or a negative one."""
     polygons: Polygons
     """Outlines of the boxes, px; those of crowds, and others that are run lengths, are left out."""
 
@@ -65,7 +69,7 @@ class CocoFile:
             raise UserError(f"{path}: `annotations` is not a list; export the file again.")
         try:
             category_ids = [_id(entry["id"]) for entry in categories]
-            names = [str(entry["name"]) for entry in categories]
+            names = [printable(str(entry["name"])) for entry in categories]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: every entry of `categories` needs an `id` (a whole number below 2^62) and a `name`."
@@ -82,7 +86,8 @@ class CocoFile:
         entries = [entry if isinstance(entry, dict) else {} for entry in annotations]
         quads = [_quad(entry.get("bbox")) for entry in entries]
         boxes = np.array([quad or (0.0, 0.0, 0.0, 0.0) for quad in quads], np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named afterwards
+            boxes[:, 2:] += boxes[:, :2]
         return cls(
             path=path,
             categories=dict(sorted(by_category.items())),
@@ -91,8 +96,8 @@ class CocoFile:
             sizes=np.array(
                 [(_whole(entry.get("height")), _whole(entry.get("width"))) for entry in images], np.int64
             ).reshape(-1, 2),
-            image_of=np.array([_whole(entry.get("image_id"), -1) for entry in entries], np.int64),
-            category_of=np.array([_whole(entry.get("category_id"), -1) for entry in entries], np.int64),
+            image_of=np.array([_whole(entry.get("image_id"), NO_ID) for entry in entries], np.int64),
+            category_of=np.array([_whole(entry.get("category_id"), NO_ID) for entry in entries], np.int64),
             boxes=boxes,
             formed=np.array([quad is not None for quad in quads], np.bool_),
             crowd=np.array(
@@ -162,8 +167,9 @@ def _quad(box: object) -> tuple[float, float, float, float] | None:
 
 
 def _is_set(entry: dict[str, Any], key: str) -> bool:
-    """Read a flag; it is down where it is missing."""
-    return bool(entry.get(key, 0))
+    """Read a flag, a number or a word; it is down where it is missing."""
+    value = entry.get(key)
+    return value.strip().lower() not in _DOWN if isinstance(value, str) else bool(value)
 
 
 def _rings(segmentation: object) -> list[NDArray[np.float64]]:
@@ -176,7 +182,7 @@ def _rings(segmentation: object) -> list[NDArray[np.float64]]:
             ring = np.array(entry, np.float64)
         except (TypeError, ValueError, OverflowError):
             return []
-        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not (np.abs(ring) < _FARTHEST_PX).all():
+        if ring.ndim != 1 or len(ring) < 6 or len(ring) % 2 or not (np.abs(ring) <= FARTHEST_PX).all():
             return []
         rings.append(ring)
     return rings
@@ -184,7 +190,7 @@ def _rings(segmentation: object) -> list[NDArray[np.float64]]:
 
 def _whole(value: object, missing: int = 0) -> int:
     """Return a whole number that 64 bits hold, else `missing`."""
-    if isinstance(value, str) and value.strip().isdecimal() and len(value) < _LONGEST:
+    if isinstance(value, str) and value.strip().removeprefix("-").isdecimal() and len(value) < _LONGEST:
         value = int(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -192,5 +198,5 @@ def _whole(value: object, missing: int = 0) -> int:
 
 
 def _real(value: object) -> float:
-    """Return a number, else NaN."""
-    return float(value) if isinstance(value, int | float) and abs(value) < 1e300 else float("nan")
+    """Return a number that is not negative, else NaN."""
+    return float(value) if isinstance(value, int | float) and 0 <= value < 1e300 else float("nan")

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 _XML = frozenset({".xml"})
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _CLASS_FILES = ("classes.txt", "names.txt")
+_LONGEST = 100
+"""Digits of a number; Python itself refuses some thousands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,8 @@ class VocSource:
 
     def _listed(self, file: Path, images: Stamps, absent: list[Finding]) -> list[str]:
         """Find the images that a list names, with or without ending."""
-        by_stem = {_stem(image, str(self.images)): image for image in images}
+        places = {_stem(image, str(self.images)): image for image in images}
+        places |= {shown(image, str(self.images)): image for image in images}  # a.jpg is never a.png
         chosen: dict[str, None] = {}
         for number, line in enumerate(_read_lines(file), 1):
             name = line.strip()
@@ -144,7 +147,7 @@ class VocSource:
             if not words:
                 continue
             candidates = (name, os.path.splitext(name)[0], words[0])
-            image = next((by_stem[candidate] for candidate in candidates if candidate in by_stem), None)
+            image = next((places[candidate] for candidate in candidates if candidate in places), None)
             if image:
                 chosen[image] = None
             else:
@@ -201,7 +204,7 @@ class VocLabels:
                 entries.labels.append(self.names.index(name))
                 entries.quads += corners
                 entries.lines.append(number)
-                entries.difficult.append((found.findtext("difficult") or "0").strip() == "1")
+                entries.difficult.append((found.findtext("difficult") or "").strip().lower() in ("1", "true"))
         return entries
 
     def skim(self, paths: Sequence[str]) -> PlainLabels:
@@ -256,8 +259,8 @@ def _corners(found: ElementTree.Element) -> list[float] | None:
 
 
 def _integer(text: str | None) -> int:
-    """Read a whole number; 0 where there is none."""
-    return int(text) if text and text.strip().isdecimal() else 0
+    """Read a whole number; 0 where there is none, or one that is no size of anything."""
+    return int(text) if text and text.strip().isdecimal() and len(text) < _LONGEST else 0
 
 
 def _other_size(header: Header, size: tuple[int, int]) -> str:

@@ -18,6 +18,9 @@ SPLITS = ("train", "val", "test")
 MOST_CLASSES = 100_000
 """That an `nc` may ask for: a slip of the hand would make names until the memory is full."""
 
+_LONGEST = 100
+"""Digits of a number; Python itself refuses some thousands."""
+
 _log = logging.getLogger("paceline")
 
 _ABSENT = frozenset({"null", "Null", "NULL", "~", ""})
@@ -49,6 +52,8 @@ def read_yaml(path: Path) -> Mapping[str, object]:
         raise UserError(f"{path} is not text; name the data set's yaml file, or its folder.") from error
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}; check the file and its permissions.") from error
+    except RecursionError as error:
+        raise UserError(f"{path} nests lists or mappings too deep for a data set; correct it.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
@@ -94,7 +99,12 @@ def names_of(path: Path, content: Mapping[str, object]) -> tuple[str, ...] | Non
     if not names:
         return None if number is None else tuple(str(label) for label in range(number))
     if isinstance(names, dict):
-        listed = {_integer(path, "names", label): str(name) for label, name in names.items()}
+        listed: dict[int, str] = {}
+        for text, name in names.items():
+            label = _integer(path, "names", text)
+            if label in listed or not isinstance(name, str):
+                raise UserError(f"{path}: `names` must give each class one name; write `{label}: cat`, once.")
+            listed[label] = name
         missing = sorted(set(range(len(listed))) - set(listed))
         if missing:
             raise UserError(f"{path}: `names` has no class {missing[0]}; number the {len(listed)} classes from 0.")
@@ -127,6 +137,8 @@ def _given(content: Mapping[str, object], key: str) -> object:
 
 def _integer(path: Path, key: str, text: object) -> int:
     """Read a number that is not negative."""
-    if not (isinstance(text, str) and text.strip().isdecimal()):
-        raise UserError(f"{path}: `{key}` holds {text!r} where a whole number from 0 is needed; correct it.")
+    if not (isinstance(text, str) and text.strip().isdecimal() and len(text) < _LONGEST):
+        raise UserError(
+            f"{path}: `{key}` holds {str(text)[:_LONGEST]!r} where a whole number from 0 is needed; correct it."
+        )
     return int(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -242,7 +243,8 @@ class YoloLabels:
         """Turn (x, y, width, height) as shares of the image into xyxy pixels."""
         scale = sizes[:, ::-1].astype(np.float64)
         half = quads[:, 2:] / 2
-        boxes = np.concatenate([(quads[:, :2] - half) * scale, (quads[:, :2] + half) * scale], axis=1)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is named afterwards
+            boxes = np.concatenate([(quads[:, :2] - half) * scale, (quads[:, :2] + half) * scale], axis=1)
         outside = np.any(quads > 1 + TOLERANCE, axis=1) | np.any(quads[:, :2] < -TOLERANCE, axis=1)
         outside &= np.all(np.isfinite(quads), axis=1) & np.all(quads[:, 2:] > 0, axis=1)  # those are named otherwise
         return boxes, outside
@@ -304,9 +306,11 @@ def _stamp_capitals(folder: str) -> Stamps:
 
 def _surround(points: list[float]) -> list[float]:
     """Return the box (x, y, width, height) around a polygon x1 y1 x2 y2 ...; NaN stays NaN."""
-    xs, ys = np.array(points[0::2]), np.array(points[1::2])
-    left, top, right, bottom = xs.min(), ys.min(), xs.max(), ys.max()
-    return [float((left + right) / 2), float((top + bottom) / 2), float(right - left), float(bottom - top)]
+    if any(map(math.isnan, points)):  # which `min` may pass over
+        return [math.nan] * 4
+    xs, ys = points[0::2], points[1::2]
+    left, top, right, bottom = min(xs), min(ys), max(xs), max(ys)
+    return [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top]
 
 
 def _text(content: bytes) -> str:
