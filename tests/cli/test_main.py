@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -146,6 +147,13 @@ def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(paceline.cli.tune, "run_tune", interrupted)
     assert main(["tune"]) == 130
     assert "paceline tune --resume" in capsys.readouterr().err
+
+
+def test_letters_that_the_terminal_lacks_do_not_end_a_command() -> None:
+    code = "from paceline.cli import main; main.run = lambda words: print('stra\\xdfe.jpg: 1 \\u5b57') or 0; main.main()"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"stra?e.jpg: 1 ?\n"), done.stderr
 
 
 def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if words is None:
             Interrupts().install()
+            _replace_unknown_letters()
         return run(list(sys.argv[1:] if words is None else words))
     except UserError as error:
         complain(str(error))
@@ -90,6 +92,12 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _replace_unknown_letters() -> None:
+    """Print `?` for a letter that the terminal's encoding does not have, rather than end a run because of it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def run(words: list[str]) -> int:
