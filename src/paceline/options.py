@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
 from paceline.addresses import recall, remember, shown
@@ -27,7 +28,6 @@ from paceline.tuning.config import TuneConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 LAYOUT_OPTIONS = frozenset({"parallel", "stages", "microbatches", "schedule", "gradients"})
@@ -352,7 +352,7 @@ def read_mapping(path: Path) -> dict[str, object]:
 
 
 def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
-    """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
+    """Name the run that `resume=true` means when a run is named beside it, and refuse what resuming would ignore.
 
     A resumed run keeps the options that it was started with, but may go on on other devices, laid out over them in
     another way, with other limits, and from another address of its pack. Raises UserError for any other option beside
@@ -362,8 +362,9 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
     if not resume or resume == "auto":
         return settled
-    if resume == "true" and str(settled.get("model", "")).endswith(".safetensors"):
-        settled["resume"] = settled["model"]
+    model = Path(str(settled.get("model", "")))
+    if resume == "true" and (model.suffix in {".safetensors", ".pt"} or len(model.parts) > 1 or model.is_dir()):
+        settled["resume"] = str(model)
     settled.pop("model", None)
     others = sorted(set(settled) - {"resume", "project"} - RESUMED_ANEW)
     if "data" in others and "://" in str(settled["data"]):
