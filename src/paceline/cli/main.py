@@ -102,8 +102,11 @@ def _replace_unknown_letters() -> None:
 
 def run(words: list[str]) -> int:
     """Run a command; mistakes come as UserError."""
-    if words[:1] == ["detect"]:  # the task, which the reference's command line may name first
-        words = words[1:]
+    for place in (0, 1):  # the task, which the reference's command line may name before the command or after it
+        if words[place : place + 1] == ["detect"]:
+            words = words[:place] + words[place + 1 :]
+    if words[:1] == ["help"] and words[1:2] != []:
+        words = [*words[1:], "--help"]
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in {"-h", "--help", "help"}:
         print(HELP, end="")

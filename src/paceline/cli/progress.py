@@ -235,8 +235,9 @@ class ProgressCallback(Callback):
             return Text(f"{self._place(epoch)}  drawing pictures", style="bright_black")
         done = round(_BAR_WIDTH * pace.step / max(pace.steps, 1))
         line = "-" if self._console.options.ascii_only else "━"
-        cut = "crop" if self._console.options.ascii_only else "ellipsis"  # whose three dots are one letter
-        text = Text(f"{self._place(epoch)}  ", no_wrap=True, overflow=cut)
+        text = Text(f"{self._place(epoch)}  ", no_wrap=True, overflow="ellipsis")
+        if self._console.options.ascii_only:
+            text.overflow = "crop"  # for the dots of an ellipsis are one letter
         text.append(line * done, style="blue").append(line * (_BAR_WIDTH - done), style="bright_black")
         text.append(f"  {pace.step}/{pace.steps}" if pace.steps else "", style="bright_black")
         if self._doing:
@@ -307,7 +308,9 @@ class ProgressCallback(Callback):
         """Print the figures over all classes and, up to 40, of each."""
         classes = best.per_class if 1 < len(best.per_class) <= _MOST_CLASSES else ()
         room = self._console.width - _FIGURES_WIDTH if self._is_live else _LONGEST_NAME
-        width = min(max([len("class"), *(len(entry.name) for entry in classes)]), max(room, len("class")), _LONGEST_NAME)
+        width = min(
+            max([len("class"), *(len(entry.name) for entry in classes)]), max(room, len("class")), _LONGEST_NAME
+        )
         columns = f"{'images':>9}{'boxes':>9}{'P':>8}{'R':>8}{'AP50':>8}{'AP':>8}"
         self._print(Text(f"{'class':<{width}}{columns}", style="bright_black"))
         self._print(Text(_result_row("all", best, width), style="bold"))

@@ -102,7 +102,7 @@ def run_val(arguments: Sequence[str]) -> int:
         from paceline.cli.figures import print_figures
         from paceline.commands.val import validate
 
-        print_figures(validate(options).record)
+        print_figures(validate(options).record, with_classes=options.validation.verbose)
     return 0
 
 
@@ -118,7 +118,8 @@ def run_predict(arguments: Sequence[str]) -> int:
         from paceline.commands.predict import predict
 
         for result in predict(options):
-            print(_line(result))
+            if options.prediction.verbose:
+                print(_line(result))
     return 0
 
 
