@@ -227,6 +227,8 @@ def test_resume_keeps_the_runs_own_options() -> None:
         "resume": "a/weights/last.safetensors"
     }
     assert settle_resume({"resume": "runs/train", "model": "yolo11n"}) == {"resume": "runs/train"}
+    for newest in ({}, {"model": ""}, {"model": None}, {"model": "yolo11n"}, {"model": "yolo11n.yaml"}):
+        assert settle_resume({"resume": True} | newest) == {"resume": True}
     with pytest.raises(UserError, match="leave out epochs, imgsz"):
         settle_resume({"resume": True, "imgsz": 320, "epochs": 3})
 

@@ -362,9 +362,10 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
     if not resume or resume == "auto":
         return settled
-    model = Path(str(settled.get("model", "")))
-    if resume == "true" and (model.suffix in {".safetensors", ".pt"} or len(model.parts) > 1 or model.is_dir()):
-        settled["resume"] = str(model)
+    model = str(settled.get("model") or "")
+    path = Path(model)
+    if resume == "true" and model and (path.suffix in {".safetensors", ".pt"} or len(path.parts) > 1 or path.is_dir()):
+        settled["resume"] = model
     settled.pop("model", None)
     others = sorted(set(settled) - {"resume", "project"} - RESUMED_ANEW)
     if "data" in others and "://" in str(settled["data"]):

@@ -195,6 +195,18 @@ def test_the_end_says_where_to_look_and_how_to_go_on(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_without_a_finished_epoch_names_no_files_that_are_not_there(tmp_path: Path) -> None:
+    progress, stream, _ = plain()
+    progress.on_end(dataclasses.replace(end(tmp_path, "preempted"), epochs=0))
+    assert stream.getvalue().splitlines() == [
+        "",
+        "preempted: 0 epochs in 6:01",
+        "",
+        f"folder    {tmp_path}",
+        "no epoch was finished, so nothing is kept to go on from; start the run again",
+    ]
+
+
 @pytest.mark.parametrize(("classes", "rows"), [(0, 1), (1, 1), (40, 41), (41, 1)])
 def test_up_to_forty_classes_have_a_row(classes: int, rows: int) -> None:
     progress, stream, _ = plain()

@@ -198,12 +198,16 @@ class ProgressCallback(Callback):
             self._print_results(record.best)
         self._print(Text())
         folder = record.folder
-        places = [("folder", folder), ("weights", folder / "weights" / "best.safetensors")]
+        places = [("folder", folder)]
+        if record.epochs:
+            places.append(("weights", folder / "weights" / "best.safetensors"))
         if (folder / "pictures").is_dir():
             places.append(("pictures", folder / "pictures"))
         for name, path in places:
             self._print(Text.assemble((f"{name:<10}", "bright_black"), str(path)))
-        if record.reason == "preempted":
+        if not record.epochs:
+            self._print(Text("no epoch was finished, so nothing is kept to go on from; start the run again"))
+        elif record.reason == "preempted":
             self._print(Text.assemble((f"{'go on':<10}", "bright_black"), f"paceline train --resume {folder}"))
 
     def _show_late(self, best_ap: float) -> None:
