@@ -8,10 +8,13 @@ nothing, answered otherwise), or `answered` (by one sentence). `docs/arguments.m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from paceline.errors import UserError
 from paceline.option_values import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
 
 Command = Literal["train", "val", "predict", "tune", "bench"]
 COMMANDS: tuple[Command, ...] = ("train", "val", "predict", "tune", "bench")
@@ -230,6 +233,21 @@ def find(command: str, name: str) -> Argument | None:
         if argument.name == name and _concerns(argument, command):
             return argument
     return None
+
+
+_EXPORTING = frozenset({"format", "keras", "optimize", "int8", "dynamic", "simplify", "opset", "workspace", "nms"})
+_OF_SOME_MODE = frozenset({"tracker", "save_dir"} | _EXPORTING | {argument.name for argument in ARGUMENTS})
+
+
+def of_this_command(command: str, mapping: Mapping[str, object], own: Container[str]) -> dict[str, object]:
+    """Leave out what a file of arguments says about other modes, where it is one that the reference has written.
+
+    Such a file, `args.yaml`, names its task and mode, and every argument of every mode. own: options of the command.
+    """
+    if not {"task", "mode"} <= mapping.keys():
+        return dict(mapping)
+    foreign = {name for name in mapping if name in _OF_SOME_MODE and name not in own and find(command, name) is None}
+    return {name: value for name, value in mapping.items() if name not in foreign}
 
 
 def _concerns(argument: Argument, command: str) -> bool:

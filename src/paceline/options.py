@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
 from paceline.addresses import recall, remember, shown
-from paceline.arguments import MEANT, is_neutral
+from paceline.arguments import MEANT, is_neutral, of_this_command
 from paceline.commands.config import BenchConfig, PredictConfig, ValConfig
 from paceline.data.cache_folder import cache_folder
 from paceline.data.config import AugmentConfig, DataConfig
@@ -116,11 +116,11 @@ class Options:
 
     @classmethod
     def read(cls, path: Path, overrides: Mapping[str, object] | None = None) -> Self:
-        """Read options from YAML; `overrides` (flat names) go before what the file says.
+        """Read options from YAML, also an `args.yaml` of the reference; `overrides` (flat names) go before the file's.
 
         Raises UserError for a file that is missing, is not a mapping of flat names, or holds a bad value.
         """
-        mapping = read_mapping(path)
+        mapping = of_this_command(cls.COMMAND, read_mapping(path), option_fields(cls))
         try:
             base = cls.from_flat(mapping)
         except UserError as error:
