@@ -145,11 +145,13 @@ class YOLO:
         Raises UserError for whatever the caller can mend, before anything is written, and RankError where one of
         several processes failed.
         """
-        from paceline.cli.runs import train_with_progress
+        from paceline.cli.runs import train_with_progress, warn_of_embedded_data
 
         require_callbacks(callbacks)
         with logging_to(ConsoleHandler()):
-            settled = TrainOptions.from_flat(settle_resume(self._named(options)))
+            given = settle_resume(self._named(options))
+            settled = TrainOptions.from_flat(given)
+            warn_of_embedded_data(given)
         result = train_with_progress(settled, callbacks, transform)
         self._hold(result.best_weights)
         return result

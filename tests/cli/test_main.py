@@ -202,6 +202,19 @@ def test_messages_go_to_the_error_stream_and_the_handler_goes_again(capsys: pyte
     assert capsys.readouterr().err == "said\nwarning: warned\nonce\n"
 
 
+def test_who_names_no_data_set_is_told_what_is_trained_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(paceline.cli.runs, "train_with_progress", lambda options: None)
+    config = tmp_path / "config.yaml"
+    config.write_text("data: pets.yaml")
+    for words in (["data=shapes"], ["--config", str(config)], ["resume=runs/train"]):
+        assert main(["train", *words]) == 0
+    assert caplog.messages == []
+    assert main(["train", "epochs=3"]) == 0
+    assert [message.split(",")[0] for message in caplog.messages] == ["No data set is named"]
+
+
 def test_verbose_false_leaves_out_the_line_of_each_picture(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
