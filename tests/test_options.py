@@ -107,6 +107,12 @@ def test_the_arguments_that_the_reference_wrote_beside_a_run_are_taken(tmp_path:
         TrainOptions.read(file)
 
 
+def test_several_mistakes_are_said_together() -> None:
+    given = {"save": False, "imgsz": 500, "epochs": 3, "iterations": 300}
+    with pytest.raises(UserError, match=r"^save=False .* leave save out\. imgsz=500 .* iterations=300 .* trials"):
+        TuneOptions.from_flat(given)
+
+
 def test_overrides_go_before_the_file(tmp_path: Path) -> None:
     TrainOptions.from_flat({"imgsz": 320, "epochs": 7}).write(tmp_path / "config.yaml")
     options = TrainOptions.read(tmp_path / "config.yaml", {"epochs": "3"})

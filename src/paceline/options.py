@@ -63,17 +63,24 @@ class Options:
         """Build the options from flat names; what is not named comes from `base`, or else from the defaults.
 
         Values may be spelled as on a command line (`"640"`, `"true"`, `"[0, 2]"`). Raises UserError for an unknown
-        name, with the closest known one or the sentence for an argument of the reference, and for a bad value.
+        name, with the closest known one or the sentence for an argument of the reference, and for a bad value; for
+        several of them with a sentence each.
         """
         known = option_fields(cls)
         values: dict[str, dict[str, object]] = {}
+        mistakes: list[UserError] = []
         for name, value in _settle_batch(cls, mapping).items():
             key = name.replace("-", "_")
-            if key in known:
-                entry = known[key]
-                values.setdefault(entry.room, {})[key] = typed(key, value, entry.annotation, entry.default)
-            elif not is_neutral(cls.COMMAND, key, value):
-                raise unknown_option(cls, name)
+            try:
+                if key in known:
+                    entry = known[key]
+                    values.setdefault(entry.room, {})[key] = typed(key, value, entry.annotation, entry.default)
+                elif not is_neutral(cls.COMMAND, key, value):
+                    raise unknown_option(cls, name)
+            except UserError as error:
+                mistakes.append(error)
+        if mistakes:
+            raise mistakes[0] if len(mistakes) == 1 else UserError(" ".join(str(error) for error in mistakes))
         start = cls() if base is None else base
         return start._with(values)
 
