@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from paceline.cli.argv import sort_words
 from paceline.cli.main import HELP
@@ -110,6 +114,38 @@ def test_calls_of_the_pages_name_options_that_exist(page: Path) -> None:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in CALLS:
                 known = set(CALLS[node.func.attr].__annotations__) | BESIDE
                 assert {keyword.arg for keyword in node.keywords} <= known, ast.unparse(node)
+
+
+_SMALL = (
+    (r"epochs=\d+", "epochs=1, imgsz=32, batch=4, workers=1, device='cpu', tune_step='off'"),
+    (r"(?<!epochs=1), imgsz=640", ""),
+    (r'data="[a-z.]+"', 'data="d.yaml"'),
+    (r"conf=0\.4", "conf=0.0"),
+)
+
+
+@pytest.mark.slow
+def test_python_of_the_first_pages_runs(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands there, on a small set: in one folder, one after the other."""
+    content = yaml.safe_load(squares.read_text(encoding="utf-8"))
+    content |= {"path": str(squares.parent), "test": content["val"]}
+    (tmp_path / "d.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (tmp_path / "photos").mkdir()
+    for source in (squares.parent / "images" / "val").iterdir():
+        shutil.copy(source, tmp_path / "photos")
+    shutil.copy(next((tmp_path / "photos").iterdir()), tmp_path / "street.jpg")
+    monkeypatch.chdir(tmp_path)
+    tables: list[list[object]] = []
+    written = SimpleNamespace(to_csv=lambda name: Path(name).touch())
+    pandas = SimpleNamespace(json_normalize=lambda rows: tables.append(rows) or written)
+    monkeypatch.setitem(sys.modules, "pandas", pandas)  # type: ignore[arg-type]
+    for page in (ROOT / "README.md", ROOT / "docs" / "from_ultralytics.md"):
+        for text in blocks(page, "python"):
+            for pattern, instead in _SMALL:
+                text = re.sub(pattern, instead, text)
+            exec(compile(text, page.name, "exec"), {"__name__": "__main__"})
+    assert len(tables[0]) == 1
+    assert {path.name for path in tmp_path.iterdir()} >= {"found.jpg", "with_boxes.jpg", "results.csv", "runs"}
 
 
 def headings(page: Path) -> set[str]:

@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from paceline.arguments import ARGUMENTS
 from paceline.errors import UserError
 from paceline.option_values import BOUNDS
 from paceline.options import (
@@ -79,6 +81,36 @@ def test_yaml_repeats_the_options(tmp_path: Path) -> None:
     options = TrainOptions.from_flat(given)
     options.write(tmp_path / "config.yaml")
     assert TrainOptions.read(tmp_path / "config.yaml") == options
+
+
+ARGS = {argument.name: argument.neutral[0] for argument in ARGUMENTS if argument.neutral} | {
+    "task": "detect", "mode": "train", "model": "yolo11s.yaml", "data": "pets.yaml", "epochs": 7, "batch": 8,
+    "verbose": True, "split": "val", "save_json": False, "save_txt": False, "conf": None, "source": None,
+    "show_conf": True, "format": "torchscript", "keras": False, "int8": False, "dynamic": False, "simplify": True,
+    "opset": None, "workspace": None, "nms": False, "tracker": "botsort.yaml", "save_dir": "runs/detect/train",
+}  # fmt: skip
+"""Arguments of every mode, as the reference writes them beside a run."""
+
+
+def test_the_arguments_that_the_reference_wrote_beside_a_run_are_taken(tmp_path: Path) -> None:
+    file = tmp_path / "args.yaml"
+    file.write_text(yaml.safe_dump(ARGS))
+    expected = {"model": "yolo11s.yaml", "data": "pets.yaml", "epochs": 7, "batch": 8}
+    assert TrainOptions.read(file) == TrainOptions.from_flat(expected)
+    wrong = {"erasing": (0.9, "erasing=0.9 is not taken"), "colour": ("red", "has no option colour")}
+    for name, (value, sentence) in wrong.items():
+        file.write_text(yaml.safe_dump(ARGS | {name: value}))
+        with pytest.raises(UserError, match=sentence):
+            TrainOptions.read(file)
+    file.write_text(yaml.safe_dump({"epochs": 7, "split": "val"}))
+    with pytest.raises(UserError, match="has no option split"):
+        TrainOptions.read(file)
+
+
+def test_several_mistakes_are_said_together() -> None:
+    given = {"save": False, "imgsz": 500, "epochs": 3, "iterations": 300}
+    with pytest.raises(UserError, match=r"^save=False .* leave save out\. imgsz=500 .* iterations=300 .* trials"):
+        TuneOptions.from_flat(given)
 
 
 def test_overrides_go_before_the_file(tmp_path: Path) -> None:
@@ -178,7 +210,8 @@ def test_spellings(given: dict[str, object], room: str, expected: dict[str, obje
         ({"time": "soon"}, "30m"),
         ({"time": "0h"}, "30m"),
         ({"freeze": [0, 1]}, "one number"),
-        ({"pretrained": "best.pt"}, "model=best.pt"),
+        ({"pretrained": "best.pt"}, "cannot read yet; leave it out"),
+        ({"pretrained": "runs/train"}, "model=runs/train"),
         ({"epoch": 3}, "did you mean epochs?"),
         ({"close_mosiac": 3}, "did you mean close_mosaic?"),
         ({"qqqq": 3}, "--help"),
@@ -226,6 +259,8 @@ def test_resume_keeps_the_runs_own_options() -> None:
         "resume": "a/weights/last.safetensors"
     }
     assert settle_resume({"resume": "runs/train", "model": "yolo11n"}) == {"resume": "runs/train"}
+    for newest in ({}, {"model": ""}, {"model": None}, {"model": "yolo11n"}, {"model": "yolo11n.yaml"}):
+        assert settle_resume({"resume": True} | newest) == {"resume": True}
     with pytest.raises(UserError, match="leave out epochs, imgsz"):
         settle_resume({"resume": True, "imgsz": 320, "epochs": 3})
 

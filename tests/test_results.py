@@ -86,6 +86,7 @@ def test_pictures_are_blue_green_red(tmp_path: Path) -> None:
     untouched = (plot == results.orig_img).all(axis=2)
     assert 0 < untouched.sum() < untouched.size
     assert np.array_equal(cv2.imread(str(results.save(tmp_path / "a.png"))), plot)
+    assert results.save(filename=tmp_path / "b.png").is_file()  # as other trainers call it
 
 
 def test_another_kind_of_picture_is_a_mistake(tmp_path: Path) -> None:

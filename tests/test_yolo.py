@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ import torch
 
 import paceline
 from paceline import YOLO
+from paceline.callbacks import Callback
 from paceline.errors import UserError
 from paceline.keywords import BenchKeywords, PredictKeywords, TrainKeywords, ValKeywords
 from paceline.models.catalogue import find_model
@@ -20,6 +22,10 @@ from paceline.training.checkpoint import WeightsHeader, save_weights
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+class Watch(Callback):
+    """A callback of a user."""
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +67,10 @@ def test_an_architecture_has_a_size_but_no_names() -> None:
         ("yolo11n-seg", "only detection is offered"),
         ("yolo26n", "is not there yet; choose one of yolov8n"),
         ("runs/none/best.safetensors", "check the path"),
+        ("yolov8s-seg.pt", r"\(model=yolov8s\)"),
+        ("yolo8m.pt", r"\(model=yolov8m\)"),
+        ("best.onnx", "best.onnx is an exported network"),
+        ("nets/mine.yaml", "are not built from files such as nets/mine.yaml; choose one of yolov8n"),
         ("/", "weights/best.safetensors"),
     ],
 )
@@ -112,8 +122,8 @@ def test_train_hands_options_and_callbacks_on_and_holds_the_best_weights(
         return SimpleNamespace(best_weights=run / "weights" / "best.safetensors")
 
     monkeypatch.setattr("paceline.commands.train.train", train)
-    model, callback = YOLO("yolo11n"), object()
-    model.train(data="shapes", epochs=3, amp=False, callbacks=[callback])  # type: ignore[list-item]
+    model, callback = YOLO("yolo11n"), Watch()
+    model.train(data="shapes", epochs=3, amp=False, callbacks=[callback])
     options, callbacks = seen[0]
     assert (options.model, options.data.data, options.loop.epochs, options.loop.amp) == ("yolo11n", "shapes", 3, "off")
     assert callback in callbacks
@@ -128,6 +138,20 @@ def test_train_hands_options_and_callbacks_on_and_holds_the_best_weights(
     model.train(resume=True)
     (run / "weights" / "resume.safetensors").unlink()
     assert seen[1][0].loop.resume == model.model
+
+
+@pytest.mark.parametrize("callbacks", [[print], [Watch], Watch(), {"on_train_end": print}, "watch", ["watch"], None])
+def test_what_is_no_list_of_callbacks_is_answered_before_anything_is_read(callbacks: object) -> None:
+    with pytest.raises(UserError, match=r"is no list of callbacks; derive .* callbacks=\[Watch\(\)\]"):
+        YOLO("yolo11n").train(data="no/such.yaml", callbacks=callbacks)  # type: ignore[arg-type]
+
+
+def test_info_says_what_it_counts(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "paceline")
+    info = YOLO("yolo11n").info()
+    assert caplog.messages == [f"{info}."]
+    YOLO("yolo11n").info(verbose=False)
+    assert caplog.messages == [f"{info}."]
 
 
 def test_val_hands_its_options_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

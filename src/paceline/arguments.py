@@ -8,10 +8,13 @@ nothing, answered otherwise), or `answered` (by one sentence). `docs/arguments.m
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from paceline.errors import UserError
 from paceline.option_values import plain
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Mapping
 
 Command = Literal["train", "val", "predict", "tune", "bench"]
 COMMANDS: tuple[Command, ...] = ("train", "val", "predict", "tune", "bench")
@@ -59,6 +62,15 @@ MEANT = {
     "iou_thres": "iou",
     "gpu": "device",
     "gpus": "devices",
+    "ngpus": "devices",
+    "num_gpus": "devices",
+    "val_period": "val_interval",
+    "val_every": "val_interval",
+    "eval_period": "val_interval",
+    "eval_interval": "val_interval",
+    "hflip": "fliplr",
+    "vflip": "flipud",
+    "checkpoint": "model",
     "output": "project",
     "save_dir": "project",
 }
@@ -112,7 +124,9 @@ ARGUMENTS: tuple[Argument, ...] = (
     *_accepted("pretrained", "train", note="True or False; weights are named by `model`."),
     *_accepted("freeze", "train", note="The number of first nodes that are not trained; a list is answered."),
     *_only("save", (True,), "the weights of a run are always saved; leave save out", "train"),
-    *_only("verbose", (True,), "the log has one line per epoch; leave verbose out", *_RUNS),
+    *_only("verbose", (True,), "the log has one line per epoch; leave verbose out", "train"),
+    *_accepted("verbose", "val", note="The figures of each class, on the command line; Python prints none."),
+    *_accepted("verbose", "predict", note="A line for each picture, on the command line; Python prints none."),
     *_only("profile", (False,), "each epoch's record says where its seconds went; leave profile out", "train"),
     *_only("compile", (False, None), "tune_step=full compiles the step where that pays; leave compile out", "train"),
     *_only("compile", (False, None), "torch.compile is for training here; leave compile out", "val", "predict"),
@@ -219,6 +233,21 @@ def find(command: str, name: str) -> Argument | None:
         if argument.name == name and _concerns(argument, command):
             return argument
     return None
+
+
+_EXPORTING = frozenset({"format", "keras", "optimize", "int8", "dynamic", "simplify", "opset", "workspace", "nms"})
+_OF_SOME_MODE = frozenset({"tracker", "save_dir"} | _EXPORTING | {argument.name for argument in ARGUMENTS})
+
+
+def of_this_command(command: str, mapping: Mapping[str, object], own: Container[str]) -> dict[str, object]:
+    """Leave out what a file of arguments says about other modes, where it is one that the reference has written.
+
+    Such a file, `args.yaml`, names its task and mode, and every argument of every mode. own: options of the command.
+    """
+    if not {"task", "mode"} <= mapping.keys():
+        return dict(mapping)
+    foreign = {name for name in mapping if name in _OF_SOME_MODE and name not in own and find(command, name) is None}
+    return {name: value for name, value in mapping.items() if name not in foreign}
 
 
 def _concerns(argument: Argument, command: str) -> bool:

@@ -11,6 +11,7 @@ _TENSORS = "its xyxy, xywh, conf, cls and data are tensors: write boxes.xyxy.cpu
 _FIGURES = "write evaluation.ap, .ap50 and .ap75, or evaluation.record for all figures, per class too"
 _RECORDED = "write .evaluation for the figures of the best weights, .folder for the run's files"
 _CALLBACK = "derive a class from paceline.callbacks.Callback and give train(callbacks=[...]) one"
+_IN_BOXES = "the boxes are in .boxes: write results.boxes.xyxy, .xywh, .conf or .cls"
 _DETECTION_ONLY = "only detection is offered: see .boxes"
 _DEVICE = "name the device with each call, as in predict(source, device=0)"
 
@@ -30,6 +31,9 @@ INSTEAD = MappingProxyType(
             "device": _DEVICE,
             "fuse": "norms are folded into the convolutions by themselves where the network only predicts",
             "embed": "feature vectors are not given out",
+            "callbacks": _CALLBACK,
+            "predictor": "predict(...) gives the results back",
+            "task": "it is always detection",
             "metrics": "train(...) and val() give the figures back",
             "trainer": "train(...) gives back the run's folder and figures",
             "ckpt_path": "write .model",
@@ -43,6 +47,12 @@ INSTEAD = MappingProxyType(
             "to_df": "write pandas.json_normalize(results.to_dicts())",
             "to_csv": "write pandas.json_normalize(results.to_dicts()).to_csv()",
             "save_crop": "cut the boxes out of orig_img by boxes.xyxy",
+            "pandas": "write pandas.json_normalize(results.to_dicts())",
+            "xyxy": _IN_BOXES,
+            "xywh": _IN_BOXES,
+            "conf": _IN_BOXES,
+            "cls": _IN_BOXES,
+            "save_dir": "with save=True the log says where pictures are; save(...) takes the file to write",
             "masks": _DETECTION_ONLY,
             "keypoints": _DETECTION_ONLY,
             "probs": _DETECTION_ONLY,
@@ -65,6 +75,9 @@ INSTEAD = MappingProxyType(
             "box": _FIGURES,
             "results_dict": "write dataclasses.asdict(evaluation.record)",
             "fitness": "write evaluation.ap",
+            "map": _FIGURES,
+            "map50": _FIGURES,
+            "map75": _FIGURES,
             "maps": "write [entry.ap for entry in evaluation.record.per_class]",
             "class_result": "write evaluation.record.per_class",
             "mean_results": _FIGURES,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from paceline.errors import UserError
+
 if TYPE_CHECKING:
     from paceline.records import EndRecord, EpochRecord, EvaluationRecord, RunRecord, StepRecord
 
@@ -32,3 +34,19 @@ class Callback(Protocol):
 
     def on_end(self, record: EndRecord) -> None:
         """After the last epoch, when all files are written."""
+
+
+_METHODS = ("on_start", "on_step", "on_evaluation", "on_epoch", "on_end")
+
+
+def require_callbacks(callbacks: object) -> None:
+    """Raise UserError unless this is a list of callbacks; functions, which other trainers take, are none."""
+    is_list = isinstance(callbacks, list | tuple)
+    for entry in callbacks if isinstance(callbacks, list | tuple) else (callbacks,):
+        has_all = all(callable(getattr(entry, name, None)) for name in _METHODS)
+        if isinstance(entry, type) or not has_all or not is_list:
+            what = repr(entry) if isinstance(entry, str) else getattr(entry, "__name__", type(entry).__name__)
+            raise UserError(
+                f"callbacks={what} is no list of callbacks; derive a class from paceline.callbacks.Callback, and pass "
+                "callbacks=[Watch()] where Watch is its name."
+            )

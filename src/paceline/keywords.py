@@ -145,6 +145,7 @@ class ValKeywords(TypedDict, total=False):
     classes: Sequence[int] | None
     plots: bool
     save_json: bool
+    verbose: bool
     conf: float | None
     iou: float
     max_det: int
@@ -166,6 +167,7 @@ class PredictKeywords(TypedDict, total=False):
     save_conf: bool
     save_json: bool
     show_conf: bool
+    verbose: bool
     conf: float
     iou: float
     max_det: int

@@ -51,7 +51,7 @@ class Bounds:
         parts = [
             f"at least {self.least:g}" if self.least > -math.inf else "",
             f"above {self.above:g}" if self.above > -math.inf else "",
-            f"at most {self.most:g}" if self.most < math.inf else "",
+            f"at most {self.most:.10g}" if self.most < math.inf else "",
             f"below {self.below:g}" if self.below < math.inf else "",
         ]
         return " and ".join(part for part in parts if part)
@@ -344,6 +344,11 @@ def _spell_resume(value: object) -> str:
 def _spell_pretrained(value: object) -> object:
     if isinstance(plain(value), bool | int):
         return value
+    if str(value).endswith(".pt"):
+        raise UserError(
+            f"pretrained={value} names a PyTorch pickle, which Paceline cannot read yet; leave it out to train from "
+            "scratch."
+        )
     raise UserError(f"pretrained={value} names weights; name them by model={value} instead.")
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import difflib
 import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_type_hints
 
 from paceline.addresses import recall, remember, shown
-from paceline.arguments import MEANT, is_neutral
+from paceline.arguments import MEANT, is_neutral, of_this_command
 from paceline.commands.config import BenchConfig, PredictConfig, ValConfig
 from paceline.data.cache_folder import cache_folder
 from paceline.data.config import AugmentConfig, DataConfig
@@ -27,7 +28,6 @@ from paceline.tuning.config import TuneConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 LAYOUT_OPTIONS = frozenset({"parallel", "stages", "microbatches", "schedule", "gradients"})
@@ -63,17 +63,24 @@ class Options:
         """Build the options from flat names; what is not named comes from `base`, or else from the defaults.
 
         Values may be spelled as on a command line (`"640"`, `"true"`, `"[0, 2]"`). Raises UserError for an unknown
-        name, with the closest known one or the sentence for an argument of the reference, and for a bad value.
+        name, with the closest known one or the sentence for an argument of the reference, and for a bad value; for
+        several of them with a sentence each.
         """
         known = option_fields(cls)
         values: dict[str, dict[str, object]] = {}
+        mistakes: list[UserError] = []
         for name, value in _settle_batch(cls, mapping).items():
             key = name.replace("-", "_")
-            if key in known:
-                entry = known[key]
-                values.setdefault(entry.room, {})[key] = typed(key, value, entry.annotation, entry.default)
-            elif not is_neutral(cls.COMMAND, key, value):
-                raise unknown_option(cls, name)
+            try:
+                if key in known:
+                    entry = known[key]
+                    values.setdefault(entry.room, {})[key] = typed(key, value, entry.annotation, entry.default)
+                elif not is_neutral(cls.COMMAND, key, value):
+                    raise unknown_option(cls, name)
+            except UserError as error:
+                mistakes.append(error)
+        if mistakes:
+            raise mistakes[0] if len(mistakes) == 1 else UserError(" ".join(str(error) for error in mistakes))
         start = cls() if base is None else base
         return start._with(values)
 
@@ -116,11 +123,11 @@ class Options:
 
     @classmethod
     def read(cls, path: Path, overrides: Mapping[str, object] | None = None) -> Self:
-        """Read options from YAML; `overrides` (flat names) go before what the file says.
+        """Read options from YAML, also an `args.yaml` of the reference; `overrides` (flat names) go before the file's.
 
         Raises UserError for a file that is missing, is not a mapping of flat names, or holds a bad value.
         """
-        mapping = read_mapping(path)
+        mapping = of_this_command(cls.COMMAND, read_mapping(path), option_fields(cls))
         try:
             base = cls.from_flat(mapping)
         except UserError as error:
@@ -352,7 +359,7 @@ def read_mapping(path: Path) -> dict[str, object]:
 
 
 def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
-    """Name the run that `resume=true` means when weights are named beside it, and refuse what resuming would ignore.
+    """Name the run that `resume=true` means when a run is named beside it, and refuse what resuming would ignore.
 
     A resumed run keeps the options that it was started with, but may go on on other devices, laid out over them in
     another way, with other limits, and from another address of its pack. Raises UserError for any other option beside
@@ -362,8 +369,10 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
     resume = TrainOptions.from_flat({"resume": settled.get("resume")}).loop.resume
     if not resume or resume == "auto":
         return settled
-    if resume == "true" and str(settled.get("model", "")).endswith(".safetensors"):
-        settled["resume"] = settled["model"]
+    model = str(settled.get("model") or "")
+    path = Path(model)
+    if resume == "true" and model and (path.suffix in {".safetensors", ".pt"} or len(path.parts) > 1 or path.is_dir()):
+        settled["resume"] = model
     settled.pop("model", None)
     others = sorted(set(settled) - {"resume", "project"} - RESUMED_ANEW)
     if "data" in others and "://" in str(settled["data"]):

@@ -131,15 +131,15 @@ class Results:
 
         return np.ascontiguousarray(self._drawn(conf=conf)[..., ::-1])
 
-    def save(self, file: str | Path, *, conf: bool = True) -> Path:
+    def save(self, filename: str | Path, *, conf: bool = True) -> Path:
         """Write the picture with boxes as JPEG or PNG, by the name's ending.
 
         Raises UserError when the ending is another or the file cannot be written.
         """
         from paceline.drawing.boxes import save_picture
 
-        save_picture(Path(file), self._drawn(conf=conf))
-        return Path(file)
+        save_picture(Path(filename), self._drawn(conf=conf))
+        return Path(filename)
 
     def to_dicts(self) -> list[dict[str, object]]:
         """List the boxes as plain values: name, class, confidence, and box as x1, y1, x2, y2 in pixels."""

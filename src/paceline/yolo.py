@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, Unpack
 
 from paceline.attributes import missing
+from paceline.callbacks import require_callbacks
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.commands.device import resolve_device
 from paceline.commands.predict import Predictor, predict
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["YOLO", "NetworkInfo", "Results"]
 
 _CATALOGUE_CLASSES = 80
+log = logging.getLogger("paceline")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,21 +107,25 @@ class YOLO:
         """Class names by number; empty for an architecture that was not trained yet."""
         return {} if self._weights is None else dict(enumerate(self._load().names))
 
-    def info(self) -> NetworkInfo:
-        """Count the network's parameters and operations."""
+    def info(self, *, verbose: bool = True) -> NetworkInfo:
+        """Count the network's parameters and operations, and, if `verbose`, say them in the log."""
         if self._weights is None:
             numbers = tuple(str(number) for number in range(_CATALOGUE_CLASSES))
             loaded = load_network(self._model, numbers)
         else:
             loaded = self._load()
         imgsz = loaded.imgsz or 640
-        return NetworkInfo(
+        info = NetworkInfo(
             name=loaded.model,
             num_classes=loaded.network.num_classes,
             num_parameters=count_parameters(loaded.network),
             imgsz=imgsz,
             gflops=count_gflops(loaded.network, imgsz),
         )
+        if verbose:
+            with logging_to(ConsoleHandler()):
+                log.info("%s.", info)
+        return info
 
     def train(
         self,
@@ -138,10 +145,13 @@ class YOLO:
         Raises UserError for whatever the caller can mend, before anything is written, and RankError where one of
         several processes failed.
         """
-        from paceline.cli.runs import train_with_progress
+        from paceline.cli.runs import train_with_progress, warn_of_embedded_data
 
+        require_callbacks(callbacks)
         with logging_to(ConsoleHandler()):
-            settled = TrainOptions.from_flat(settle_resume(self._named(options)))
+            given = settle_resume(self._named(options))
+            settled = TrainOptions.from_flat(given)
+            warn_of_embedded_data(given)
         result = train_with_progress(settled, callbacks, transform)
         self._hold(result.best_weights)
         return result

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -92,6 +94,13 @@ def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixtur
     assert f"usage: paceline {' '.join(words[:-1])}" in capsys.readouterr().out
 
 
+def test_help_may_be_asked_for_before_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["help", "val"]) == 0
+    first = capsys.readouterr().out
+    assert main(["val", "--help"]) == 0
+    assert first == capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
@@ -108,6 +117,12 @@ def test_other_commands_have_help(words: list[str], capsys: pytest.CaptureFixtur
         (["train", "data=shapes", "model=yolo26n.pt"], "(model=yolo11n)"),
         (["train", "data=shapes", "model="], "No model is named"),
         (["segment", "train"], "only detection is offered"),
+        (["train", "detect", "epochs=0"], "epochs=0 is out of range"),
+        (["train", "shapes", "epochs=3"], "here data=shapes."),
+        (["train", "resume", "."], "here resume=."),
+        (["train", "val_period=5"], "did you mean val_interval?"),
+        (["train", "seed=-1"], "at most 4294967295."),
+        (["train", "pretrained=yolo11n.pt"], "leave it out to train from scratch"),
         (["imgsz=640"], "Name the command before imgsz=640"),
         (["train", "imgz=640"], "did you mean imgsz?"),
         (["train", "imgsz=500"], "the nearest are 480 and 512."),
@@ -148,6 +163,15 @@ def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     assert "paceline tune --resume" in capsys.readouterr().err
 
 
+def test_letters_that_the_terminal_lacks_do_not_end_a_command() -> None:
+    code = (
+        "from paceline.cli import main; main.run = lambda words: print('stra\\xdfe.jpg: 1 \\u5b57') or 0; main.main()"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (0, b"stra?e.jpg: 1 ?\n"), done.stderr
+
+
 def test_models_lists_the_catalogue(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -176,3 +200,27 @@ def test_messages_go_to_the_error_stream_and_the_handler_goes_again(capsys: pyte
     finally:
         root.handlers = kept
     assert capsys.readouterr().err == "said\nwarning: warned\nonce\n"
+
+
+def test_who_names_no_data_set_is_told_what_is_trained_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(paceline.cli.runs, "train_with_progress", lambda options: None)
+    config = tmp_path / "config.yaml"
+    config.write_text("data: pets.yaml")
+    for words in (["data=shapes"], ["--config", str(config)], ["resume=runs/train"]):
+        assert main(["train", *words]) == 0
+    assert caplog.messages == []
+    assert main(["train", "epochs=3"]) == 0
+    assert [message.split(",")[0] for message in caplog.messages] == ["No data set is named"]
+
+
+def test_verbose_false_leaves_out_the_line_of_each_picture(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = SimpleNamespace(orig_shape=(4, 6), path="a.jpg", speed={"inference": 1.0})
+    monkeypatch.setattr("paceline.commands.predict.predict", lambda options: [found])
+    assert main(["predict", "a.jpg", "model=x"]) == 0
+    assert capsys.readouterr().out.startswith("a.jpg 6 x 4: ")
+    assert main(["predict", "a.jpg", "model=x", "verbose=False"]) == 0
+    assert capsys.readouterr().out == ""

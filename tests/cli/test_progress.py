@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import re
@@ -194,6 +195,18 @@ def test_the_end_says_where_to_look_and_how_to_go_on(tmp_path: Path) -> None:
     ]
 
 
+def test_a_run_without_a_finished_epoch_names_no_files_that_are_not_there(tmp_path: Path) -> None:
+    progress, stream, _ = plain()
+    progress.on_end(dataclasses.replace(end(tmp_path, "preempted"), epochs=0))
+    assert stream.getvalue().splitlines() == [
+        "",
+        "preempted: 0 epochs in 6:01",
+        "",
+        f"folder    {tmp_path}",
+        "no epoch was finished, so nothing is kept to go on from; start the run again",
+    ]
+
+
 @pytest.mark.parametrize(("classes", "rows"), [(0, 1), (1, 1), (40, 41), (41, 1)])
 def test_up_to_forty_classes_have_a_row(classes: int, rows: int) -> None:
     progress, stream, _ = plain()
@@ -202,15 +215,27 @@ def test_up_to_forty_classes_have_a_row(classes: int, rows: int) -> None:
     assert len(table.splitlines()) == rows
 
 
-@pytest.mark.parametrize(("width", "columns"), [(120, 12), (80, 10)])
+@pytest.mark.parametrize(("width", "columns"), [(120, 12), (80, 10), (78, 8), (60, 8), (59, 5), (40, 5)])
 def test_the_table_fits_the_terminal(width: int, columns: int) -> None:
     progress, stream, _ = live(width)
     progress.on_epoch(epoch_end(1, 0.25, 0.25))
     header, row = Console(width=200).render_str(_without_codes(stream.getvalue())).plain.splitlines()
     assert len(header.split()) == columns
-    assert row.split()[:4] == ["1/3", "1.250", "2.500", "1.125"]
+    losses = ["1.250", "2.500", "1.125"] if "box" in header else []
+    assert row.split()[: 1 + len(losses)] == ["1/3", *losses]
     assert "★" in row
-    assert len(row) == len(header) < width
+    assert len(row.rstrip()) <= len(header) < width
+
+
+@pytest.mark.parametrize("width", [120, 80, 60])
+def test_figures_of_classes_with_long_names_fit_the_terminal(width: int) -> None:
+    progress, stream, _ = live(width)
+    best = evaluation(0.5)
+    long = dataclasses.replace(best.per_class[0], name="a very long name of a kind of objects")
+    progress.on_end(end(best=dataclasses.replace(best, per_class=(long, *best.per_class[1:]))))
+    table = _without_codes(stream.getvalue()).split("class ")[1].split("\n\n")[0].splitlines()
+    assert len(table) == 4
+    assert max(len(line) for line in table[1:]) < width
 
 
 def test_the_bar_is_drawn_at_most_eight_times_a_second_and_costs_little() -> None:
@@ -291,10 +316,11 @@ def test_losses_that_were_not_read_keep_their_last_values() -> None:
     assert "box 1.250" in _without_codes(stream.getvalue())
 
 
-def test_a_terminal_without_unicode_gets_ascii() -> None:
+@pytest.mark.parametrize("width", [120, 60, 30])
+def test_a_terminal_without_unicode_gets_ascii(width: int) -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    progress = ProgressCallback(Console(file=stream, width=120, force_terminal=True))
+    progress = ProgressCallback(Console(file=stream, width=width, force_terminal=True))
     progress.on_start(start_record())
     progress.on_step(step(1, 1))
     progress.message("Straße")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,7 +48,13 @@ def test_what_is_not_said_stays(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inside", "named"),
-    [("", "weights/last.safetensors"), ("weights", "last.safetensors"), ("..", "run/weights/best.safetensors")],
+    [
+        ("", "weights/last.safetensors"),
+        ("weights", "last.safetensors"),
+        ("..", "run/weights/best.safetensors"),
+        ("..", "run/weights/last.pt"),
+        ("..", "run/weights"),
+    ],
 )
 def test_a_file_in_the_weights_names_its_run_from_anywhere(
     run: Path, monkeypatch: pytest.MonkeyPatch, inside: str, named: str
@@ -56,6 +63,35 @@ def test_a_file_in_the_weights_names_its_run_from_anywhere(
     folder = resumed_folder(TrainOptions.from_flat({"resume": named}))
     assert folder is not None
     assert folder.path.resolve() == run.resolve()
+
+
+def test_a_run_that_is_named_as_the_model_goes_on_not_the_newest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newer = run.parent / "newer" / "weights"
+    newer.mkdir(parents=True)
+    (newer / "resume.safetensors").write_bytes(b"")
+    os.utime(run / "weights" / "resume.safetensors", (1, 1))
+    monkeypatch.chdir(run.parent)
+    for model in ("run", "./run", str(run), "run/weights/last.safetensors"):
+        folder = resumed_folder(TrainOptions.from_flat(settle_resume({"resume": True, "model": model, "project": "."})))
+        assert folder is not None
+        assert folder.path.resolve() == run.resolve(), model
+    for model, sentence in (("runs/detect/train/weights/last.pt", "of another trainer"), ("nix/run", "holds no")):
+        with pytest.raises(UserError, match=sentence):
+            resumed_folder(TrainOptions.from_flat(settle_resume({"resume": True, "model": model, "project": "."})))
+
+
+def test_data_that_were_named_from_another_folder_are_found(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    TrainOptions.from_flat({"data": "pets/data.yaml", "epochs": 9, "batch": 8}).write(run / "config.yaml")
+    pets = run.parent / "pets"
+    pets.mkdir()
+    (pets / "data.yaml").write_text("names: [cat]")
+    RunFolder(path=run).append("run", {"data": str(pets / "data.yaml")})
+    monkeypatch.chdir(run)
+    assert resumed(run).data.data == str(pets / "data.yaml")
+    monkeypatch.chdir(run.parent)
+    assert resumed(run).data.data == "pets/data.yaml"
+    (pets / "data.yaml").unlink()
+    assert resumed(run).data.data == "pets/data.yaml"  # which the data room says is not there
 
 
 def test_devices_layout_and_limits_may_be_said_anew(run: Path) -> None:

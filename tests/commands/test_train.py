@@ -213,6 +213,15 @@ def test_patience_stops_a_run_that_does_not_get_better(
     assert result.end.best_epoch == 1
 
 
+@pytest.mark.parametrize(("close_mosaic", "says"), [(2, True), (1, False)])
+def test_a_run_that_is_too_short_for_mosaics_says_so(
+    squares: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, close_mosaic: int, says: bool
+) -> None:
+    with caplog.at_level("INFO", "paceline"), pytest.raises(KeyboardInterrupt):
+        train(options(squares, tmp_path, close_mosaic=close_mosaic), [StopsAtOnce()])
+    assert any(message.startswith("No mosaics: ") for message in caplog.messages) == says
+
+
 def test_a_time_budget_ends_the_run(squares: Path, tmp_path: Path) -> None:
     result = train(options(squares, tmp_path, epochs=10_000, time="4s"))
     assert result.end.reason == "time budget spent"

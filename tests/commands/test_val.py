@@ -13,6 +13,7 @@ from paceline.commands.val import validate
 from paceline.errors import UserError
 from paceline.models.registry import build_model
 from paceline.options import TrainOptions, ValOptions
+from paceline.records import RunFolder
 from paceline.training.checkpoint import WeightsHeader, save_weights
 
 if TYPE_CHECKING:
@@ -61,6 +62,15 @@ def test_the_weights_of_a_run_know_its_data(
     run = make_run(tmp_path / "run", weights, data=str(squares), single_cls=True)
     monkeypatch.chdir(run / "weights" if inside else tmp_path)
     assert val(tmp_path, model="best.safetensors" if inside else "run").record.ap >= 0
+
+
+def test_the_data_of_a_run_are_found_from_another_working_folder(
+    weights: Path, squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", weights, data=f"{squares.parent.name}/{squares.name}", single_cls=True)
+    RunFolder(path=run).append("run", {"data": str(squares)})
+    monkeypatch.chdir(run)
+    assert val(tmp_path, model=str(run)).record.ap >= 0
 
 
 @pytest.mark.parametrize("named", ["as the run did", "in another way", ""])

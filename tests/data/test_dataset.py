@@ -16,6 +16,7 @@ from paceline.data.check import check_data
 from paceline.data.config import DataConfig
 from paceline.data.dataset import divide, open_data_set
 from paceline.data.index import Index, Strings
+from paceline.data.source import recognise
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -111,6 +112,29 @@ def test_a_path_that_leads_nowhere_is_said(
     with caplog.at_level(logging.INFO, "paceline"):
         open_set(root)
     assert f"no folder `path: ../datasets/gone`; its entries start from {root} instead" in caplog.text
+
+
+@pytest.mark.parametrize(("named", "folder"), [("data/pets", "data/pets"), ("pets", "datasets/pets")])
+def test_a_path_from_the_working_folder_is_found(
+    make_yolo: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    named: str,
+    folder: str,
+) -> None:
+    """As other trainers have it; what lies beside the yaml goes before it."""
+    files = {"train": [GOOD] * 3, "val": [GOOD]}
+    root = make_yolo(files, folder=folder)
+    working = root.parents[1]
+    configs = working / "configs"
+    configs.mkdir()
+    (configs / "pets.yaml").write_text(f"path: {named}\ntrain: images/train\nval: images/val\nnames: [cat, dog]\n")
+    monkeypatch.chdir(working)
+    with caplog.at_level("INFO", "paceline"):
+        assert recognise("configs/pets.yaml").root == root
+    assert f"its `path: {named}` is {root}." in caplog.text
+    beside = make_yolo(files, folder=f"configs/{named}")
+    assert recognise("configs/pets.yaml").root == beside
 
 
 def test_single_image_cannot_be_divided(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:

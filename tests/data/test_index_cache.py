@@ -51,6 +51,17 @@ def count_scans(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], int]:
     return count
 
 
+def test_a_long_scan_is_announced_once(
+    make_yolo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(index_cache, "_MANY", 20)
+    few, many = make_yolo({"train": [GOOD] * 19}, folder="few"), make_yolo({"train": [GOOD] * 20})
+    caplog.set_level("INFO", "paceline")
+    for root in (few, many, many):
+        scan_or_load(recognise(str(root)), "train")
+    assert [message.split(" of ")[0] for message in caplog.messages] == ["Reading 20 images and labels"]
+
+
 def test_what_could_not_be_opened_is_tried_again(
     make_yolo: Callable[..., Path], count_scans: Callable[[Path], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

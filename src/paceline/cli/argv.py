@@ -70,11 +70,14 @@ def _take_bare(command: type[Options], result: Words, word: str) -> None:
             result.options[name] = word if not _is_list(command, name) else [*(value or ()), word]
             return None
     mend = "write options as name=value"
-    if word == "=" or "" in result.options.values() or word.replace("-", "_") in option_fields(command):
+    known = option_fields(command)
+    if word == "=" or "" in result.options.values() or word.replace("-", "_") in known:
         mend += ", without blanks around ="
-    elif word.endswith((".yaml", ".yml", ".pack")) and "data" in option_fields(command):
+    elif result.options.get("resume") == "true" and Path(word).exists():
+        mend += f", here resume={word}"
+    elif "data" in known and (word.endswith((".yaml", ".yml", ".pack")) or word == known["data"].default):
         mend += f", here data={word}"
-    elif word.endswith((".safetensors", ".pt")) and "model" in option_fields(command):
+    elif word.endswith((".safetensors", ".pt")) and "model" in known:
         mend += f", here model={word}"
     raise UserError(f"{command.COMMAND} does not know what to do with {word}; {mend}.")
 

@@ -16,19 +16,20 @@ if TYPE_CHECKING:
 _MOST_CLASSES = 80
 
 
-def print_figures(record: EvaluationRecord, console: Console | None = None) -> None:
-    """Print the figures over all classes and of each, then COCO's by size of the objects."""
+def print_figures(record: EvaluationRecord, console: Console | None = None, *, with_classes: bool = True) -> None:
+    """Print the figures over all classes and, `with_classes`, of each, then COCO's by size of the objects."""
     console = Console(highlight=False) if console is None else console
     table = Table(box=None, pad_edge=False, header_style="bright_black")
     table.add_column("class")
     for heading in ("images", "boxes", "P", "R", "AP50", "AP"):
         table.add_column(heading, justify="right")
     table.add_row("all", *_cells(record), style="bold")
-    for entry in record.per_class[:_MOST_CLASSES] if len(record.per_class) > 1 else ():
+    classes = record.per_class if with_classes and len(record.per_class) > 1 else ()
+    for entry in classes[:_MOST_CLASSES]:
         table.add_row(escape(entry.name), *_cells(entry))
     console.print(table)
-    if len(record.per_class) > _MOST_CLASSES:
-        console.print(f"... and {len(record.per_class) - _MOST_CLASSES} more classes")
+    if len(classes) > _MOST_CLASSES:
+        console.print(f"... and {len(classes) - _MOST_CLASSES} more classes")
     sizes = (("small", record.ap_small), ("medium", record.ap_medium), ("large", record.ap_large))
     by_size = ", ".join(f"{name} {figure(value)}" for name, value in sizes)
     console.print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -74,6 +75,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if words is None:
             Interrupts().install()
+            _replace_unknown_letters()
         return run(list(sys.argv[1:] if words is None else words))
     except UserError as error:
         complain(str(error))
@@ -92,10 +94,19 @@ def main(words: Sequence[str] | None = None) -> int:
         return 141
 
 
+def _replace_unknown_letters() -> None:
+    """Print `?` for a letter that the terminal's encoding does not have, rather than end a run because of it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
 def run(words: list[str]) -> int:
     """Run a command; mistakes come as UserError."""
-    if words[:1] == ["detect"]:  # the task, which the reference's command line may name first
-        words = words[1:]
+    for place in (0, 1):  # the task, which the reference's command line may name before the command or after it
+        if words[place : place + 1] == ["detect"]:
+            words = words[:place] + words[place + 1 :]
+    if words[:1] == ["help"] and words[1:2] != []:
+        words = [*words[1:], "--help"]
     command, rest = (words[0], words[1:]) if words else ("--help", [])
     if command in {"-h", "--help", "help"}:
         print(HELP, end="")

@@ -35,6 +35,12 @@ _MOST_CLASSES = 40
 _HEADER_EVERY = 25
 _BAR_WIDTH = 24
 _WIDE = 96
+"""Columns from which on a row counts images and boxes, too; below the next two it leaves out rates, then losses."""
+_FULL = 79
+_SLIM = 60
+_LONGEST_NAME = 32
+_FIGURES_WIDTH = 51
+"""Columns of the last table beside the names of classes."""
 
 
 @dataclass(kw_only=True)
@@ -192,12 +198,16 @@ class ProgressCallback(Callback):
             self._print_results(record.best)
         self._print(Text())
         folder = record.folder
-        places = [("folder", folder), ("weights", folder / "weights" / "best.safetensors")]
+        places = [("folder", folder)]
+        if record.epochs:
+            places.append(("weights", folder / "weights" / "best.safetensors"))
         if (folder / "pictures").is_dir():
             places.append(("pictures", folder / "pictures"))
         for name, path in places:
             self._print(Text.assemble((f"{name:<10}", "bright_black"), str(path)))
-        if record.reason == "preempted":
+        if not record.epochs:
+            self._print(Text("no epoch was finished, so nothing is kept to go on from; start the run again"))
+        elif record.reason == "preempted":
             self._print(Text.assemble((f"{'go on':<10}", "bright_black"), f"paceline train --resume {folder}"))
 
     def _show_late(self, best_ap: float) -> None:
@@ -230,6 +240,8 @@ class ProgressCallback(Callback):
         done = round(_BAR_WIDTH * pace.step / max(pace.steps, 1))
         line = "-" if self._console.options.ascii_only else "━"
         text = Text(f"{self._place(epoch)}  ", no_wrap=True, overflow="ellipsis")
+        if self._console.options.ascii_only:
+            text.overflow = "crop"  # for the dots of an ellipsis are one letter
         text.append(line * done, style="blue").append(line * (_BAR_WIDTH - done), style="bright_black")
         text.append(f"  {pace.step}/{pace.steps}" if pace.steps else "", style="bright_black")
         if self._doing:
@@ -265,22 +277,26 @@ class ProgressCallback(Callback):
 
     def _print_row(self, record: EpochRecord, *, is_best: bool) -> None:
         """Print one row of the running table, its header again after every 25 rows."""
-        is_wide = self._console.width >= _WIDE
-        counts = f"{'images':>8}{'boxes':>8}" if is_wide else ""
+        width = self._console.width
         if self._rows % _HEADER_EVERY == 0:
-            header = f"{'epoch':>8}{'box':>7}{'cls':>7}{'dfl':>7}{counts}{'P':>7}{'R':>7}{'AP50':>7}{'AP':>7}"
-            self._print(Text(f"{header}  {'images/s':>10}{'time':>9}", style="bright_black"))
+            losses = f"{'box':>7}{'cls':>7}{'dfl':>7}" if width >= _SLIM else ""
+            counts = f"{'images':>8}{'boxes':>8}" if width >= _WIDE else ""
+            rates = f"{'images/s':>10}{'time':>9}" if width >= _FULL else ""
+            header = f"{'epoch':>8}{losses}{counts}{'P':>7}{'R':>7}{'AP50':>7}{'AP':>7}  {rates}"
+            self._print(Text(header, style="bright_black"))
         self._rows += 1
         row = Text(self._place(record.epoch))
-        row.append("".join(f"{part:>7.3f}" for part in (record.loss.box, record.loss.cls, record.loss.dfl)))
+        if width >= _SLIM:
+            row.append("".join(f"{part:>7.3f}" for part in (record.loss.box, record.loss.cls, record.loss.dfl)))
         self._append_figures(row, record.evaluation, is_best=is_best)
-        row.append(f"{rate(record.train_images_per_s):>10}{duration(record.wall_s):>9}", style="bright_black")
+        if width >= _FULL:
+            row.append(f"{rate(record.train_images_per_s):>10}{duration(record.wall_s):>9}", style="bright_black")
         self._print(row)
 
     def _print_figures(self, epoch: int, evaluation: EvaluationRecord, *, is_best: bool) -> None:
         """Print the figures of an epoch whose own row is further up."""
         row = Text(self._place(epoch))
-        row.append(f"{'evaluated':>21}", style="bright_black")
+        row.append(f"{'evaluated':>21}" if self._console.width >= _SLIM else "", style="bright_black")
         self._append_figures(row, evaluation, is_best=is_best)
         self._print(row)
 
@@ -295,7 +311,10 @@ class ProgressCallback(Callback):
     def _print_results(self, best: EvaluationRecord) -> None:
         """Print the figures over all classes and, up to 40, of each."""
         classes = best.per_class if 1 < len(best.per_class) <= _MOST_CLASSES else ()
-        width = min(max([len("class"), *(len(entry.name) for entry in classes)]), 32)
+        room = self._console.width - _FIGURES_WIDTH if self._is_live else _LONGEST_NAME
+        width = min(
+            max([len("class"), *(len(entry.name) for entry in classes)]), max(room, len("class")), _LONGEST_NAME
+        )
         columns = f"{'images':>9}{'boxes':>9}{'P':>8}{'R':>8}{'AP50':>8}{'AP':>8}"
         self._print(Text(f"{'class':<{width}}{columns}", style="bright_black"))
         self._print(Text(_result_row("all", best, width), style="bold"))

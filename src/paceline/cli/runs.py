@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from paceline.cli.argv import Words, sort_words
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.cli.help import print_help
+from paceline.data.config import DataConfig
 from paceline.options import PredictOptions, TrainOptions, ValOptions, settle_resume
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from paceline.callbacks import Callback
     from paceline.commands.train import TrainResult
@@ -39,9 +40,19 @@ def run_train(arguments: Sequence[str]) -> int:
     words.options = settle_resume(words.options)
     with logging_to(ConsoleHandler()):
         options = read_options(TrainOptions, words)
-
+        if not words.config:
+            warn_of_embedded_data(words.options)
     train_with_progress(options)
     return 0
+
+
+def warn_of_embedded_data(given: Mapping[str, object]) -> None:
+    """Warn who named no data set for a new run that it trains on the one that comes with the package."""
+    if not given.get("data") and not given.get("resume"):
+        log.warning(
+            "No data set is named, so this trains on the embedded one (%s); write data=path/to/data.yaml for your own.",
+            DataConfig().data,
+        )
 
 
 def train_with_progress(
@@ -102,7 +113,7 @@ def run_val(arguments: Sequence[str]) -> int:
         from paceline.cli.figures import print_figures
         from paceline.commands.val import validate
 
-        print_figures(validate(options).record)
+        print_figures(validate(options).record, with_classes=options.validation.verbose)
     return 0
 
 
@@ -118,7 +129,8 @@ def run_predict(arguments: Sequence[str]) -> int:
         from paceline.commands.predict import predict
 
         for result in predict(options):
-            print(_line(result))
+            if options.prediction.verbose:
+                print(_line(result))
     return 0
 
 

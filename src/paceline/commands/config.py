@@ -32,6 +32,8 @@ class ValConfig:
     """Draw the confusion matrix, curves and predictions beside truths."""
     save_json: bool = False
     """Write the detections in COCO's results format."""
+    verbose: bool = True
+    """Print the figures of each class beside those of all; a call in Python prints none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class PredictConfig:
     """Write all detections into `predictions.json`."""
     show_conf: bool = True
     """Write the score beside each box."""
+    verbose: bool = True
+    """Print a line for each picture; a call in Python prints none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from paceline.addresses import shown
+from paceline.data.source import SHAPES
 from paceline.errors import UserError
 from paceline.option_values import AUTO_BATCH
 from paceline.options import RESUMED_ANEW, TrainOptions
@@ -32,7 +33,7 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
         if options.run.name:
             RunFolder.require_free(options.run.project, options.run.name, exist_ok=may_exist(options))
         return None, options
-    stored = TrainOptions.read(folder.config)
+    stored = options_of(folder)
     device, ranks = options.loop.device, options.ranks
     if device == TrainOptions().loop.device and ranks == RanksConfig():
         device = stored.loop.device
@@ -45,6 +46,21 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
         ranks=ranks,
         limits=_said_anew(stored.limits, options.limits),
     )
+
+
+def options_of(folder: RunFolder) -> TrainOptions:
+    """Read a run's options; a data set that it named from another working folder is the one that it was trained on.
+
+    Raises UserError where they cannot be read.
+    """
+    options = TrainOptions.read(folder.config)
+    data = options.data.data
+    if data == SHAPES or "://" in data or Path(data).expanduser().exists():
+        return options
+    for record in folder.records("run"):
+        if Path(record["data"]).exists():
+            return replace(options, data=replace(options.data, data=record["data"]))
+    return options
 
 
 def may_exist(options: TrainOptions) -> bool:
@@ -87,11 +103,20 @@ def resumed_folder(options: TrainOptions, *, warns: bool = True) -> RunFolder | 
         if not found:
             raise UserError(f"There is no run to resume in {project}; name one: resume=runs/train.")
         return _unfinished(RunFolder(path=found[-1].parents[1]))
-    path = Path(resume)
-    folder = path.absolute().parents[1] if path.suffix == ".safetensors" and len(path.absolute().parts) > 2 else path
+    folder = _run_of(Path(resume))
     if not (folder / "weights" / "resume.safetensors").is_file():
         raise UserError(f"{folder} holds no weights/resume.safetensors, so it cannot be resumed; check the path.")
     return _unfinished(RunFolder(path=folder))
+
+
+def _run_of(path: Path) -> Path:
+    """Name the folder of the run that a path means: itself, its folder of weights, or a file there."""
+    if (path / "resume.safetensors").is_file():
+        return path.absolute().parent
+    if path.suffix == ".pt" and not (path.parent / "resume.safetensors").is_file():
+        raise UserError(f"{path} is a checkpoint of another trainer; name a run of Paceline, as in resume=runs/train.")
+    is_file = path.suffix in {".safetensors", ".pt"} and len(path.absolute().parts) > 2
+    return path.absolute().parents[1] if is_file else path
 
 
 def _unfinished(folder: RunFolder) -> RunFolder:

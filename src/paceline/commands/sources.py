@@ -66,6 +66,8 @@ def find_images(source: Source) -> list[ImageSource]:
     if hasattr(source, "convert") and hasattr(source, "mode"):
         rgb: NDArray[np.uint8] = np.asarray(source.convert("RGB"))
         return [ImageSource(path="image0", array=_colour_array(np.ascontiguousarray(rgb[..., ::-1])))]
+    if isinstance(source, int):
+        raise _no_camera(source)
     if not isinstance(source, Sequence):
         raise UserError(
             f"Images of type {type(source).__name__} are not read; pass a path, a picture of PIL, or a uint8 array HW3 "
@@ -103,7 +105,7 @@ def _find_files(text: str) -> list[str]:
     if "://" in text:
         raise UserError(f"{shown(text)} is an address, and nothing is downloaded; save the image and name its file.")
     if text.isdecimal() or text == "screen":
-        raise UserError(f"source={text} means a camera or the screen, which is not read; save pictures and name these.")
+        raise _no_camera(text)
     if glob.has_magic(text):
         found = sorted(
             entry for entry in glob.glob(text, recursive=True) if Path(entry).suffix.lower() in IMAGE_SUFFIXES
@@ -112,6 +114,10 @@ def _find_files(text: str) -> list[str]:
             raise UserError(f"No image matches {text}; check the pattern.")
         return found
     raise UserError(f"There is no file or folder {text}; check the path.")
+
+
+def _no_camera(source: str | int) -> UserError:
+    return UserError(f"source={source} means a camera or the screen, which is not read; save pictures and name these.")
 
 
 def _files_in(folder: Path) -> list[str]:

@@ -345,3 +345,11 @@ class _Training:
             folder.append("run", record)
         for callback in self._callbacks:
             callback.on_start(record)
+        augment = ready.options.augment
+        if augment.mosaic and state.epochs <= augment.close_mosaic and not self._budget.is_set:
+            log.info(
+                "No mosaics: the last close_mosaic=%d epochs go without them, and this run has %d; close_mosaic=0 has "
+                "them to the end.",
+                augment.close_mosaic,
+                state.epochs,
+            )

@@ -12,18 +12,18 @@ from paceline.addresses import shown
 from paceline.commands.device import make_current, resolve_device
 from paceline.commands.evaluation import evaluate_network
 from paceline.commands.pictures import RunPictures
+from paceline.commands.resume import options_of
 from paceline.commands.weights import find_weights, load_network
 from paceline.data.dataset import open_data_set
 from paceline.data.loader import EvalLoader
 from paceline.errors import UserError
-from paceline.options import TrainOptions
 from paceline.records import RunFolder, to_jsonable, write_atomically
 
 if TYPE_CHECKING:
     from paceline.data.config import DataConfig
     from paceline.data.index import Index
     from paceline.evaluation.evaluator import Evaluation
-    from paceline.options import ValOptions
+    from paceline.options import TrainOptions, ValOptions
 
 log = logging.getLogger("paceline")
 
@@ -72,8 +72,8 @@ def _trained_options(model: str) -> TrainOptions | None:
     source = find_weights(model)
     if source is None or source.absolute().parent.name != "weights":
         return None
-    config = source.absolute().parent.parent / "config.yaml"
-    return TrainOptions.read(config) if config.is_file() else None
+    folder = RunFolder(path=source.absolute().parent.parent)
+    return options_of(folder) if folder.config.is_file() else None
 
 
 def _data_config(options: ValOptions, trained: TrainOptions | None, imgsz: int) -> DataConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel
 
 log = logging.getLogger("paceline")
+
+_EXPORTED = frozenset({".onnx", ".engine", ".torchscript", ".tflite", ".mlpackage", ".mlmodel", ".pb", ".mnn", ".xml"})
+"""Endings of what other YOLO trainers export to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,13 @@ def find_weights(model: str) -> Path | None:
         raise UserError("No model is named; write model=yolo11n, or name the folder of a run.")
     if path.suffix == ".pt":
         raise _no_pickle(path)
-    if path.suffix in {".yaml", ".yml"} and not path.exists() and path.stem in model_names():
+    if path.suffix in _EXPORTED:
+        raise UserError(f"{path} is an exported network, which is not read; name a run of Paceline, or its weights.")
+    if path.suffix in {".yaml", ".yml"}:
+        if path.exists() or (len(path.parts) > 1 and path.stem not in model_names()):
+            raise UserError(
+                f"Networks are not built from files such as {path}; choose one of {', '.join(model_names())}."
+            )
         return None
     if path.is_dir():
         candidates = [path / "weights" / "best.safetensors", path / "best.safetensors"]
@@ -68,12 +78,18 @@ def _no_pickle(path: Path) -> UserError:
     own = path.with_suffix(".safetensors")
     if own.is_file():
         return UserError(f"The weights of a run are no .pt file here; write model={own}.")
-    stem = path.stem.lower()
-    name = stem if stem in model_names() else "yolo11n"
+    name = _nearest_model(path.stem.lower())
     return UserError(
         f"{path} is a PyTorch pickle, which Paceline cannot read yet; name the architecture (model={name}) to train "
         "from scratch, or a .safetensors file of a Paceline run."
     )
+
+
+def _nearest_model(stem: str) -> str:
+    """Name the network that weights of others are nearest to: `yolov8s` for `yolov8s-seg` or `yolov5s`, say."""
+    starts = [name for name in model_names() if stem.startswith(name)]
+    close = starts or difflib.get_close_matches(stem, model_names(), n=1, cutoff=0.8)
+    return close[0] if close else "yolo11n"
 
 
 def require_model(model: str) -> None:

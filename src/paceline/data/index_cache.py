@@ -29,6 +29,9 @@ FOLDER = ".paceline"
 _RECIPE = "6"
 """Goes up whenever the same files would give another index, or another report."""
 
+_MANY = 20_000
+"""Images from which on a scan is announced: on a slow disk it takes minutes."""
+
 _log = logging.getLogger("paceline")
 
 
@@ -49,6 +52,8 @@ def scan_or_load(source: Source, split: str, cache_folder: Path | None = None) -
         stored = _load(place, source.root, state)
         if stored:
             return _remark(stored, listing)
+    if len(listing.images) >= _MANY:
+        _log.info("Reading %s images and labels of %s (%s), once.", f"{len(listing.images):,}", source.path, split)
     scan = source.scan(split, listing)
     if _lasts(scan.report):
         _store(places, scan, source.root, state)

@@ -65,16 +65,24 @@ def read_yaml(path: Path) -> Mapping[str, object]:
 
 
 def root_of(path: Path, content: Mapping[str, object]) -> Path:
-    """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder, which is logged."""
+    """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder, which is logged.
+
+    A `path` is relative to the yaml's folder; where nothing is there, to the working folder or to `datasets` in it, as
+    other YOLO trainers have it, which is logged too.
+    """
     own = Path(os.path.abspath(path)).parent
     named = _given(content, "path") or ""
     if not isinstance(named, str):
         raise UserError(f"{path}: `path` must be one folder; write `path: folder`, or leave it out.")
-    roots = (Path(os.path.normpath(own / Path(text).expanduser())) for text in spellings(named))
-    found = next((root for root in roots if root.is_dir()), None)
-    if found is None:
-        _log.info("%s: there is no folder `path: %s`; its entries start from %s instead.", path, named, own)
-    return found or own
+    for start in (own, Path.cwd(), Path.cwd() / "datasets"):
+        for text in spellings(named):
+            root = Path(os.path.normpath(start / Path(text).expanduser()))
+            if root.is_dir():
+                if start != own:
+                    _log.info("%s: its `path: %s` is %s.", path, named, root)
+                return root
+    _log.info("%s: there is no folder `path: %s`; its entries start from %s instead.", path, named, own)
+    return own
 
 
 def entry_of(content: Mapping[str, object], split: str) -> object:
