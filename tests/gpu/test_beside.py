@@ -13,6 +13,7 @@ from steps import everything, make_step, run, works
 from paceline.models import beside, ends, heads
 from paceline.models.heads import DetectionHead
 from paceline.models.registry import build_model
+from paceline.streams import stream_for
 from paceline.training.graphed import CudaCapture, GraphedStep
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def test_what_is_recorded_goes_by_several_streams() -> None:
     replayed("yolo11n", 2)
     numbers = [beside.OF_STATISTICS, -1, *range(6)]
     assert len({beside._stream_of(DEVICE, number) for number in numbers}) == len(numbers)
-    assert beside._stream_of.cache_info().currsize >= len(numbers)
+    assert stream_for.cache_info().currsize >= len(numbers), "not anew for each recording"
     assert not beside._read
     assert not beside._made
 

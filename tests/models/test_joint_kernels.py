@@ -364,11 +364,11 @@ def test_the_rest_is_left_to_torch(monkeypatch: pytest.MonkeyPatch, convolution:
 
 def test_a_convolution_of_somebodys_own_is_asked_about_several_maps(calls: list[int]) -> None:
     unit = ConvUnit(24, 16).bfloat16().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    maps = _maps(8, 16)
-    y = joint.convolved_jointly(unit.conv, [values + 1 for values in maps])
+    maps = [values + 1 for values in _maps(8, 16)]
+    y = joint.convolved_jointly(unit.conv, maps)
     own = _own()
     own.weight = unit.conv.weight
-    torch.testing.assert_close(joint.convolved_jointly(own, [values + 1 for values in maps]), 2 * y, rtol=0.02, atol=0.02)
+    torch.testing.assert_close(joint.convolved_jointly(own, maps), 2 * y, rtol=0.02, atol=0.02)
     assert calls == [2]
 
 

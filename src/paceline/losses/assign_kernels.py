@@ -29,7 +29,7 @@ from paceline.losses.box_kernels import aspect_angle, ciou, four
 from paceline.power_kernels import power_of_two, sigmoid
 
 _COUNTS = ("num_points", "num_boxes")
-"""For none of which a kernel is compiled: that 16 divides them makes no other code, since rows lie anywhere."""
+"""For none of which a kernel is compiled: that 16 divides them makes no other code."""
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _MOST = tl.constexpr(0x7FFFFFFFFFFFFFFF)

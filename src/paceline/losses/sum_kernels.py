@@ -25,7 +25,7 @@ from paceline.losses.detection import LAST_BIN_MARGIN
 from paceline.power_kernels import falling, log_of_one_more, sigmoid
 
 _COUNTS = ("num_points", "num_boxes", "num_slots", "num_classes")
-"""For none of which a kernel of slots is compiled: that 16 divides them makes no other code, since rows lie anywhere."""
+"""For none of which a kernel of slots is compiled: that 16 divides them makes no other code."""
 _MARGIN = tl.constexpr(LAST_BIN_MARGIN)
 
 
