@@ -2,7 +2,7 @@
 
     python bench/step/lent.py [--models yolo11n yolo11l yolo11x] [--images 64] [--imgsz 640]
 
-Within one recording torch gives no memory to another use that went from one stream to another, and none of one stream to
+Within one recording torch uses no memory again that went from one stream to another, and gives none of one stream to
 another one (docs/decisions/0083). So beside the most that a step holds at a time, this counts the most that each stream
 holds, where what was lent is held to the end. Left out are the allocator's gaps, and what is held for gradients of
 weights that have not been waited for, at most a 128th of the device's memory. The last line is JSON.
@@ -15,6 +15,7 @@ import json
 import weakref
 from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -116,9 +117,12 @@ class Held(TorchDispatchMode):
     def backward(self, total: Tensor) -> None:
         """Go back, each operation on its stream."""
         for node in nodes_of(total.grad_fn, stops=set()):
-            node.register_prehook(lambda _, name=self._branches.get(node, MAIN): setattr(self, "current", name))
+            node.register_prehook(partial(self._goes_on, self._branches.get(node, MAIN)))
         torch.autograd.backward(total)
         self.current = MAIN
+
+    def _goes_on(self, stream: str, gradients: object) -> None:
+        self.current = stream
 
 
 def nodes_of(root: Any, stops: set[Any]) -> list[Any]:
@@ -146,7 +150,7 @@ def as_on_a_gpu() -> Iterator[None]:
             ("torch.cuda.get_device_properties", lambda device: properties),
         ):
             stack.enter_context(mock.patch(place, value))
-        stack.enter_context(mock.patch.object(JITFunction, "warmup", lambda *given, **options: None))
+        stack.enter_context(mock.patch.object(JITFunction, "warmup", return_value=None))
         stack.enter_context(triton_kernels.compiled_ahead(1))
         yield
 
