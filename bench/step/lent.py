@@ -150,9 +150,13 @@ def as_on_a_gpu() -> Iterator[None]:
             ("torch.cuda.get_device_properties", lambda device: properties),
         ):
             stack.enter_context(mock.patch(place, value))
-        stack.enter_context(mock.patch.object(JITFunction, "warmup", return_value=None))
+        stack.enter_context(mock.patch.object(JITFunction, "warmup", _nothing))
         stack.enter_context(triton_kernels.compiled_ahead(1))
         yield
+
+
+def _nothing(*given: Any, **options: Any) -> None:
+    """Stand for a compilation; it holds on to nothing that it is given, as a mock would."""
 
 
 def counted(model: str, images: int, side: int) -> dict[str, float]:
