@@ -19,18 +19,13 @@ from torch.autograd.function import once_differentiable
 
 from paceline.models.beside import apart, note_made, wait_for
 from paceline.models.convolution import BiasedConvolution
-from paceline.models.joint import is_hooked
+from paceline.models.joint import STEP, TYPES, is_hooked
 from paceline.triton_kernels import autocast_type, takes_map
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-
-STEP = 8
-"""What the channels of every map have to be a multiple of: as many are loaded at once."""
-TYPES = frozenset({torch.bfloat16, torch.float16})
-"""In which kernels compute; float32 is left to cuDNN, which has its own way of rounding it."""
 
 
 @dataclass(frozen=True, kw_only=True)
