@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from paceline.models.convolution import Convolution
+from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import autocast_type, usable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     """
     dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
     if dtype is None:
-        knows = isinstance(convolution, Convolution) and not is_watched(convolution)
+        knows = type(convolution) in (Convolution, StemConvolution) and not is_watched(convolution)
         told = {"tally": tally} if tally and knows else {}
         found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
