@@ -22,8 +22,8 @@ _FOLDED = (nn.Conv2d, Convolution, StemConvolution)
 def fuse(model: M, *, for_autocast: torch.dtype | None = None) -> M:
     """Return a copy in evaluation mode whose convolution units have a bias and no norm; `model` stays as it is.
 
-    Units with a convolution of somebody's own keep their norm. It answers what `model` answers in evaluation mode, up to
-    rounding, and can no longer be trained.
+    Units with a convolution of somebody's own keep their norm. The copy answers what `model` answers in evaluation
+    mode, up to rounding, and can no longer be trained.
 
     for_autocast: a type in which the copy is to run under autocast. Its convolutions have weights and biases in it
         then, to the bit those to which autocast would round them for every batch.
