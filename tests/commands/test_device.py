@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from paceline.commands.device import compute_deterministically, make_current, resolve_device
+from paceline.commands.device import deterministic_algorithms, make_current, resolve_device
 from paceline.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,18 +52,36 @@ def test_a_gpu_that_is_not_there_is_the_users_mistake(current: list[torch.device
 
 def test_equal_bits_ask_libraries_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user has set for cuBLAS stays."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    try:
-        compute_deterministically()
+    with deterministic_algorithms(alone=True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
-        monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-        compute_deterministically()
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    with deterministic_algorithms(alone=True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
-        assert torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("before", [True, False])
+def test_equal_bits_are_asked_for_by_one_run_alone(*, before: bool, alone: bool) -> None:
+    def asked() -> tuple[bool, bool, bool]:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        return enabled, warns, torch.utils.deterministic.fill_uninitialized_memory
+
+    def end() -> None:
+        with deterministic_algorithms(alone=alone):
+            assert asked() == ((True, False, False) if alone else found)
+            raise RuntimeError
+
+    others = asked()
+    torch.use_deterministic_algorithms(before, warn_only=before)
+    try:
+        found = asked()
+        with pytest.raises(RuntimeError):
+            end()
+        assert asked() == found
     finally:
-        torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(others[0], warn_only=others[1])
 
 
 def test_a_training_makes_its_device_the_current_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from paceline.models import ends, heads
 from paceline.models.heads import DetectionHead
 from paceline.models.operations import beside
 from paceline.models.registry import build_model
+from paceline.streams import stream_for
 from paceline.training.graphed import CudaCapture, GraphedStep
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def test_what_is_recorded_goes_by_several_streams() -> None:
     replayed("yolo11n", 2)
     numbers = [beside.OF_STATISTICS, -1, *range(6)]
     assert len({beside._stream_of(DEVICE, number) for number in numbers}) == len(numbers)
-    assert beside._stream_of.cache_info().currsize >= len(numbers)
+    assert stream_for.cache_info().currsize >= len(numbers), "not anew for each recording"
     assert not beside._read
     assert not beside._made
 

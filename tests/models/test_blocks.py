@@ -1,13 +1,15 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from torch import nn
 
 from paceline.models.blocks import C2PSA, PSA, SPPF, Attention, Bottleneck, C2f, C3k, C3k2, ConvUnit, DepthwiseConv
+from paceline.models.convolution import Convolution
 from paceline.models.families.scale import Scale
+from paceline.parallel.norms import BatchStatistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,6 +70,32 @@ def test_a_conv_unit_is_convolution_norm_and_silu(kernel: int, stride: int) -> N
     normed = (convolved - mean) / torch.sqrt(variance + 1e-3)
     torch.testing.assert_close(unit.train()(x), normed * normed.sigmoid())
     torch.testing.assert_close(unit.get_buffer("bn.running_mean"), 0.03 * mean.flatten())
+
+
+class Doubled(Convolution):
+    """Somebody's own, which knows nothing of moments."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        """Twice what it would give."""
+        y: torch.Tensor = 2 * super().forward(x)
+        return y
+
+
+def test_a_convolution_of_somebodys_own_is_normalised_by_what_it_gives() -> None:
+    """It is asked for no moments, which would be those of the one it is made of."""
+    torch.manual_seed(0)
+    unit = ConvUnit(4, 8).train()
+    BatchStatistics(unit)
+    x = torch.randn(2, 4, 6, 6)
+    usual = unit(x)
+    own = Doubled(4, 8, 1)
+    own.weight = unit.conv.weight
+    unit.conv = own
+    found = unit(x)
+    torch.testing.assert_close(found, usual, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(found, usual), "the norm's eps counts for less"
+    norm: Any = unit.bn
+    torch.testing.assert_close(norm.latest[0], 2 * unit.conv._conv_forward(x, own.weight, None).mean((0, 2, 3)))
 
 
 def test_attention_equals_the_sum_over_all_cells_written_out() -> None:

@@ -8,6 +8,7 @@ import torch
 from fill_rule import images
 from torch import nn
 
+from paceline.models.blocks import ConvUnit
 from paceline.models.fusion import fuse
 
 if TYPE_CHECKING:
@@ -31,6 +32,28 @@ def test_weights_rounded_for_autocast_change_no_bit(filled_model: DetectionModel
     with torch.autocast("cpu", dtype=dtype):
         for ours, theirs in zip(rounded(x), fuse(network)(x), strict=True):
             assert torch.equal(ours, theirs)
+
+
+class Shifted(nn.Conv2d):
+    """Somebody's own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Another number than a convolution gives, which no bias makes up for."""
+        y: torch.Tensor = super().forward(x).abs()
+        return y
+
+
+@torch.no_grad()
+def test_a_convolution_of_somebodys_own_keeps_its_norm() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(ConvUnit(4, 8), ConvUnit(8, 8))
+    network[0].conv = Shifted(4, 8, 1, bias=False)
+    parametrised = network[1].conv = nn.utils.parametrizations.weight_norm(network[1].conv)
+    x = torch.randn(2, 4, 6, 6)
+    network(x)  # statistics that are not those of the start
+    fused = fuse(network)
+    torch.testing.assert_close(fused(x), network.eval()(x))
+    assert type(fused[1].conv) is type(parametrised)
 
 
 def test_fusing_leaves_no_norm_and_leaves_the_original_alone(filled_model: DetectionModel) -> None:

@@ -23,3 +23,23 @@ def test_a_fixed_scale_stays() -> None:
     for event in (FINITE, NOT_FINITE):
         scale.update(event)
     assert scale.value.item() == 1.0
+
+
+def test_a_scale_that_is_saved_goes_on_as_if_nothing_had_happened() -> None:
+    """Also within a row of successes; one that stays, or files from before, know of none."""
+    undisturbed = LossScale(64.0, torch.device("cpu"), adaptive=True, growth_updates=3)
+    for event in (NOT_FINITE, FINITE, FINITE):
+        undisturbed.update(event)
+    resumed = LossScale(64.0, torch.device("cpu"), adaptive=True, growth_updates=3)
+    fixed = LossScale(1.0, torch.device("cpu"), adaptive=False)
+    saved = undisturbed.saved()
+    resumed.load(saved)
+    fixed.load(saved)
+    for scale in (undisturbed, resumed):
+        scale.update(FINITE)
+    assert undisturbed.value.item() == resumed.value.item() == 64.0
+    assert fixed.value.item() == 1.0
+    assert fixed.saved() == {}
+    resumed.load({"loss_scale": torch.tensor(8.0)})
+    resumed.update(FINITE)
+    assert resumed.value.item() == 8.0

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from paceline.errors import UserError
 from paceline.resident import keep_freed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 M = TypeVar("M", bound=torch.nn.Module)
 
@@ -101,9 +105,24 @@ def describe_device(device: torch.device) -> str:
     return f"CPU, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
-def compute_deterministically() -> None:
-    """Let this process use algorithms alone that give the same bits every time, even where they are slower."""
+@contextmanager
+def deterministic_algorithms(*, alone: bool) -> Iterator[None]:
+    """Let this process use algorithms `alone` that give the same bits every time, even where they are slower.
+
+    Afterwards it uses what it did before.
+    """
+    if not alone:
+        yield
+        return
+    of_torch: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = of_torch.fill_uninitialized_memory
     torch.use_deterministic_algorithms(mode=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    of_torch.fill_uninitialized_memory = False
     # By cuBLAS's manual it takes a workspace of a settled size for that; graphs are recorded on a stream of their own.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        of_torch.fill_uninitialized_memory = filled

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from paceline.commands.device import compute_deterministically, make_current, place, resolve_device
+from paceline.commands.device import make_current, place, resolve_device
 from paceline.commands.kernels import try_kernels
 from paceline.commands.run_batch import batch_of, require_statistics
 from paceline.commands.run_data import RunData, splits
@@ -54,8 +54,6 @@ class Ready:
         compared = {name: value for name, value in options.to_flat().items() if name not in MAY_DIFFER}
         group.agree("start", {"code": digest_of_package(), "options": digest_of(compared)})
         self.limit_s = parse_duration(options.loop.time) if options.loop.time else None
-        if options.loop.deterministic:
-            compute_deterministically()
         torch.manual_seed(options.loop.seed)
         group.report(0, "index")
         with group.first_on_node("index"):

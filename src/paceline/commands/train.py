@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from paceline.attributes import missing
-from paceline.commands.device import backend_of, describe_device
+from paceline.commands.device import backend_of, describe_device, deterministic_algorithms
 from paceline.commands.evaluation import Evaluations
 from paceline.commands.layout import check_layout
 from paceline.commands.memory import Exhaustion, held_bytes
@@ -101,7 +101,10 @@ def train(
     `UserTransform`; it is not kept, so a resumed run needs it again.
     """
     resumed, options = going_on(options)
-    with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
+    with (
+        deterministic_algorithms(alone=options.loop.deterministic),
+        joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group,
+    ):
         check_layout(options, group.rank.world)
         user = UserTransform(transform) if transform else None
         ready = Ready(options, resumed=resumed, group=group, transform=user)

@@ -28,6 +28,8 @@ from paceline.losses.assign import ALIGNMENT_EPS
 from paceline.losses.box_kernels import aspect_angle, ciou, four
 from paceline.power_kernels import power_of_two, sigmoid
 
+_COUNTS = ("num_points", "num_boxes")
+"""For none of which a kernel is compiled: that 16 divides them makes no other code."""
 _ALIGNMENT_EPS = tl.constexpr(ALIGNMENT_EPS)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _MOST = tl.constexpr(0x7FFFFFFFFFFFFFFF)
@@ -55,7 +57,7 @@ def _number(key):
     return (key & _LAST).to(tl.int32) ^ _LAST
 
 
-@triton.jit(do_not_specialize=["num_boxes"])
+@triton.jit(do_not_specialize=_COUNTS)
 def _decode(
     raw,
     points,
@@ -101,7 +103,7 @@ def _cells_between(low, high, stride, count):
     return first.to(tl.int32), (end - first).to(tl.int32)
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_classes"])
+@triton.jit(do_not_specialize=(*_COUNTS, "num_classes"))
 def _claim(
     logits,
     boxes,
@@ -173,7 +175,7 @@ def _claim(
         tl.store(claims + (row * num_pieces + piece) * room + place, kept)
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_pieces"])
+@triton.jit(do_not_specialize=(*_COUNTS, "num_pieces"))
 def _pick(
     claims,
     valid,
@@ -222,7 +224,7 @@ def _slot_point(picked, first, last, image, slot, real, num_slots, num_points, t
     return point, counts
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_slots"])
+@triton.jit(do_not_specialize=(*_COUNTS, "num_slots", "num_classes"))
 def _contest(
     logits,
     boxes,

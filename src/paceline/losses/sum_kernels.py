@@ -24,6 +24,8 @@ from paceline.losses.box_kernels import aspect_angle, ciou, ciou_slopes, four
 from paceline.losses.detection import LAST_BIN_MARGIN
 from paceline.power_kernels import falling, log_of_one_more, sigmoid
 
+_COUNTS = ("num_points", "num_boxes", "num_slots", "num_classes")
+"""For none of which a kernel of slots is compiled: that 16 divides them makes no other code."""
 _MARGIN = tl.constexpr(LAST_BIN_MARGIN)
 
 
@@ -77,7 +79,7 @@ def _store_side_gradient(place, gradient, distance, counts, of_mean, of_focal, b
     tl.store(target, slope.to(gradient.dtype.element_ty), mask=counts[:, None])
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_slots", "num_classes"])
+@triton.jit(do_not_specialize=_COUNTS)
 def _sum_slots(
     raw,
     logits,
@@ -191,7 +193,7 @@ def _fill_gradients(
             tl.store(of_raw + start + here, zeros, mask=here < num_raw - start)
 
 
-@triton.jit(do_not_specialize=["num_boxes", "num_slots", "num_classes"])
+@triton.jit(do_not_specialize=_COUNTS)
 def _slot_gradients(
     raw,
     logits,

@@ -18,7 +18,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from paceline.models.convolution import BiasedConvolution
-from paceline.models.joint import is_watched
+from paceline.models.joint import STEP, TYPES, is_hooked
 from paceline.models.operations.beside import apart, note_made, wait_for
 from paceline.triton_kernels import autocast_type, takes_map
 
@@ -26,11 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-
-STEP = 8
-"""What the channels of every map have to be a multiple of: as many are loaded at once."""
-TYPES = frozenset({torch.bfloat16, torch.float16})
-"""In which kernels compute; float32 is left to cuDNN, which has its own way of rounding it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +62,7 @@ def room_for(branches: Sequence[nn.Sequential], levels: Sequence[Tensor], number
     """
     ends = [branch[-1] for branch in branches]
     dtype = _type_for_kernels(ends, levels)
-    if dtype is None or any(map(_is_hooked, (*branches, *ends))):  # neither is called, only what is in them
+    if dtype is None or any(map(is_hooked, (*branches, *ends))):  # neither is called, only what is in them
         return None
     cells = tuple(level.shape[2] * level.shape[3] for level in levels)
     with apart(number, levels[0]):
@@ -119,8 +114,3 @@ def _is_end(module: nn.Module) -> bool:
         and module.in_channels % STEP == 0
         and module.weight.stride()[:2] == (module.in_channels, 1)
     )
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether something is to happen when it is called, or sees what comes or goes there."""
-    return is_watched(module) or bool(module._forward_pre_hooks or nn.modules.module._global_forward_pre_hooks)

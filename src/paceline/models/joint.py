@@ -5,14 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from paceline.models.convolution import Convolution
+from paceline.models.stem import StemConvolution
 from paceline.triton_kernels import autocast_type, usable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from paceline.models.operations.moments import Tally
 
@@ -26,11 +28,10 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
     """Convolve maps BCHW, of one B, H and W, as if they were joined along their channels.
 
     tally: takes the moments of the result, where a kernel sums them up on the way.
-    Where kernels take several maps, hooks of the convolution are not called.
     """
     dtype = type_for_kernels(convolution, maps) if len(maps) > 1 else None
     if dtype is None:
-        knows = isinstance(convolution, Convolution) and not is_watched(convolution)
+        knows = type(convolution) in (Convolution, StemConvolution) and not is_watched(convolution)
         told = {"tally": tally} if tally and knows else {}
         found: Tensor = convolution(maps[0] if len(maps) == 1 else torch.cat(tuple(maps), dim=1), **told)
         return found
@@ -41,7 +42,7 @@ def convolved_jointly(convolution: nn.Conv2d, maps: Sequence[Tensor], tally: Tal
 
 def is_watched(module: nn.Module) -> bool:
     """Whether a hook may give another result than the module has, of unknown moments, or sees its gradient."""
-    everywhere = torch.nn.modules.module
+    everywhere = nn.modules.module
     return any(
         (
             module._forward_hooks,
@@ -54,6 +55,11 @@ def is_watched(module: nn.Module) -> bool:
     )
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something is to happen when it is called, or sees what comes or goes there."""
+    return is_watched(module) or bool(module._forward_pre_hooks or nn.modules.module._global_forward_pre_hooks)
+
+
 def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.dtype | None:
     """Return the type in which kernels convolve maps BCHW as if they were joined; None where that is left to torch.
 
@@ -62,7 +68,8 @@ def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.
     if not (convolution.training and torch.is_grad_enabled()) or torch.compiler.is_compiling():
         return None
     device = pieces[0].device
-    if not (usable(device) and _is_product(convolution) and all(_lies_well(piece) for piece in pieces)):
+    is_open = _is_product(convolution) and not is_hooked(convolution)  # since it is not called
+    if not (usable(device) and is_open and all(_lies_well(piece) for piece in pieces)):
         return None
     sizes = {(piece.shape[0], *piece.shape[2:], piece.device) for piece in pieces}
     if len(sizes) > 1 or sum(piece.shape[1] for piece in pieces) != convolution.in_channels:
@@ -74,7 +81,8 @@ def type_for_kernels(convolution: nn.Conv2d, pieces: Sequence[Tensor]) -> torch.
 def _is_product(convolution: nn.Conv2d) -> bool:
     """Whether it multiplies the channels of each cell by one matrix, and does nothing else."""
     return (
-        convolution.kernel_size == (1, 1)
+        type(convolution) in (nn.Conv2d, Convolution)  # others may compute anything
+        and convolution.kernel_size == (1, 1)
         and convolution.stride == (1, 1)
         and convolution.padding == (0, 0)
         and convolution.groups == 1

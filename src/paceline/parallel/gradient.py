@@ -103,15 +103,12 @@ class GradientSum:
 
     def pending(self) -> dict[str, Tensor]:
         """Return what was added up since the last update; of the gradients, this rank's."""
-        scale = {"loss_scale": self.loss_scale.value.clone()}
+        scale = self.loss_scale.saved()
         if int(self._images) == 0:
-            return scale if self.loss_scale.adaptive else {}
+            return scale
         gradients = {name: value.grad for name, value in self.parameters.items() if value.grad is not None}
-        return (
-            with_prefix("gradient", gradients)
-            | scale
-            | {"normaliser": self._normaliser.clone(), "images": self._images.long()}
-        )
+        sums = {"normaliser": self._normaliser.clone(), "images": self._images.long()}
+        return with_prefix("gradient", gradients) | scale | sums | {"loss_scale": self.loss_scale.value.clone()}
 
     @torch.no_grad()
     def load_pending(self, tensors: Mapping[str, Tensor], *, share: float = 1.0) -> None:
@@ -120,8 +117,7 @@ class GradientSum:
         They carry the scale that the loss had, which may be another one now: precision is chosen anew.
         """
         saved_scale = float(tensors.get("loss_scale", 1.0))
-        if self.loss_scale.adaptive and "loss_scale" in tensors:
-            self.loss_scale.value.copy_(tensors["loss_scale"])
+        self.loss_scale.load(tensors)
         share *= float(self.loss_scale.value) / saved_scale
         if "images" not in tensors:
             return

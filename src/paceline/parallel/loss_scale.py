@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
 
 GROWTH_UPDATES = 2000
 
@@ -33,6 +39,18 @@ class LossScale:
         grown = run >= self._growth_updates
         self.value.copy_(torch.where(failed, self.value / 2, torch.where(grown, self.value * 2, self.value)))
         self._finite_updates.copy_(torch.where(grown, torch.zeros_like(run), run))
+
+    def saved(self) -> dict[str, Tensor]:
+        """Return copies for a checkpoint; empty where it stays as it is."""
+        if not self.adaptive:
+            return {}
+        return {"loss_scale": self.value.clone(), "finite_updates": self._finite_updates.clone()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back what `saved` gave, in place; where it stays as it is, or there is nothing, do nothing."""
+        if self.adaptive and "loss_scale" in tensors:
+            self.value.copy_(tensors["loss_scale"])
+            self._finite_updates.copy_(tensors.get("finite_updates", torch.zeros(())))
 
     def state(self) -> list[Tensor]:
         """Return every tensor that changes in place."""

@@ -40,6 +40,8 @@ log = logging.getLogger("paceline")
 
 _SIDE, _IMAGES, _BOXES = 640, 64, 32
 """Of the batch: no kernel is compiled for its size, but for what eight divides; one is for large ones alone."""
+_ODD_SIDE = 96
+"""Of images with 189 points."""
 _TOLD_S = 5.0
 """From which on it is worth a line of the log."""
 _MOST_THREADS = 16
@@ -92,6 +94,7 @@ def compile_ahead(network: DetectionModel, criterion: Criterion, amp_dtype: torc
             return
         with torch.cuda.device(device), compiled_ahead(min(len(os.sched_getaffinity(0)), _MOST_THREADS)):
             imagined_step(network, criterion, amp_dtype)
+            imagined_odd_loss(network, criterion, amp_dtype)
         done.parent.mkdir(parents=True, exist_ok=True)
         done.touch()
     except Exception as error:  # of Triton, of a step that cannot be imagined, or of a disk
@@ -119,18 +122,36 @@ def imagined_step(
     """Take a step, with the updates that each optimiser would make, of a copy of a network without numbers."""
     imagined = copy.deepcopy(network).to("meta").to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     BatchStatistics(imagined)
-    batch = Batch(
-        images=torch.empty(images, 3, side, side, dtype=amp_dtype).contiguous(memory_format=torch.channels_last),
+    batch = _imagined_batch(images, side, amp_dtype)
+    with torch.autocast("cuda", dtype=amp_dtype), _AsOnGpu(amp_dtype):
+        predictions = imagined(batch.images)
+    criterion(predictions, batch).total.backward()  # type: ignore[no-untyped-call]
+    _imagined_update(imagined)
+
+
+def imagined_odd_loss(network: DetectionModel, criterion: Criterion, amp_dtype: torch.dtype) -> None:
+    """Take the loss of answers whose numbers 16 does not divide as a rule, and with more room for claims than points.
+
+    Its passes over all numbers are compiled for either, and image sizes are both; 16 classes are always even.
+    """
+    batch = _imagined_batch(1, _ODD_SIDE, amp_dtype)
+    num_points = sum((_ODD_SIDE // stride) ** 2 for stride in network.strides)
+    answers = tuple(
+        torch.empty(1, num_points, width, dtype=amp_dtype, device="meta", requires_grad=True)
+        for width in (4 * network.reg_max, network.num_classes)
+    )
+    criterion(answers, batch).total.backward()  # type: ignore[no-untyped-call]
+
+
+def _imagined_batch(images: int, side: int, dtype: torch.dtype) -> Batch:
+    return Batch(
+        images=torch.empty(images, 3, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last),
         boxes=torch.zeros(images, _BOXES, 4),
         labels=torch.zeros(images, _BOXES, dtype=torch.int64),
         valid=torch.zeros(images, _BOXES, dtype=torch.bool),
         samples=torch.zeros(images, dtype=torch.int64),
         original_hw=torch.zeros(images, 2, dtype=torch.int64),
     ).to("meta")
-    with torch.autocast("cuda", dtype=amp_dtype), _AsOnGpu(amp_dtype):
-        predictions = imagined(batch.images)
-    criterion(predictions, batch).total.backward()  # type: ignore[no-untyped-call]
-    _imagined_update(imagined)
 
 
 def _imagined_update(network: DetectionModel) -> None:

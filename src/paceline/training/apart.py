@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.streams import stream_for
 from paceline.training.background import Errand
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Apart:
         self._network: Module | None = None
         self._stream: torch.cuda.Stream | None = None
         if device.type == "cuda":
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # priority 0, the least there is
+            self._stream = stream_for("evaluation", device)  # of the least priority
         self.epoch = 0
         """Of the weights that are being evaluated; 0 while there is nothing on its way."""
 

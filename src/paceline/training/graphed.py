@@ -29,6 +29,7 @@ import torch
 
 from paceline.batch import Batch
 from paceline.models.operations.beside import recorded
+from paceline.streams import stream_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -78,7 +79,7 @@ class CudaCapture:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         # Before what runs beside it: gradients of weights, on which nothing waits.
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+        self._stream = stream_for("recording", device, -1)
         self._pool = torch.cuda.graph_pool_handle()
         if hasattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch"):  # torch 2.11 and later
             # DDP adds up on the stream that records what comes from those of branches; autograd waits for them.

@@ -244,6 +244,25 @@ def test_gradients_of_weights_come_beside_and_are_read_after_the_wait(gpu: Gpu) 
         torch.testing.assert_close(found.sum(), torch.einsum("bohw,bihw->oi", of_y, x).sum())
 
 
+def test_a_gradient_that_lies_unevenly_is_copied_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By those who know that it is read twice."""
+    read: list[Tensor] = []
+    convolve = torch.ops.aten.convolution_backward
+
+    def noted(of_y: Tensor, *given: Any) -> Any:
+        read.append(of_y)
+        return convolve(of_y, *given)
+
+    x = torch.rand(2, 2, 4, 4).contiguous(memory_format=torch.channels_last)
+    weight, wide = torch.rand(3, 2, 1, 1), torch.rand(2, 6, 4, 4).contiguous(memory_format=torch.channels_last)
+    found, _ = torch.chunk(wide, 2, dim=1)
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", noted)
+    of_weight = gradient(weight, x, found, joins=False)
+    torch.testing.assert_close(of_weight[:, :, 0, 0], torch.einsum("bohw,bihw->oi", found, x))
+    assert read[0] is read[1]
+    assert read[0].is_contiguous(memory_format=torch.channels_last)
+
+
 def test_what_no_node_waits_for_stays_in_order(gpu: Gpu) -> None:
     weight, x, of_y = torch.rand(3, 2, 1, 1), torch.rand(1, 2, 4, 4), torch.rand(1, 3, 4, 4)
     with Watched(gpu):

@@ -301,6 +301,30 @@ def _conv(in_channels: int = 24, out_channels: int = 16, *more: int, **named: An
     return nn.Conv2d(in_channels, out_channels, *more or (1,), **({"bias": False} | named)).bfloat16()
 
 
+class Doubling(nn.Conv2d):
+    """A convolution that is more than one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Twice what it would give."""
+        y: Tensor = 2 * super().forward(x)
+        return y
+
+
+def _own() -> nn.Conv2d:
+    return Doubling(24, 16, 1, bias=False).bfloat16()
+
+
+def _normed() -> nn.Conv2d:
+    found: nn.Conv2d = nn.utils.parametrizations.weight_norm(_conv())
+    return found
+
+
+def _hooked(register: str) -> nn.Conv2d:
+    convolution = _conv()
+    getattr(convolution, register)(lambda *_: None)
+    return convolution
+
+
 LEFT_TO_TORCH = [
     pytest.param(_conv(24, 16, 3), _maps(8, 16), id="kernel"),
     pytest.param(_conv(24, 16, 1, 2), _maps(8, 16), id="stride"),
@@ -314,6 +338,12 @@ LEFT_TO_TORCH = [
     pytest.param(_conv(24, 16), _maps(8, 16, dtype=torch.float16), id="two types"),
     pytest.param(_conv(24, 16).float(), _maps(8, 16, dtype=torch.float32), id="single precision"),
     pytest.param(_conv(24, 16).eval(), _maps(8, 16), id="evaluation"),
+    pytest.param(_own(), _maps(8, 16), id="somebody's own"),
+    pytest.param(_normed(), _maps(8, 16), id="parametrised"),
+    *(
+        pytest.param(_hooked(f"register_{kind}"), _maps(8, 16), id=kind)
+        for kind in ("forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook")
+    ),
 ]
 
 
@@ -325,6 +355,16 @@ def test_the_rest_is_left_to_torch(monkeypatch: pytest.MonkeyPatch, convolution:
     with torch.no_grad():
         assert joint.type_for_kernels(_conv(), _maps(8, 16)) is None
     assert joint.type_for_kernels(convolution, maps) is None
+
+
+def test_a_convolution_of_somebodys_own_is_asked_about_several_maps(calls: list[int]) -> None:
+    unit = ConvUnit(24, 16).bfloat16().to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    maps = [values + 1 for values in _maps(8, 16)]
+    y = joint.convolved_jointly(unit.conv, maps)
+    own = _own()
+    own.weight = unit.conv.weight
+    torch.testing.assert_close(joint.convolved_jointly(own, maps), 2 * y, rtol=0.02, atol=0.02)
+    assert calls == [2]
 
 
 def test_a_compiled_step_joins(calls: list[int]) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from paceline.streams import stream_for
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from contextlib import AbstractContextManager
@@ -45,11 +47,11 @@ class Lane(Protocol):
 
 
 class CudaLane:
-    """A stream beside the one that trains."""
+    """The stream beside the one that trains; lanes to one device share it."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = stream_for("lane", device)
 
     def working(self) -> AbstractContextManager[object]:
         """Run what is started inside in the side stream."""

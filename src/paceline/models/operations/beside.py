@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.streams import stream_for
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from contextlib import AbstractContextManager
@@ -205,8 +207,5 @@ def _event_of(stream: torch.cuda.Stream) -> torch.cuda.Event:
     return event
 
 
-@functools.cache
 def _stream_of(device: torch.device, number: int) -> torch.cuda.Stream:
-    priority = 0 if number < 0 else -1
-    stream: torch.cuda.Stream = torch.cuda.Stream(device, priority=priority)  # type: ignore[no-untyped-call]
-    return stream
+    return stream_for(f"beside {number}", device, 0 if number < 0 else -1)

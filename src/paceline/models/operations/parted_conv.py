@@ -22,6 +22,8 @@ def gradients_apart(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the gradients of x and of the weights, that of the weights computed beside what follows if it `joins`."""
     of_x = of_weight = None
+    if all(wanted) and x.is_contiguous(memory_format=torch.channels_last):
+        of_y = of_y.contiguous(memory_format=torch.channels_last)  # as either would, each for itself
     if wanted[1]:
         with beside(of_y, x, weight, joins=joins):
             _, of_weight, _ = torch.ops.aten.convolution_backward(
