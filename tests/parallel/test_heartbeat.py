@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -21,6 +22,7 @@ from paceline.parallel.launch import launch
 from paceline.parallel.preemption import Preemption
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import Rank
+from paceline.parallel.warden import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +88,26 @@ def test_it_names_the_line_outside_torch_and_knows_who_waits() -> None:
     assert "test_it_names_the_line" in here
     go_on.set()
     thread.join()
+
+
+def test_a_warden_that_is_gone_does_not_spoil_the_end() -> None:
+    beat = heartbeat()
+    beat.start()
+    assert beat._warden is not None
+    beat._warden.kill()
+    beat._warden.wait()
+    beat._tell_warden("45")  # which stays in the pipe
+    beat.stop()
+
+
+def test_a_rank_of_another_container_on_the_host_is_not_taken_for_dead() -> None:
+    """Its number means another process here, or none; that it lives is heard from it."""
+    beat, own = heartbeat(), Process.of(os.getpid())
+    people: dict[int, dict[str, str | int]] = {
+        rank: {"host": "here", "node": "here", "pid": own.pid, "started": own.started - rank} for rank in range(2)
+    }
+    beat._meet(people)
+    assert beat._peers == {0: own}
 
 
 def connect(failures: int) -> float:

@@ -130,7 +130,8 @@ class Heartbeat:
         self._courier.leave(self._next_beat(self._beat.count + 1, leaving=True), wait_s)
         self._watch.join(wait_s)
         if self._warden is not None and self._warden.stdin is not None:
-            self._warden.stdin.close()
+            with contextlib.suppress(OSError):  # it may have been ended, by the system for want of memory for instance
+                self._warden.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._warden.wait(wait_s)
 
@@ -180,9 +181,9 @@ class Heartbeat:
     def _meet(self, people: dict[int, dict[str, str | int]]) -> None:
         for rank, person in people.items():
             self._hosts[rank] = str(person["host"])
-            if rank != self._rank.rank and person["node"] == self._rank.node:
-                self._peers[rank] = Process(pid=int(person["pid"]), started=int(person["started"]))
-        self._peers.setdefault(self._rank.rank, Process.of(os.getpid()))
+            process = Process(pid=int(person["pid"]), started=int(person["started"]))
+            if person["node"] == self._rank.node and process.state() != "X":  # else it is in another container
+                self._peers[rank] = process
 
     def _judge(self, now: float) -> Fault | None:
         """Look for a fault, the surest signs first."""
