@@ -130,7 +130,8 @@ class YOLO:
         """Train, starting from what this object holds, and hold the best weights afterwards.
 
         With `devices=4` or `device=[0, 1]` as many processes are started, from a script without a main guard and from a
-        notebook too; `callbacks` are called in the first of them.
+        notebook too; `callbacks` are called in the first of them, and have what they remember there afterwards, but for
+        open files and the like.
 
         `transform` changes each training picture: a function of (image, boxes, labels), which are uint8 HW3 RGB, N4
         xyxy in pixels and N class numbers, that returns the same three; or an Albumentations pipeline.

@@ -15,7 +15,6 @@ fault too, and under torchrun the store lives in the agent, not in a rank.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import socket
@@ -62,8 +61,6 @@ _CONNECTION = re.compile(
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib")
 _WAITING = (str(Path(_TORCH) / "distributed"), str(Path(_TORCH) / "autograd" / "graph.py"))
-
-log = logging.getLogger("paceline")
 
 
 class Heartbeat:
