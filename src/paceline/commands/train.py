@@ -238,6 +238,7 @@ class _Training:
             loop = dataclasses.replace(ready.options.loop, resume="")
             dataclasses.replace(ready.options, loop=loop).write(folder.config)
             folder.mark("")
+            folder.sweep()
 
     def _watched(self, loop: Loop, state: TrainingState, held: int) -> EndRecord:
         """Train, while the other ranks hear how far this one is, and memory that is spent is explained."""
