@@ -32,14 +32,11 @@ def ranks_to_launch(options: TrainOptions) -> int:
 
 def check_layout(options: TrainOptions, devices: int) -> None:
     """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
-    if options.loop.resume in {"", "auto"}:
-        is_auto, batch = options.data.batch == AUTO_BATCH, options.data.batch
-        if is_auto:
-            batch = devices * max(options.parallel.microbatches, ANY_BATCH)
-        layout = Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
-        if layout.pipeline > 1 and is_auto:
-            raise UserError("batch=auto measures the whole network on one device, which stages are not; give a number.")
-        if layout.pipeline > 1 and options.augment.multi_scale > 0:
-            raise UserError(
-                "multi_scale changes the image size on the way, which stages cannot; leave one of them out."
-            )
+    is_auto, batch = options.data.batch == AUTO_BATCH, options.data.batch
+    if is_auto:
+        batch = devices * max(options.parallel.microbatches, ANY_BATCH)
+    layout = Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
+    if layout.pipeline > 1 and is_auto:
+        raise UserError("batch=auto measures the whole network on one device, which stages are not; give a number.")
+    if layout.pipeline > 1 and options.augment.multi_scale > 0:
+        raise UserError("multi_scale changes the image size on the way, which stages cannot; leave one of them out.")

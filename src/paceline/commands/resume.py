@@ -79,9 +79,9 @@ def resumed_folder(options: TrainOptions, *, warns: bool = True) -> RunFolder | 
     resume = options.loop.resume
     if resume == "auto":
         return _begun_folder(options, warns=warns)
-    if not resume or resume.lower() in {"false", "no", "0"}:
+    if not resume:
         return None
-    if resume.lower() in {"true", "yes", "1"}:
+    if resume == "true":
         project = options.run.project
         found = sorted(project.glob("*/weights/resume.safetensors"), key=lambda path: path.stat().st_mtime)
         if not found:

@@ -120,7 +120,6 @@ def _what_it_is(file: _File) -> str:
     return "is no JPEG, PNG, BMP, WebP or TIFF image; convert it to one of these, or remove it"
 
 
-_U16_U16_BIG = struct.Struct(">HH")
 _MARKER = struct.Struct(">BBH")
 _SIZE_JPEG = struct.Struct(">BHHB")
 

@@ -28,11 +28,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.errors import UserError
 from paceline.parallel import warden
 from paceline.parallel.courier import PERIOD_S, Courier
 from paceline.parallel.fault import Fault
 from paceline.parallel.lookout import LEFT, Beat, Lookout
 from paceline.parallel.warden import Process
+from paceline.records import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -294,7 +296,8 @@ def _say(fault: Fault) -> None:
     """Give the fault to the launcher, or else to the console."""
     file = os.environ.get(FAULT_FILE)
     if file:
-        Path(file).write_text(fault.to_json(), encoding="utf-8")
-        return
+        with contextlib.suppress(UserError):
+            write_atomically(Path(file), fault.to_json().encode())
+            return
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{fault.details}paceline: {fault}\n")
