@@ -17,7 +17,8 @@ import torch.distributed as dist
 from paceline.errors import UserError
 from paceline.parallel import process_group
 from paceline.parallel.config import LimitsConfig
-from paceline.parallel.heartbeat import Heartbeat, _where
+from paceline.parallel.fault import Fault
+from paceline.parallel.heartbeat import FAULT_FILE, Heartbeat, _say, _where
 from paceline.parallel.launch import launch
 from paceline.parallel.preemption import Preemption
 from paceline.parallel.process_group import joined
@@ -98,6 +99,17 @@ def test_a_warden_that_is_gone_does_not_spoil_the_end() -> None:
     beat._warden.wait()
     beat._tell_warden("45")  # which stays in the pipe
     beat.stop()
+
+
+def test_a_fault_that_cannot_be_handed_to_the_launcher_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As where the folder of temporary files is full."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(FAULT_FILE, str(tmp_path / "file" / "fault.json"))
+    _say(Fault(rank=1, host="moon", step=3, phase="step", what="was killed"))
+    said = "paceline: rank 1 on moon was killed (step 3, phase step); all ranks were ended.\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_rank_of_another_container_on_the_host_is_not_taken_for_dead() -> None:
