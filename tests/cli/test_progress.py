@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import logging
 import re
@@ -188,10 +189,16 @@ def test_the_end_says_where_to_look_and_how_to_go_on(tmp_path: Path) -> None:
         "preempted: 3 epochs in 6:01",
         "",
         f"folder    {tmp_path}",
-        f"weights   {tmp_path}/weights/best.safetensors",
+        f"weights   {tmp_path}/weights/last.safetensors",
         f"pictures  {tmp_path}/pictures",
         f"go on     paceline train --resume {tmp_path}",
     ]
+
+
+def test_a_run_without_a_finished_epoch_has_no_weights_and_nothing_to_go_on_from(tmp_path: Path) -> None:
+    progress, stream, _ = plain()
+    progress.on_end(dataclasses.replace(end(tmp_path, "preempted"), epochs=0, wall_s=0.0))
+    assert stream.getvalue().splitlines()[1:] == ["preempted: 0 epochs in 0.0 s", "", f"folder    {tmp_path}"]
 
 
 @pytest.mark.parametrize(("classes", "rows"), [(0, 1), (1, 1), (40, 41), (41, 1)])

@@ -192,12 +192,15 @@ class ProgressCallback(Callback):
             self._print_results(record.best)
         self._print(Text())
         folder = record.folder
-        places = [("folder", folder), ("weights", folder / "weights" / "best.safetensors")]
+        places = [("folder", folder)]
+        if record.epochs:
+            best_or_last = "best.safetensors" if record.best_epoch else "last.safetensors"
+            places.append(("weights", folder / "weights" / best_or_last))
         if (folder / "pictures").is_dir():
             places.append(("pictures", folder / "pictures"))
         for name, path in places:
             self._print(Text.assemble((f"{name:<10}", "bright_black"), str(path)))
-        if record.reason == "preempted":
+        if record.reason == "preempted" and record.epochs:  # before that there is nothing to go on from
             self._print(Text.assemble((f"{'go on':<10}", "bright_black"), f"paceline train --resume {folder}"))
 
     def _show_late(self, best_ap: float) -> None:
