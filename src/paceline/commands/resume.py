@@ -33,13 +33,18 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
             RunFolder.require_free(options.run.project, options.run.name, exist_ok=may_exist(options))
         return None, options
     stored = TrainOptions.read(folder.config)
+    data = _address(stored.data.data, options.data.data)
+    if data and data != "shapes" and "://" not in data and not Path(data).expanduser().exists():
+        raise UserError(
+            f"The data of the run {folder.path}, {data}, are not there; go on from the folder that it was started in."
+        )
     device, ranks = options.loop.device, options.ranks
     if device == TrainOptions().loop.device and ranks == RanksConfig():
         device = stored.loop.device
         ranks = stored.ranks if rank_of_environment() is None else ranks  # who starts the processes knows how many
     return folder, replace(
         stored,
-        data=replace(stored.data, data=_address(stored.data.data, options.data.data)),
+        data=replace(stored.data, data=data),
         loop=replace(stored.loop, resume="", device=device),
         parallel=stored.parallel.relaid(options.parallel),
         ranks=ranks,

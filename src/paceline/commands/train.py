@@ -106,7 +106,7 @@ def train(
     """
     resumed, options = going_on(options)
     with joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group:
-        check_layout(options, group.rank.world)
+        check_layout(options, group.rank.world, goes_on=resumed is not None)
         user = UserTransform(transform) if transform else None
         ready = Ready(options, resumed=resumed, group=group, transform=user)
         return _Training(ready, callbacks if group.rank.is_main else ()).run()
