@@ -46,8 +46,8 @@ bench-peers-ap: .venv/.test
 	$(BIN)/python bench/vs_peers/ap.py
 
 bench-%: .venv/.test
-	@test -n "$(wildcard bench/$*/run.py bench/$*/bench.py)" || { echo "There is no bench/$*; take one of: $(notdir $(patsubst %/,%,$(wildcard bench/*/)))"; exit 2; }
-	$(BIN)/python $(firstword $(wildcard bench/$*/run.py bench/$*/bench.py))
+	@test -f bench/$*/run.py || { echo "There is no bench/$*/run.py; take one of: $(notdir $(patsubst %/run.py,%,$(wildcard bench/*/run.py)))"; exit 2; }
+	$(BIN)/python bench/$*/run.py
 
 venv: .venv/.made
 

@@ -138,6 +138,7 @@ def test_overrides_go_before_the_file(tmp_path: Path) -> None:
         ({"optimizer": "ADAMW"}, "optim", {"optimizer": "AdamW"}),
         ({"resume": True}, "loop", {"resume": "true"}),
         ({"resume": "False"}, "loop", {"resume": ""}),
+        ({"resume": "7"}, "loop", {"resume": "7"}),
         ({"resume": Path("runs/train")}, "loop", {"resume": "runs/train"}),
         ({"batch": "auto"}, "data", {"batch": -1, "memory": 0.8}),
         ({"batch": "AUTO", "memory": 0.5}, "data", {"batch": -1, "memory": 0.5}),

@@ -312,20 +312,18 @@ def _spell_multi_scale(value: object) -> object:
     return (0.5 if simple else 0.0) if isinstance(simple, bool) else simple
 
 
-def _spell_amp(value: object) -> object:
+def _is_truth(value: object) -> bool:
+    """Whether a value is true or false, also as 1 or 0."""
     simple = plain(value)
-    if isinstance(simple, bool | int):
-        return "auto" if simple else "off"
-    return value
+    return isinstance(simple, bool | int) and simple in (0, 1)
+
+
+def _spell_amp(value: object) -> object:
+    return ("auto" if plain(value) else "off") if _is_truth(value) else value
 
 
 def _spell_cache(value: object) -> object:
-    if str(value).lower() == "none":
-        return "none"
-    simple = plain(value)
-    if isinstance(simple, bool | int):
-        return "ram" if simple else "none"
-    return value
+    return ("ram" if plain(value) else "none") if _is_truth(value) else value
 
 
 def _spell_optimizer(value: object) -> object:
@@ -335,14 +333,11 @@ def _spell_optimizer(value: object) -> object:
 
 
 def _spell_resume(value: object) -> str:
-    simple = plain(value)
-    if isinstance(simple, bool | int):
-        return "true" if simple else ""
-    return str(value)
+    return ("true" if plain(value) else "") if _is_truth(value) else str(value)
 
 
 def _spell_pretrained(value: object) -> object:
-    if isinstance(plain(value), bool | int):
+    if _is_truth(value):
         return value
     if str(value).endswith(".pt"):
         raise UserError(

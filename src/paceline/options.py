@@ -103,12 +103,12 @@ class Options:
         import yaml
 
         lines = [f"# Every option of this run; `paceline {self.COMMAND} --config FILE` repeats it."]
-        room = ""
+        flat, room = self.to_flat(), ""
         for entry in option_fields(type(self)).values():
             if entry.room != room:
                 room = entry.room
                 lines += ["", f"# {room}"]
-            value = to_jsonable(getattr(getattr(self, room) if room else self, entry.name))
+            value = to_jsonable(flat[entry.name])
             if isinstance(value, str) and not whole:
                 remember(value, cache_folder())
                 value = shown(value)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -224,6 +224,33 @@ def replaced_atomically(path: Path) -> Iterator[Path]:
         ) from error
 
 
+def append_line(path: Path, values: Mapping[str, object]) -> None:
+    """Add a line of JSON to a file, on a line of its own also where a kill has cut off the one before.
+
+    Raises UserError when the disk is full or the file cannot be written.
+    """
+    line = json.dumps(to_jsonable(values), allow_nan=False).encode() + b"\n"
+    try:
+        with path.open("a+b") as stream:
+            if stream.tell() > 0:
+                stream.seek(-1, os.SEEK_END)
+                line = line if stream.read(1) == b"\n" else b"\n" + line
+            stream.write(line)
+    except OSError as error:
+        raise UserError(
+            f"Cannot write {path}: {error.strerror or error}; free some space and resume the run."
+        ) from error
+
+
+def read_lines(path: Path) -> Iterator[Mapping[str, Any]]:
+    """Read what `append_line` wrote; nothing where there is no file. A line that was cut off is passed over."""
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The files of one run.
@@ -270,6 +297,7 @@ class RunFolder:
                 path.mkdir(parents=True, exist_ok=True)
                 folder.metrics.unlink(missing_ok=True)
                 folder.mark("")
+                folder.sweep()
                 for pattern in ("*.safetensors", "*.json"):
                     for file in folder.weights.glob(pattern):
                         file.unlink(missing_ok=True)
@@ -315,6 +343,11 @@ class RunFolder:
         if word:
             write_atomically(self.path / word, b"")
 
+    def sweep(self) -> None:
+        """Remove weights that a kill has left half written, beside the whole ones that they were to replace."""
+        for file in self.weights.glob(".*.safetensors.*"):
+            file.unlink(missing_ok=True)
+
     @property
     def is_done(self) -> bool:
         """Whether the run has come to its end."""
@@ -322,26 +355,11 @@ class RunFolder:
 
     def append(self, kind: str, record: object) -> None:
         """Add one line to `metrics.jsonl`: `{"kind": kind, "version": 1, ...fields}`."""
-        line = json.dumps({"kind": kind, "version": FORMAT_VERSION} | to_jsonable(record), allow_nan=False) + "\n"
-        try:
-            with self.metrics.open("a", encoding="utf-8") as stream:
-                stream.write(line)
-        except OSError as error:
-            raise UserError(
-                f"Cannot write {self.metrics}: {error.strerror or error}; free some space and resume the run."
-            ) from error
+        append_line(self.metrics, {"kind": kind, "version": FORMAT_VERSION} | to_jsonable(record))
 
     def records(self, *kinds: str) -> Iterator[Mapping[str, Any]]:
-        """Read the lines of some kinds; a last line that was cut off by a crash is passed over."""
-        if not self.metrics.exists():
-            return
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                entry = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if entry.get("kind") in kinds:
-                yield entry
+        """Read the lines of some kinds."""
+        return (line for line in read_lines(self.metrics) if line["kind"] in kinds)
 
     def epochs(self) -> list[dict[str, Any]]:
         """Read the epochs with their figures, wherever these stand; see `joined_epochs`."""

@@ -15,9 +15,8 @@ from paceline.callbacks import require_callbacks
 from paceline.cli.console import ConsoleHandler, logging_to
 from paceline.commands.device import resolve_device
 from paceline.commands.predict import Predictor, predict
-from paceline.commands.weights import LoadedNetwork, find_weights, load_network
+from paceline.commands.weights import LoadedNetwork, find_weights, load_network, require_model
 from paceline.errors import UserError
-from paceline.models.catalogue import find_model
 from paceline.models.statistics import count_gflops, count_parameters
 from paceline.options import BenchOptions, PredictOptions, TrainOptions, ValOptions, settle_resume
 from paceline.results import Results
@@ -84,9 +83,8 @@ class YOLO:
         self._model = str(model)
         self._loaded: LoadedNetwork | None = None
         self._predictors: dict[str, Predictor] = {}
+        require_model(self._model)
         self._weights = find_weights(self._model)
-        if self._weights is None:
-            find_model(self._architecture)
 
     if not TYPE_CHECKING:  # or else every name would pass the type checker
 
@@ -137,7 +135,8 @@ class YOLO:
         """Train, starting from what this object holds, and hold the best weights afterwards.
 
         With `devices=4` or `device=[0, 1]` as many processes are started, from a script without a main guard and from a
-        notebook too; `callbacks` are called in the first of them.
+        notebook too; `callbacks` are called in the first of them, and have what they remember there afterwards, but for
+        open files and the like.
 
         `transform` changes each training picture: a function of (image, boxes, labels), which are uint8 HW3 RGB, N4
         xyxy in pixels and N class numbers, that returns the same three; or an Albumentations pipeline.
@@ -218,11 +217,6 @@ class YOLO:
     ) -> dict[str, object]:
         """Put this object's model before the options of a call."""
         return {"model": self._model, **options}
-
-    @property
-    def _architecture(self) -> str:
-        path = Path(self._model)
-        return path.stem if path.suffix in {".yaml", ".yml"} else self._model
 
     def _load(self) -> LoadedNetwork:
         if self._loaded is None:

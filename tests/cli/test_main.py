@@ -161,6 +161,9 @@ def test_ctrl_c_is_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
     monkeypatch.setattr(paceline.cli.tune, "run_tune", interrupted)
     assert main(["tune"]) == 130
     assert "paceline tune --resume" in capsys.readouterr().err
+    monkeypatch.setattr(paceline.cli.runs, "run_predict", interrupted)
+    assert main(["predict", "train"]) == 130
+    assert capsys.readouterr().err == "paceline: interrupted.\n"
 
 
 def test_letters_that_the_terminal_lacks_do_not_end_a_command() -> None:

@@ -189,7 +189,7 @@ def test_the_end_says_where_to_look_and_how_to_go_on(tmp_path: Path) -> None:
         "preempted: 3 epochs in 6:01",
         "",
         f"folder    {tmp_path}",
-        f"weights   {tmp_path}/weights/best.safetensors",
+        f"weights   {tmp_path}/weights/last.safetensors",
         f"pictures  {tmp_path}/pictures",
         f"go on     paceline train --resume {tmp_path}",
     ]

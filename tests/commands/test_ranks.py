@@ -33,6 +33,8 @@ SCRIPT = """
         def __init__(self):
             self.epochs = []
             self.note = lambda record: self.epochs.append((record.epoch, record.images))
+        def on_start(self, record):
+            self.file = open(record.folder / "notes.txt", "w")  # which stays there
         def on_epoch(self, record):
             self.note(record)
 

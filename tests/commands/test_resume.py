@@ -104,6 +104,23 @@ def test_devices_layout_and_limits_may_be_said_anew(run: Path) -> None:
     assert resumed(run, devices=3).loop.device == "auto"  # the two GPUs of then are not three
 
 
+def test_a_batch_that_other_devices_cannot_share_is_no_advice_to_change_it(run: Path) -> None:
+    words = {"resume": str(run), "device": "cpu", "devices": 3}
+    with pytest.raises(UserError, match="keeps its batch, so take another number of devices"):
+        ranks_to_launch(TrainOptions.from_flat(settle_resume(words)))
+
+
+def test_a_run_goes_on_where_its_data_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path is kept as it was given, relative to the folder that the run was started in."""
+    TrainOptions.from_flat({"data": "set/data.yaml", "epochs": 9, "batch": 8}).write(run / "config.yaml")
+    with pytest.raises(UserError, match=r"set/data\.yaml, are not there; go on from the folder that it was started in"):
+        resumed(run)
+    (run.parent / "set").mkdir()
+    (run.parent / "set" / "data.yaml").touch()
+    monkeypatch.chdir(run.parent)
+    assert resumed(run).data.data == "set/data.yaml"
+
+
 def test_processes_that_others_have_started_are_as_many_as_they_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = {"device": "cpu", "devices": 2, "epochs": 9, "batch": 8}
     TrainOptions.from_flat(flat).write(run / "config.yaml")

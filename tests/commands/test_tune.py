@@ -8,20 +8,24 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import yaml
 
+from paceline.commands.train import TrainResult
+from paceline.commands.trial import ending_of
 from paceline.commands.tune import settle_tune, tune
 from paceline.errors import UserError
 from paceline.options import TrainOptions, TuneOptions
+from paceline.records import EndRecord, RunFolder
+from paceline.training.divergence import DivergedError
 from paceline.tuning.outcome import Outcome
 from paceline.yolo import YOLO
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from paceline.commands.tune_answer import TuneResult
     from paceline.tuning.search import Source
@@ -79,6 +83,32 @@ def test_a_trial_says_whether_the_user_can_mend_why_it_failed(tmp_path: Path) ->
     trial.stdin.close()
     told = json.loads((tmp_path / "ending.json").read_text())
     assert (told["ending"], told["is_mendable"]) == ("failed", True)
+
+
+@pytest.mark.parametrize(
+    ("end", "ending", "mendable"),
+    [
+        ("finished", "complete", False),
+        ("stopped early", "complete", False),
+        ("preempted", "interrupted", False),
+        (DivergedError("lower lr0"), "diverged", False),
+        (UserError("/data/diverged/data.yaml does not exist; check the path."), "failed", True),
+        (MemoryError(), "failed", False),
+        (ZeroDivisionError("by nothing"), "failed", False),
+    ],
+)
+def test_a_trial_tells_how_its_run_ended(end: str | Exception, ending: str, mendable: bool) -> None:
+    """One that a signal has ended on its way is no result of its values."""
+
+    def run() -> TrainResult:
+        if isinstance(end, Exception):
+            raise end
+        record = EndRecord(folder=Path(), reason=end, epochs=1, best_epoch=1, best=None, wall_s=1.0)
+        return TrainResult(folder=RunFolder(path=Path()), end=record, evaluation=None)
+
+    told = ending_of(run)
+    assert (told["ending"], told["is_mendable"]) == (ending, mendable)
+    assert bool(told["reason"]) == (ending != "complete")
 
 
 class QuickSearch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -16,11 +17,13 @@ import torch.distributed as dist
 from paceline.errors import UserError
 from paceline.parallel import process_group
 from paceline.parallel.config import LimitsConfig
-from paceline.parallel.heartbeat import Heartbeat, _where
+from paceline.parallel.fault import Fault
+from paceline.parallel.heartbeat import FAULT_FILE, Heartbeat, _say, _where
 from paceline.parallel.launch import launch
 from paceline.parallel.preemption import Preemption
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import Rank
+from paceline.parallel.warden import Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,6 +89,37 @@ def test_it_names_the_line_outside_torch_and_knows_who_waits() -> None:
     assert "test_it_names_the_line" in here
     go_on.set()
     thread.join()
+
+
+def test_a_warden_that_is_gone_does_not_spoil_the_end() -> None:
+    beat = heartbeat()
+    beat.start()
+    assert beat._warden is not None
+    beat._warden.kill()
+    beat._warden.wait()
+    beat._tell_warden("45")  # which stays in the pipe
+    beat.stop()
+
+
+def test_a_fault_that_cannot_be_handed_to_the_launcher_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As where the folder of temporary files is full."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(FAULT_FILE, str(tmp_path / "file" / "fault.json"))
+    _say(Fault(rank=1, host="moon", step=3, phase="step", what="was killed"))
+    said = "paceline: rank 1 on moon was killed (step 3, phase step); all ranks were ended.\n"
+    assert capsys.readouterr().err == said
+
+
+def test_a_rank_of_another_container_on_the_host_is_not_taken_for_dead() -> None:
+    """Its number means another process here, or none; that it lives is heard from it."""
+    beat, own = heartbeat(), Process.of(os.getpid())
+    people: dict[int, dict[str, str | int]] = {
+        rank: {"host": "here", "node": "here", "pid": own.pid, "started": own.started - rank} for rank in range(2)
+    }
+    beat._meet(people)
+    assert beat._peers == {0: own}
 
 
 def connect(failures: int) -> float:

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 class Pair:
     """A process to watch, one that stands for its agent, and a warden."""
 
-    def __init__(self, *, stopped_s: float = 1.0, agent_s: float = 1.0) -> None:
+    def __init__(self, *, stopped_s: float = 1.0, agent_s: float = 1.0, sees_agent: bool = True) -> None:
         sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
         self.rank = subprocess.Popen(sleep)
         self.agent = subprocess.Popen(sleep)
+        agent_pid = self.agent.pid if sees_agent else 0
         code = (
-            f"import sys; sys.argv[1:] = ['{self.rank.pid}', '{self.agent.pid}', 'rank 3 on moon']\n"
+            f"import sys; sys.argv[1:] = ['{self.rank.pid}', '{agent_pid}', 'rank 3 on moon']\n"
             f"import importlib.util as u; spec = u.spec_from_file_location('warden', {warden.__file__!r})\n"
             f"m = u.module_from_spec(spec); sys.modules['warden'] = m; spec.loader.exec_module(m)\n"
             f"m.STOPPED_S, m.AGENT_S = {stopped_s}, {agent_s}; m.main()"
@@ -51,8 +52,8 @@ class Pair:
 
 
 @pytest.fixture
-def pair() -> Iterator[Pair]:
-    pair = Pair()
+def pair(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    pair = Pair(**getattr(request, "param", {}))
     yield pair
     for process in (pair.rank, pair.agent, pair.warden):
         process.kill()
@@ -64,6 +65,15 @@ def test_a_stopped_rank_is_ended_with_a_sentence(pair: Pair) -> None:
     assert "rank 3 on moon was stopped" in pair.said()
     assert pair.rank.wait(5) == -signal.SIGKILL
     assert pair.agent.poll() is None
+
+
+@pytest.mark.parametrize("pair", [{"sees_agent": False}], indirect=True)
+def test_the_first_process_of_a_container_is_guarded_too(pair: Pair) -> None:
+    """Who started it is outside, where its number is 0."""
+    pair.tell("lost")
+    pair.rank.send_signal(signal.SIGSTOP)
+    assert "rank 3 on moon was stopped" in pair.said()
+    assert pair.rank.wait(5) == -signal.SIGKILL
 
 
 def test_a_suspended_job_is_left_alone(pair: Pair) -> None:

@@ -24,6 +24,9 @@ options, folder = order["options"], Path(order["folder"])
 lr0, how = options["lr0"], options.get("how", "")
 if how == "killed" and lr0 > 1:
     os.kill(os.getpid(), signal.SIGKILL)
+if how == "ended once" and folder.name == "00000":
+    (folder / "ending.json").write_text(json.dumps({"ending": "interrupted", "reason": "a signal asked it to end"}))
+    sys.exit(0)
 if how in ("mistake", "broken"):
     told = {"ending": "failed", "reason": f"it is {how}", "is_mendable": how == "mistake"}
     (folder / "ending.json").write_text(json.dumps(told))

@@ -98,6 +98,17 @@ def test_a_diverged_trial_counts_as_bad_not_as_missing(tmp_path: Path, program: 
     assert all(trial.state == TrialState.PRUNED and trial.user_attrs[ENDING] == "diverged" for trial in bad)
 
 
+def test_a_trial_that_a_signal_ended_is_run_again(tmp_path: Path, program: Sequence[str]) -> None:
+    study = create(tmp_path)
+    search(tmp_path, program, how="ended once").run(trials_of(study, tmp_path, 3))
+    endings = [trial.user_attrs[ENDING] for trial in study.trials]
+    assert endings == ["interrupted", "complete", "complete", "complete"]
+    assert study.trials[0].params == DEFAULTS
+    defaults = study.defaults()
+    assert defaults is not None
+    assert defaults.params == DEFAULTS
+
+
 def test_a_program_that_ends_without_a_word_has_failed(tmp_path: Path, program: Sequence[str]) -> None:
     study = create(tmp_path)
     search(tmp_path, program, how="silent").run(trials_of(study, tmp_path, 2))
@@ -324,7 +335,6 @@ def test_confirmation_runs_every_seed_once_also_after_a_restart(tmp_path: Path, 
     file.write_text(
         json.dumps({"trial": 3, "seed": 1, "value": 0.9, "reason": "", "seconds": 1.0}) + '\n{"trial": 0, "se'
     )
-    file.write_text(file.read_text() + "\n")
     rows: list[Row] = []
     confirmation = Confirmation(finalists, range(1, 4), file)
     search(tmp_path, program, rows).run(confirmation)

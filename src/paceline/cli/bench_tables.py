@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from paceline.cli.wording import rate
+from paceline.cli.wording import plural, rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ def print_bench(record: BenchRecord, console: Console | None = None) -> None:
     devices = f"{record.ranks.devices} x " if record.ranks else ""
     console.print(
         f"[bold]{escape(record.model)}[/bold], {options['imgsz']} px, batch {options['batch']} on {devices}"
-        f"{escape(machine.device)} ({_plural(machine.cores, 'core')}, {_plural(machine.threads, 'thread')}): "
+        f"{escape(machine.device)} ({plural(machine.cores, 'core')}, {plural(machine.threads, 'thread')}): "
         f"{escape(record.plan)}",
         soft_wrap=True,
     )
@@ -205,7 +205,3 @@ def _big(value: float, unit: str) -> str:
 
 def _gib(count: float) -> str:
     return f"{count / 2**30:.2f} GiB"
-
-
-def _plural(count: int, word: str) -> str:
-    return f"{count} {word}{'' if count == 1 else 's'}"

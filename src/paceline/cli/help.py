@@ -34,20 +34,10 @@ Write options as {option}, --{option_dashed} {value} or --{option_dashed}={value
 """
 
 
-_MOST_USED = frozenset({"model", "data", "source", "epochs", "imgsz", "batch", "cache", "device", "devices", "name"})
-_MOST_USED |= {
-    "resume",
-    "time",
-    "split",
-    "conf",
-    "save",
-    "save_txt",
-    "trials",
-    "space",
-    "objective",
-    "seconds",
-    "compare",
-}
+_MOST_USED = frozenset(
+    {"model", "data", "source", "epochs", "imgsz", "batch", "cache", "device", "devices", "name", "resume", "time"}
+    | {"split", "conf", "save", "save_txt", "trials", "space", "objective", "seconds", "compare"}
+)
 _BRIEFLY = "\n\nThese are the most used options; --help lists all of them."
 
 

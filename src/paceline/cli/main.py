@@ -64,6 +64,8 @@ _OTHER_COMMANDS = {
     "logout": "there is nothing to log in to: runs stay on this machine",
     "hub": "there is nothing to log in to: runs stay on this machine",
 }
+_GOES_ON = {"train": "a run that has finished an epoch", "tune": "the search"}
+"""What goes on after an interruption, by command."""
 _OTHER_TASKS = ("segment", "classify", "pose", "obb", "semantic", "depth")
 
 
@@ -85,9 +87,9 @@ def main(words: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 1
     except KeyboardInterrupt:
-        is_search = "tune" in (sys.argv[1:] if words is None else words)[:2]
-        what = "the search" if is_search else "a run that has finished an epoch"
-        complain(f"interrupted; {what} goes on by `paceline {'tune' if is_search else 'train'} --resume`.")
+        command = next((word for word in (sys.argv[1:] if words is None else words) if word != "detect"), "")
+        what = _GOES_ON.get(command)
+        complain(f"interrupted; {what} goes on by `paceline {command} --resume`." if what else "interrupted.")
         return STATUS
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

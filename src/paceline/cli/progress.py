@@ -200,7 +200,8 @@ class ProgressCallback(Callback):
         folder = record.folder
         places = [("folder", folder)]
         if record.epochs:
-            places.append(("weights", folder / "weights" / "best.safetensors"))
+            best_or_last = "best.safetensors" if record.best_epoch else "last.safetensors"
+            places.append(("weights", folder / "weights" / best_or_last))
         if (folder / "pictures").is_dir():
             places.append(("pictures", folder / "pictures"))
         for name, path in places:

@@ -61,7 +61,7 @@ def train_with_progress(
     """Train in this process, or in as many as the options ask for, with progress on this terminal.
 
     Callbacks and the transform travel to the processes by value; callbacks are called in rank 0, and have what they
-    remember when they come back.
+    remember when they come back, but for what cannot travel.
     """
     from paceline.commands.layout import ranks_to_launch
 
@@ -81,8 +81,10 @@ def train_with_progress(
 def _train_as_rank(
     options: TrainOptions, callbacks: list[Callback], transform: Callable[..., Any] | None
 ) -> tuple[TrainResult, list[dict[str, Any]]]:
+    from paceline.parallel.launch import portable
+
     result = _train_here(options, callbacks, transform)
-    return result, [dict(getattr(callback, "__dict__", {})) for callback in callbacks]
+    return result, [portable(getattr(callback, "__dict__", {})) for callback in callbacks]
 
 
 def _train_here(

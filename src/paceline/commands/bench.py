@@ -48,10 +48,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("paceline")
 
-LONG_RUN = (100, 118_287)
-"""Epochs and images of the training that the step is chosen for: COCO's, long enough for anything to pay."""
-CLASSES = 80
-"""Of the network where neither weights nor a data set say how many."""
 ENERGY_SHARE = 0.3
 """Of the time for the step, in which energy is counted."""
 
@@ -74,7 +70,7 @@ def bench(options: BenchOptions) -> BenchRecord:
 
 
 def ranks_to_launch(options: BenchOptions) -> int:
-    """Count the processes that have to be started for these options, see `paceline.commands.train`.
+    """Count the processes that have to be started for these options, see `paceline.commands.layout`.
 
     Raises UserError at once, before anything is started, for what is not possible.
     """

@@ -24,22 +24,29 @@ def ranks_to_launch(options: TrainOptions) -> int:
     """Count the processes that have to be started for these options: 1 where this process is all, or one of them."""
     if rank_of_environment() is not None:
         return 1
-    _, options = going_on(options, warns=False)
+    resumed, options = going_on(options, warns=False)
     count = count_devices(options.loop.device, options.ranks.devices)
-    check_layout(options, count)
+    check_layout(options, count, goes_on=resumed is not None)
     return count
 
 
-def check_layout(options: TrainOptions, devices: int) -> None:
-    """Raise UserError at once, before anything is started or read, for a layout that is not possible."""
-    if options.loop.resume in {"", "auto"}:
-        is_auto, batch = options.data.batch == AUTO_BATCH, options.data.batch
-        if is_auto:
-            batch = devices * max(options.parallel.microbatches, ANY_BATCH)
+def check_layout(options: TrainOptions, devices: int, *, goes_on: bool = False) -> None:
+    """Raise UserError at once, before anything is started or read, for a layout that is not possible.
+
+    goes_on: whether the batch is that of a run that goes on, which keeps it.
+    """
+    is_auto, batch = options.data.batch == AUTO_BATCH, options.data.batch
+    if is_auto:
+        batch = devices * max(options.parallel.microbatches, ANY_BATCH)
+    try:
         layout = Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
-        if layout.pipeline > 1 and is_auto:
-            raise UserError("batch=auto measures the whole network on one device, which stages are not; give a number.")
-        if layout.pipeline > 1 and options.augment.multi_scale > 0:
+    except UserError as error:
+        if goes_on:
             raise UserError(
-                "multi_scale changes the image size on the way, which stages cannot; leave one of them out."
-            )
+                f"{error} A run that goes on keeps its batch, so take another number of devices."
+            ) from error
+        raise
+    if layout.pipeline > 1 and is_auto:
+        raise UserError("batch=auto measures the whole network on one device, which stages are not; give a number.")
+    if layout.pipeline > 1 and options.augment.multi_scale > 0:
+        raise UserError("multi_scale changes the image size on the way, which stages cannot; leave one of them out.")

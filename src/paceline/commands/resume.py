@@ -34,13 +34,18 @@ def going_on(options: TrainOptions, *, warns: bool = True) -> tuple[RunFolder | 
             RunFolder.require_free(options.run.project, options.run.name, exist_ok=may_exist(options))
         return None, options
     stored = options_of(folder)
+    data = _address(stored.data.data, options.data.data)
+    if data and data != SHAPES and "://" not in data and not Path(data).expanduser().exists():
+        raise UserError(
+            f"The data of the run {folder.path}, {data}, are not there; go on from the folder that it was started in."
+        )
     device, ranks = options.loop.device, options.ranks
     if device == TrainOptions().loop.device and ranks == RanksConfig():
         device = stored.loop.device
         ranks = stored.ranks if rank_of_environment() is None else ranks  # who starts the processes knows how many
     return folder, replace(
         stored,
-        data=replace(stored.data, data=_address(stored.data.data, options.data.data)),
+        data=replace(stored.data, data=data),
         loop=replace(stored.loop, resume="", device=device),
         parallel=stored.parallel.relaid(options.parallel),
         ranks=ranks,
@@ -95,9 +100,9 @@ def resumed_folder(options: TrainOptions, *, warns: bool = True) -> RunFolder | 
     resume = options.loop.resume
     if resume == "auto":
         return _begun_folder(options, warns=warns)
-    if not resume or resume.lower() in {"false", "no", "0"}:
+    if not resume:
         return None
-    if resume.lower() in {"true", "yes", "1"}:
+    if resume == "true":
         project = options.run.project
         found = sorted(project.glob("*/weights/resume.safetensors"), key=lambda path: path.stat().st_mtime)
         if not found:

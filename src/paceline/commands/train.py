@@ -21,7 +21,7 @@ from paceline.data.user_transform import UserTransform
 from paceline.ledger import CudaClock, Ledger
 from paceline.models.statistics import count_parameters
 from paceline.parallel.build import num_ranks
-from paceline.parallel.gather import group_apart, largest
+from paceline.parallel.gather import from_first, group_apart, largest
 from paceline.parallel.process_group import joined
 from paceline.records import EndRecord, EvaluationRecord, RunFolder, RunRecord
 from paceline.training.apart import Apart
@@ -44,6 +44,8 @@ from paceline.training.step import EagerStep
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from torch import nn
+
     from paceline.batch import Batch
     from paceline.callbacks import Callback
     from paceline.data.loader import TrainLoader
@@ -51,6 +53,8 @@ if TYPE_CHECKING:
     from paceline.options import TrainOptions
     from paceline.parallel.engine import Criterion, Engine
     from paceline.training.compiling import Compiler
+    from paceline.training.optim import OptimPlan
+    from paceline.training.optimizer import Optimizer
     from paceline.training.step import Step
 
 log = logging.getLogger("paceline")
@@ -105,10 +109,23 @@ def train(
         deterministic_algorithms(alone=options.loop.deterministic),
         joined(backend=backend_of(options.loop.device), limits=options.limits, devices=options.ranks.devices) as group,
     ):
-        check_layout(options, group.rank.world)
+        check_layout(options, group.rank.world, goes_on=resumed is not None)
         user = UserTransform(transform) if transform else None
         ready = Ready(options, resumed=resumed, group=group, transform=user)
         return _Training(ready, callbacks if group.rank.is_main else ()).run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Learner:
+    """The network in training."""
+
+    engine: Engine
+    optimizer: Optimizer
+    ema: Ema
+    capture: CudaCapture | None
+    """Records its steps, where these are to be graphs."""
+    frozen: Sequence[nn.Module]
+    """Nodes that are not trained."""
 
 
 class _Training:
@@ -123,7 +140,8 @@ class _Training:
 
     def run(self) -> TrainResult:
         """Train, keep the weights, draw; the loader's threads have ended when this returns."""
-        ready, options, network = self._ready, self._ready.options, self._ready.loaded.network
+        ready, options, plan = self._ready, self._ready.options, self._ready.choice.plan
+        is_main = ready.group.rank.is_main
         recipe = Recipe.of(
             options.optim,
             num_images=len(ready.train_index),
@@ -131,36 +149,13 @@ class _Training:
             batch=ready.batch,
             epochs=options.loop.epochs,
         )
-        plan = ready.choice.plan
-        ready.step.compile_ahead(plan, ready.group)
-        laid_out(network, channels_last=plan.channels_last)
-        frozen = freeze_nodes(network, options.loop.freeze)
-        compiler = ready.step.compiler(plan, keeps=ready.group.rank.is_main) if plan.compile else None
-        capture = CudaCapture(ready.device) if plan.graphs else None
-        with capture.aside() if capture else nullcontext(), kernels_of(plan):
-            engine = self._engine(compiler)
-        optimizer = build_optimizer(recipe.plan, engine.network, engine.parts.leaf)
-        ema = Ema(engine.network, average=engine.parts.twin())
         with ExitStack() as stack:
-            stack.enter_context(carrying_out(plan))
-            if compiler is not None:
-                stack.enter_context(compiler)
-                compiler.compile_network(network)
+            learner = self._learner(recipe.plan, stack)
             loader = stack.enter_context(ready.data.train_loader())
             evaluation_loader = stack.enter_context(ready.data.eval_loader())
             feed = ready.ranks.feed(ready.data.on_device(loader, plan))
             folder = self._folder()  # when all that the user might have to mend has been said
-            keeper = WeightsKeeper(
-                run=folder,
-                model=ready.loaded.model,
-                names=ready.data_set.names,
-                imgsz=options.data.imgsz,
-                save_period=options.loop.save_period,
-                engine=engine,
-                ema=ema,
-                optimizer=optimizer,
-                writes=ready.ranks.is_first,
-            )
+            keeper = self._keeper(folder, learner)
             state, best = self._state(keeper)
             epochs_before = state.epoch
             self._write_options(folder)
@@ -172,58 +167,104 @@ class _Training:
                 amp_dtype=plan.precision.amp_dtype,
             )
             self._start(folder, str(recipe.plan), state)
-
-            def elapsed() -> float:
-                return engine.parts.first(self._budget.seconds_since_start())
-
-            judge = Judge(
-                evaluate=evaluations,
-                apart=self._apart(evaluations),
-                parts=engine.parts,
-                ema=ema,
-                state=state,
-                elapsed=elapsed,
-                records=keeper,
-                ledger=self._ledger,
-                config=options.loop,
-                callbacks=self._callbacks,
-                best=best,
-            )
             loop = Loop(
-                engine=engine,
-                step=self._taken(EagerStep(engine, optimizer, ema, self._ledger), capture),
+                engine=learner.engine,
+                step=self._taken(learner),
                 schedule=recipe.schedule,
-                ema=ema,
+                ema=learner.ema,
                 data=feed,
-                judge=judge,
+                judge=self._judge(learner, evaluations, keeper, state, best),
                 keeper=keeper,
                 state=state,
                 budget=self._budget,
-                elapsed=elapsed,
+                elapsed=self._elapsed_s,
                 ledger=self._ledger,
                 config=options.loop,
                 close_mosaic=options.augment.close_mosaic,
                 device=ready.device,
                 callbacks=self._callbacks,
-                frozen=frozen,
+                frozen=learner.frozen,
                 stops=ready.group.preemption.agreed,
                 awaited=keeper.awaited,
             )
-            held = held_bytes(engine.network, ready.device, states=1 if recipe.plan.name == "SGD" else 2)
-            end = self._watched(loop, state, held)
+            states = 1 if recipe.plan.name == "SGD" else 2
+            end = self._watched(loop, state, held_bytes(learner.engine.network, ready.device, states=states))
             if options.loop.plots:
                 if 0 < state.best_epoch <= epochs_before and end.reason != "preempted":
                     evaluations.best = None  # what is drawn are the best weights, evaluated before this run went on
-                    keeper.load_best(ema.network)
-                    evaluations(ema.network)
-                if ready.group.rank.is_main:
+                    keeper.load_best(learner.ema.network)
+                    evaluations(learner.ema.network)
+                if is_main:
                     self._draw(folder, loader, evaluation_loader, evaluations.best)
-        if ready.group.rank.is_main:
+        if is_main:
             folder.append("end", end)
             folder.mark("PREEMPTED" if end.reason == "preempted" else "DONE")
         for callback in self._callbacks:
             callback.on_end(end)
         return TrainResult(folder=folder, end=end, evaluation=end.best)
+
+    def _learner(self, optimizer: OptimPlan, stack: ExitStack) -> _Learner:
+        """Build the engine as the plan says, and what moves its weights; `stack` then holds what the plan opens."""
+        ready, network, plan = self._ready, self._ready.loaded.network, self._ready.choice.plan
+        ready.step.compile_ahead(plan, ready.group)
+        laid_out(network, channels_last=plan.channels_last)
+        frozen = freeze_nodes(network, ready.options.loop.freeze)
+        compiler = ready.step.compiler(plan, keeps=ready.group.rank.is_main) if plan.compile else None
+        capture = CudaCapture(ready.device) if plan.graphs else None
+        with capture.aside() if capture else nullcontext(), kernels_of(plan):
+            engine = self._engine(compiler)
+        learner = _Learner(
+            engine=engine,
+            optimizer=build_optimizer(optimizer, engine.network, engine.parts.leaf),
+            ema=Ema(engine.network, average=engine.parts.twin()),
+            capture=capture,
+            frozen=frozen,
+        )
+        stack.enter_context(carrying_out(plan))
+        if compiler is not None:
+            stack.enter_context(compiler)
+            compiler.compile_network(network)
+        return learner
+
+    def _keeper(self, folder: RunFolder, learner: _Learner) -> WeightsKeeper:
+        ready = self._ready
+        return WeightsKeeper(
+            run=folder,
+            model=ready.loaded.model,
+            names=ready.data_set.names,
+            imgsz=ready.options.data.imgsz,
+            save_period=ready.options.loop.save_period,
+            engine=learner.engine,
+            ema=learner.ema,
+            optimizer=learner.optimizer,
+            writes=ready.group.rank.is_main,
+        )
+
+    def _judge(
+        self,
+        learner: _Learner,
+        evaluations: Evaluations,
+        keeper: WeightsKeeper,
+        state: TrainingState,
+        best: EvaluationRecord | None,
+    ) -> Judge:
+        return Judge(
+            evaluate=evaluations,
+            apart=self._apart(evaluations),
+            parts=learner.engine.parts,
+            ema=learner.ema,
+            state=state,
+            elapsed=self._elapsed_s,
+            records=keeper,
+            ledger=self._ledger,
+            config=self._ready.options.loop,
+            callbacks=self._callbacks,
+            best=best,
+        )
+
+    def _elapsed_s(self) -> float:
+        """Seconds of training by the first rank's clock; all ranks come here."""
+        return from_first(self._budget.seconds_since_start())
 
     def _state(self, keeper: WeightsKeeper) -> tuple[TrainingState, EvaluationRecord | None]:
         """Begin anew, or where the run that goes on has ended; and the figures of its best weights."""
@@ -241,6 +282,7 @@ class _Training:
             loop = dataclasses.replace(ready.options.loop, resume="")
             dataclasses.replace(ready.options, loop=loop).write(folder.config)
             folder.mark("")
+            folder.sweep()
 
     def _watched(self, loop: Loop, state: TrainingState, held: int) -> EndRecord:
         """Train, while the other ranks hear how far this one is, and memory that is spent is explained."""
@@ -279,10 +321,11 @@ class _Training:
             pictures.evaluation(best, evaluation_loader, ready.val_index)
         pictures.curves()
 
-    def _taken(self, eager: EagerStep, capture: CudaCapture | None) -> Step:
+    def _taken(self, learner: _Learner) -> Step:
         """Say how steps are taken: by graphs, eagerly, or with as many threads as the machine has cores to spare."""
         ready = self._ready
-        step = graphed(eager, capture, largest=largest if num_ranks() > 1 else None)
+        eager = EagerStep(learner.engine, learner.optimizer, learner.ema, self._ledger)
+        step = graphed(eager, learner.capture, largest=largest if num_ranks() > 1 else None)
         loop = ready.options.loop
         if not ready.step.task.leaves_threads or loop.tune_step == "off" or loop.deterministic:
             return step

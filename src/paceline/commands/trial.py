@@ -12,9 +12,14 @@ import sys
 import threading
 import traceback
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from paceline.tuning.search import ENDING_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from paceline.commands.train import TrainResult
 
 
 def main() -> int:
@@ -25,7 +30,6 @@ def main() -> int:
     import torch
 
     from paceline.commands.train import train
-    from paceline.errors import UserError
     from paceline.options import TrainOptions
 
     torch.set_num_threads(len(cores))
@@ -36,21 +40,33 @@ def main() -> int:
     order = json.loads(line)
     folder = Path(order["folder"])
     _log_into(folder / "log.txt")
-    is_mendable = False
-    try:
-        train(TrainOptions.from_flat(order["options"]))
-        ending, reason = "complete", ""
-    except UserError as error:
-        ending, reason = ("diverged" if "diverged" in str(error) else "failed"), str(error)
-        is_mendable = ending == "failed"
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        ending, reason = "failed", f"it ran out of memory ({str(error).splitlines()[0] if str(error) else 'no detail'})"
-    except Exception as error:
-        logging.getLogger("paceline").error("%s", traceback.format_exc())
-        ending, reason = "failed", f"{type(error).__name__}: {error}"
-    told = {"ending": ending, "reason": reason, "is_mendable": is_mendable}
+    told = ending_of(lambda: train(TrainOptions.from_flat(order["options"])))
     (folder / ENDING_FILE).write_text(json.dumps(told), encoding="utf-8")
     return 0
+
+
+def ending_of(run: Callable[[], TrainResult]) -> dict[str, object]:
+    """Carry out a run and say how it ended, as `paceline.tuning.search.read_ending` reads it."""
+    import torch
+
+    from paceline.errors import UserError
+    from paceline.training.divergence import DivergedError
+
+    ending, reason = "failed", ""
+    is_mendable = False
+    try:
+        is_whole = run().end.reason != "preempted"
+        ending, reason = ("complete", "") if is_whole else ("interrupted", "a signal asked it to end")
+    except DivergedError as error:
+        ending, reason = "diverged", str(error)
+    except UserError as error:
+        reason, is_mendable = str(error), True
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        reason = f"it ran out of memory ({str(error).splitlines()[0] if str(error) else 'no detail'})"
+    except Exception as error:
+        logging.getLogger("paceline").error("%s", traceback.format_exc())
+        reason = f"{type(error).__name__}: {error}"
+    return {"ending": ending, "reason": reason, "is_mendable": is_mendable}
 
 
 def _log_into(file: Path) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Return `$PACELINE_CACHE`, else `$XDG_CACHE_HOME/paceline`, else `~/.cache/paceline`; it need not exist."""
+    """Return `$PACELINE_CACHE`, else `$XDG_CACHE_HOME/paceline`, else `~/.cache/paceline`; it need not exist.
+
+    A user without a home, as in a container under a number that has no name, has it among the temporary files.
+    """
     own = os.environ.get("PACELINE_CACHE")
     if own:
         return Path(own).expanduser()
     shared = os.environ.get("XDG_CACHE_HOME")
-    return (Path(shared).expanduser() if shared else Path.home() / ".cache") / "paceline"
+    if shared:
+        return Path(shared).expanduser() / "paceline"
+    try:
+        return Path.home() / ".cache" / "paceline"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"paceline-{os.getuid()}"

@@ -49,13 +49,8 @@ class Ranks:
         self._device = device
         self._mesh = Mesh.of(layout, device.type) if layout.devices > 1 else None
         self._whole = True
-        if self._mesh is not None and self.is_first:
+        if self._mesh is not None and dist.get_rank() == 0:
             log.info("Layout: %s.", layout)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this is the rank that writes."""
-        return self._mesh is None or dist.get_rank() == 0
 
     @property
     def replica(self) -> int:
@@ -156,7 +151,7 @@ class Ranks:
     ) -> tuple[int, ...]:
         """Cut where rank 0 measures that it is best."""
         cuts: tuple[int, ...] = ()
-        if self.is_first:
+        if dist.get_rank() == 0:
             costs = measure(network, images=images, size_hw=(imgsz, imgsz), amp_dtype=amp_dtype)
             waiting = self.layout.microbatches if self.layout.schedule == "gpipe" else None
             cuts = solve(costs, self.layout.pipeline, memory_bytes=_memory_bytes(self._device), microbatches=waiting)

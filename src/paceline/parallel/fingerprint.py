@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from paceline.errors import UserError
+from paceline.parallel.store import value_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -45,9 +45,10 @@ def compare(store: Store, rank: Rank, name: str, items: Mapping[str, str], *, li
     store.set(f"agree/{name}/{rank.rank}", own)
     answer = f"agree/{name}/answer"
     if rank.rank == 0:
-        entries = [json.loads(_get(store, f"agree/{name}/{other}", limit_s)) for other in range(rank.world)]
+        keys = [f"agree/{name}/{other}" for other in range(rank.world)]
+        entries = [json.loads(value_of(store, key, limit_s=limit_s, option="limit_start")) for key in keys]
         store.set(answer, difference([(entry["host"], entry["items"]) for entry in entries]))
-    sentence = _get(store, answer, limit_s).decode()
+    sentence = value_of(store, answer, limit_s=limit_s, option="limit_start")
     if sentence:
         raise UserError(sentence)
 
@@ -71,14 +72,3 @@ def difference(entries: Sequence[tuple[str, Mapping[str, str]]]) -> str:
     if not parts:
         return ""
     return f"Not all ranks have the same {' and '.join(parts)}; make them the same on every host and start again."
-
-
-def _get(store: Store, key: str, limit_s: float) -> bytes:
-    """Wait for a value in short looks, so that the limits of the heartbeat can end the wait."""
-    end, pause_s = time.monotonic() + limit_s, 0.01
-    while not store.check([key]):
-        if time.monotonic() > end:
-            raise UserError(f"Not all ranks came to compare what they have within {limit_s:.0f} s; raise limit_start.")
-        time.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, 0.5)
-    return bytes(store.get(key))

@@ -15,7 +15,6 @@ fault too, and under torchrun the store lives in the agent, not in a rank.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import socket
@@ -29,11 +28,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from paceline.errors import UserError
 from paceline.parallel import warden
 from paceline.parallel.courier import PERIOD_S, Courier
 from paceline.parallel.fault import Fault
 from paceline.parallel.lookout import LEFT, Beat, Lookout
 from paceline.parallel.warden import Process
+from paceline.records import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,8 +63,6 @@ _CONNECTION = re.compile(
 _TORCH = str(Path(torch.__file__).parent)
 _STANDARD = sysconfig.get_path("stdlib")
 _WAITING = (str(Path(_TORCH) / "distributed"), str(Path(_TORCH) / "autograd" / "graph.py"))
-
-log = logging.getLogger("paceline")
 
 
 class Heartbeat:
@@ -130,7 +129,8 @@ class Heartbeat:
         self._courier.leave(self._next_beat(self._beat.count + 1, leaving=True), wait_s)
         self._watch.join(wait_s)
         if self._warden is not None and self._warden.stdin is not None:
-            self._warden.stdin.close()
+            with contextlib.suppress(OSError):  # it may have been ended, by the system for want of memory for instance
+                self._warden.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._warden.wait(wait_s)
 
@@ -180,9 +180,9 @@ class Heartbeat:
     def _meet(self, people: dict[int, dict[str, str | int]]) -> None:
         for rank, person in people.items():
             self._hosts[rank] = str(person["host"])
-            if rank != self._rank.rank and person["node"] == self._rank.node:
-                self._peers[rank] = Process(pid=int(person["pid"]), started=int(person["started"]))
-        self._peers.setdefault(self._rank.rank, Process.of(os.getpid()))
+            process = Process(pid=int(person["pid"]), started=int(person["started"]))
+            if person["node"] == self._rank.node and process.state() != "X":  # else it is in another container
+                self._peers[rank] = process
 
     def _judge(self, now: float) -> Fault | None:
         """Look for a fault, the surest signs first."""
@@ -296,7 +296,8 @@ def _say(fault: Fault) -> None:
     """Give the fault to the launcher, or else to the console."""
     file = os.environ.get(FAULT_FILE)
     if file:
-        Path(file).write_text(fault.to_json(), encoding="utf-8")
-        return
+        with contextlib.suppress(UserError):
+            write_atomically(Path(file), fault.to_json().encode())
+            return
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"{fault.details}paceline: {fault}\n")

@@ -43,8 +43,6 @@ CALL, RESULT, FAULT = "call.pkl", "result.pkl", "fault.json"
 STOP_S = 20
 """How long ranks may take to stop when this process is asked to."""
 
-log = logging.getLogger("paceline")
-
 
 def launch(num_ranks: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call `function` in `num_ranks` processes at once and return what rank 0 returns.
@@ -66,6 +64,19 @@ def launch(num_ranks: int, function: Callable[P, T], *args: P.args, **kwargs: P.
         with (folder / RESULT).open("rb") as stream:
             result: T = pickle.load(stream)
         return result
+
+
+def portable(values: Mapping[str, T]) -> dict[str, T]:
+    """Leave out what cannot travel between processes, such as open files."""
+    return {name: value for name, value in values.items() if _is_portable(value)}
+
+
+def _is_portable(value: object) -> bool:
+    try:
+        cloudpickle.dumps(value)
+    except Exception:  # a value says by code of its own how it is pickled
+        return False
+    return True
 
 
 def physical_cores() -> int:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from torch import nn
 
 from paceline.parallel.forward import ForwardStages
-from paceline.parallel.gather import from_first, union
+from paceline.parallel.gather import union
 from paceline.parallel.shards import is_sharded, local
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from paceline.models.graph import DetectionModel, Segment
     from paceline.parallel.mesh import Mesh
 
-T = TypeVar("T")
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -58,9 +57,6 @@ class Parts(Protocol):
 
         What it gives for images is None on ranks that are not to answer.
         """
-
-    def first(self, value: T) -> T:
-        """Return what the first rank has, for decisions that hang on a clock or on its files."""
 
 
 class WholeParts:
@@ -88,10 +84,6 @@ class WholeParts:
         """Return the same."""
         return network
 
-    def first(self, value: T) -> T:
-        """Return the same."""
-        return value
-
 
 class ReplicaParts(WholeParts):
     """Every rank holds everything, and saw other images."""
@@ -103,10 +95,6 @@ class ReplicaParts(WholeParts):
     def settle(self, *networks: nn.Module) -> None:
         """Average the running statistics over the replicas."""
         average_buffers(networks, self._replicas)
-
-    def first(self, value: T) -> T:
-        """Return what rank 0 has."""
-        return from_first(value)
 
 
 class ShardParts:
@@ -141,10 +129,6 @@ class ShardParts:
     def assemble(self, network: nn.Module) -> nn.Module:
         """Gather every shard into a network that is not sharded."""
         return _filled(self._skeleton, self.whole(network.state_dict()))
-
-    def first(self, value: T) -> T:
-        """Return what rank 0 has."""
-        return from_first(value)
 
 
 class StageParts:
@@ -191,10 +175,6 @@ class StageParts:
         if not self._evaluates_whole:
             return ForwardStages(cast("Segment", network), self._skeleton, self._cuts, self._mesh)
         return _filled(self._skeleton, self.whole(network.state_dict()))
-
-    def first(self, value: T) -> T:
-        """Return what rank 0 has."""
-        return from_first(value)
 
 
 @torch.no_grad()

@@ -20,6 +20,8 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from paceline.parallel.store import await_count
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
@@ -88,11 +90,9 @@ class Preemption:
         self._noted = step
 
     def _read(self, step: int) -> bool:
-        store, pause_s = self._store, 0.001
+        store = self._store
         assert store is not None
-        while store.add(f"stop/{step}/notes", 0) < self._world:
-            time.sleep(pause_s)  # a rank lags; the heartbeat's limits end a wait for one that never comes
-            pause_s = min(pause_s * 1.5, 0.1)
+        await_count(store, f"stop/{step}/notes", self._world, soon=True)  # a rank may lag
         asked = store.add(f"stop/{step}/asked", 0) > 0
         if self._rank == 0 and step >= 2 * self._every:
             with contextlib.suppress(RuntimeError):  # everybody has read the notes before last

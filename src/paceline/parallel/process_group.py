@@ -19,7 +19,8 @@ from paceline.errors import UserError
 from paceline.parallel.fingerprint import compare
 from paceline.parallel.heartbeat import Heartbeat
 from paceline.parallel.preemption import Preemption
-from paceline.parallel.rank import Rank, rank_of_environment
+from paceline.parallel.rank import Rank, number_of_environment, rank_of_environment
+from paceline.parallel.store import await_count, value_of
 from paceline.parallel.warden import end_with_parent
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ class ProcessGroup:
             yield
             self._store.set(key, "")
             return
-        limit_s = self._limits.limit_index
-        self._await(key, limit_s + 60 if limit_s > 0 else 10 * 365 * 86400.0)
+        value_of(self._store, key, limit_s=self._limits.limit_index, option="limit_index")
         yield
 
     def agree(self, name: str, items: Mapping[str, str]) -> None:
@@ -89,7 +89,7 @@ class ProcessGroup:
         items: what is compared -> its hash or value. Every rank comes here with the same keys.
         """
         if self._store is not None:
-            compare(self._store, self.rank, name, items, limit_s=self._limits.limit_start or 86400.0)
+            compare(self._store, self.rank, name, items, limit_s=self._limits.limit_start)
 
     def share(self, name: str, value: Callable[[], str]) -> str:
         """Give all ranks what `value` returns on rank 0, where alone it is called."""
@@ -97,9 +97,7 @@ class ProcessGroup:
             return value()
         if self.rank.is_main:
             self._store.set(f"share/{name}", value())
-        else:
-            self._await(f"share/{name}", self._limits.limit_start or 86400.0)
-        return self._store.get(f"share/{name}").decode()
+        return value_of(self._store, f"share/{name}", limit_s=self._limits.limit_start, option="limit_start")
 
     def any(self, name: str, value: bool) -> bool:
         """Say whether it is so on some rank; every rank comes here, once for a name, and waits for the others."""
@@ -111,24 +109,9 @@ class ProcessGroup:
 
     def barrier(self, name: str) -> None:
         """Wait for all ranks, without a collective; only the limits of the heartbeat end the wait."""
-        if self._store is None:
-            return
-        self._store.add(name, 1)
-        pause_s = 0.02
-        while self._store.add(name, 0) < self.rank.world:
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 0.5)
-
-    def _await(self, key: str, limit_s: float) -> None:
-        assert self._store is not None
-        end, pause_s = time.monotonic() + limit_s, 0.02
-        while not self._store.check([key]):
-            if time.monotonic() > end:
-                raise UserError(
-                    f"Waiting for another rank took over {limit_s:.0f} s; raise limit_start or limit_index."
-                )
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 1.0)
+        if self._store is not None:
+            self._store.add(name, 1)
+            await_count(self._store, name, self.rank.world)
 
 
 @contextmanager
@@ -224,20 +207,36 @@ def _connect(rank: Rank, *, foreign: bool) -> tuple[Store, tuple[str, int], bool
     """Return a store, its address, and whether it lives in this process."""
     if foreign:
         return _own_store(rank)
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+    address = os.environ["MASTER_ADDR"], number_of_environment("MASTER_PORT")
+    if rank.rank > 0 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return _client(address), address, False
-    if rank.rank == 0:
-        store = TCPStore(
-            address[0], address[1], is_master=True, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S)
-        )
-        return store, address, True
-    return _client(address), address, False
+    return _server(address), address, True
 
 
-def _client(address: tuple[str, int]) -> Store:
+def _server(address: tuple[str, int]) -> TCPStore:
+    """Open a store for all ranks; port 0 takes one that is free."""
+    wait = timedelta(seconds=CONNECT_S)
+    try:
+        return TCPStore(*address, is_master=True, wait_for_workers=False, timeout=wait)
+    except dist.DistError as error:
+        raise UserError(
+            f"Rank 0 cannot listen on {address[0]}:{address[1]} ({_cause(error)}); give all ranks another MASTER_PORT."
+        ) from error
+
+
+def _client(address: tuple[str, int]) -> TCPStore:
     """Open a connection of one's own: one that hangs does not hold up the others."""
-    return TCPStore(address[0], address[1], wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S))
+    try:
+        return TCPStore(*address, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S))
+    except dist.DistError as error:
+        raise UserError(
+            f"Rank 0 cannot be reached at {address[0]}:{address[1]} ({_cause(error)}); see that it runs, and that "
+            "MASTER_ADDR and MASTER_PORT lead there."
+        ) from error
+
+
+def _cause(error: Exception) -> str:
+    return str(error).splitlines()[0].rpartition("message: ")[2].rstrip(".")
 
 
 def _own_store(rank: Rank) -> tuple[Store, tuple[str, int], bool]:
@@ -245,10 +244,8 @@ def _own_store(rank: Rank) -> tuple[Store, tuple[str, int], bool]:
     found: list[tuple[str, int] | None] = [None]
     store: Store | None = None
     if rank.rank == 0:
-        server = TCPStore(
-            _own_address(), 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=CONNECT_S)
-        )
-        store, found = server, [(_own_address(), server.port)]
+        store = server = _server((_own_address(), 0))
+        found = [(_own_address(), server.port)]
     dist.broadcast_object_list(found)
     assert found[0] is not None
     return store or _client(found[0]), found[0], store is not None

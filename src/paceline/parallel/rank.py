@@ -7,6 +7,8 @@ import os
 import socket
 from dataclasses import dataclass
 
+from paceline.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
@@ -31,12 +33,23 @@ class Rank:
         return self.rank == 0
 
 
+def number_of_environment(name: str, default: str = "") -> int:
+    """Read a number that whoever started the ranks has put into the environment. Raises UserError for anything else."""
+    text = os.environ.get(name, default)
+    if not text.isdecimal():
+        raise UserError(f"{name} is {text!r} in the environment; what starts the ranks has to set it to a number.")
+    return int(text)
+
+
 def rank_of_environment() -> Rank | None:
-    """Read what torchrun, Kubeflow and others say in the environment; None where there is nothing, or one process."""
+    """Read what torchrun, Kubeflow and others say in the environment; None where there is nothing, or one process.
+
+    Raises UserError where it makes no sense.
+    """
     environment = os.environ
     if "RANK" not in environment or "WORLD_SIZE" not in environment or "MASTER_ADDR" not in environment:
         return None
-    world = int(environment["WORLD_SIZE"])
+    world = number_of_environment("WORLD_SIZE")
     if world <= 1:
         return None
     host = socket.gethostname()
@@ -47,10 +60,10 @@ def rank_of_environment() -> Rank | None:
         environment.get("MASTER_PORT", ""),
     )
     return Rank(
-        rank=int(environment["RANK"]),
+        rank=number_of_environment("RANK"),
         world=world,
-        local_rank=int(environment.get("LOCAL_RANK", "0")),
-        local_world=int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        local_rank=number_of_environment("LOCAL_RANK", "0"),
+        local_world=number_of_environment("LOCAL_WORLD_SIZE", "1"),
         node=f"{host}/{environment.get('GROUP_RANK', '')}",
         host=host,
         run=hashlib.blake2b("\n".join(identity).encode(), digest_size=8).hexdigest(),

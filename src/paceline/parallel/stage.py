@@ -113,7 +113,6 @@ def boundaries(
 
     All are of one type. All but the images ask for a gradient, which is how torch knows that gradients come back.
 
-
     skeleton: the network on the meta device. cuts: node that each stage after the first begins with.
     images: of one micro-batch.
     """

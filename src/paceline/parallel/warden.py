@@ -10,6 +10,7 @@ rank  X   (end of the pipe)            warden       leaves, after the agent wher
 ```
 
 It runs as a script, `python -I -S warden.py RANK_PID AGENT_PID SENTENCE`, so that it starts in milliseconds.
+The agent's number is 0 where it cannot be seen, as from the first process of a container.
 """
 
 from __future__ import annotations
@@ -121,8 +122,10 @@ def main() -> None:
     """Guard the process that started this one."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
+    rank, agent = map(int, sys.argv[1:3])
+    unseen = Process(pid=0, started=0)
     with contextlib.suppress(ProcessLookupError):
-        guard(Process.of(int(sys.argv[1])), Process.of(int(sys.argv[2])), sys.stdin.fileno(), sys.argv[3])
+        guard(Process.of(rank), Process.of(agent) if agent else unseen, sys.stdin.fileno(), sys.argv[3])
 
 
 if __name__ == "__main__":

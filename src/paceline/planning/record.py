@@ -82,11 +82,6 @@ class StepRecord:
     memory_share: float
     """Share of `limit_ms` in passes that wait for memory."""
 
-    @property
-    def share_of_limit(self) -> Spread:
-        """Predicted over measured: 1 is the limit."""
-        return self.whole_ms.rate(self.limit_ms)
-
 
 @dataclass(frozen=True, kw_only=True)
 class NodeRecord:

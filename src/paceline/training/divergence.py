@@ -8,6 +8,10 @@ MOST_LOST = 20
 """Updates left out, in epochs in a row that lose half of theirs or more, of a training that has diverged."""
 
 
+class DivergedError(UserError):
+    """A training whose gradients are finite no more."""
+
+
 class Divergence:
     """Counts over epochs; a loss scale that is found anew loses an update now and then, which is none."""
 
@@ -16,10 +20,10 @@ class Divergence:
         self._lost = 0
 
     def count(self, lost: int, updates: int) -> None:
-        """Take in how many of an epoch's updates were left out. Raises UserError where the training has diverged."""
+        """Take in how many of an epoch's updates were left out. Raises DivergedError where too many were."""
         self._lost = self._lost + lost if 2 * lost >= updates else 0
         if lost and self._lost >= MOST_LOST:
-            raise UserError(
+            raise DivergedError(
                 f"The training diverged: of the last gradients {self._lost} were not finite, half or more of each "
                 "epoch; choose a smaller lr0, or amp=off."
             )

@@ -7,6 +7,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from paceline.parallel.gather import from_first
 from paceline.records import LateEvaluationRecord
 from paceline.training.keeper import Best
 
@@ -104,7 +105,7 @@ class Judge:
         if waits:
             with self._ledger.span("evaluation_wait"):
                 self._apart.wait()
-        answer = self._parts.first(self._apart.answer())
+        answer = from_first(self._apart.answer())
         if answer is None:
             return None
         epoch = self._apart.epoch

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,5 +59,5 @@ def evaluations(epochs: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]
     return [
         (float(line.get("evaluated_s", line["elapsed_s"])), float(line["evaluation"]["ap"]))
         for line in epochs
-        if line.get("evaluation") and math.isfinite(line["evaluation"]["ap"])
+        if line.get("evaluation") and line["evaluation"]["ap"] is not None  # which stands for NaN
     ]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paceline.errors import UserError
+from paceline.records import append_line, read_lines
 from paceline.tuning.search import Job, read_ending
 
 if TYPE_CHECKING:
@@ -119,7 +119,9 @@ class Confirmation:
     def __init__(self, finalists: Sequence[Finalist], seeds: Sequence[int], file: Path) -> None:
         self._finalists = finalists
         self._file = file
-        self._done = self._read()
+        self._done: dict[tuple[int, int], float | None] = {
+            (line["trial"], line["seed"]): line["value"] for line in read_lines(file)
+        }
         self._waiting = [
             Job(
                 key=f"{folder_of(finalist.number)}-seed{seed}",
@@ -152,8 +154,7 @@ class Confirmation:
         seed = int(job.options["seed"])
         self._done[job.number, seed] = outcome.value
         line = {"trial": job.number, "seed": seed, "value": outcome.value, "reason": outcome.reason, "seconds": seconds}
-        with self._file.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        append_line(self._file, line)
         return outcome
 
     def tend(self) -> None:
@@ -166,14 +167,3 @@ class Confirmation:
             values = (self._done.get((finalist.number, seed)) for seed in self._seeds)
             found.append(Confirmed(finalist=finalist, values=tuple(value for value in values if value is not None)))
         return sorted(found, key=lambda confirmed: -confirmed.mean)
-
-    def _read(self) -> dict[tuple[int, int], float | None]:
-        done: dict[tuple[int, int], float | None] = {}
-        if self._file.exists():
-            for line in self._file.read_text(encoding="utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # cut off by a crash; that run is done again
-                done[entry["trial"], entry["seed"]] = entry["value"]
-        return done
