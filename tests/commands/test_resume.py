@@ -91,7 +91,8 @@ def test_data_that_were_named_from_another_folder_are_found(run: Path, monkeypat
     monkeypatch.chdir(run.parent)
     assert resumed(run).data.data == "pets/data.yaml"
     (pets / "data.yaml").unlink()
-    assert resumed(run).data.data == "pets/data.yaml"  # which the data room says is not there
+    with pytest.raises(UserError, match=r"pets/data\.yaml, are not there"):
+        resumed(run)
 
 
 def test_devices_layout_and_limits_may_be_said_anew(run: Path) -> None:
