@@ -36,11 +36,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+def _version(package: Any) -> tuple[int, int]:
+    major, minor = package.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 @contextmanager
 def _interpreted(*names: str) -> Iterator[ModuleType]:
     """Let Triton's interpreter run the kernels of modules, imported anew in this order; give the last of them."""
     triton = pytest.importorskip("triton")
-    if triton.__version__ < "3.9" and np.__version__ >= "2.4":  # which no longer takes an array of one for a number
+    if _version(triton) < (3, 9) and _version(np) >= (2, 4):  # which no longer takes an array of one for a number
         pytest.skip(f"the interpreter of Triton {triton.__version__} cannot count with NumPy {np.__version__}")
     names = ("paceline.models.operations.turn_kernels", *names)  # which others call
     rooms = [(importlib.import_module(room), name) for room, _, name in (name.rpartition(".") for name in names)]

@@ -371,7 +371,8 @@ def settle_resume(mapping: Mapping[str, object]) -> dict[str, object]:
         return settled
     model = str(settled.get("model") or "")
     path = Path(model)
-    if resume == "true" and model and (path.suffix in {".safetensors", ".pt"} or len(path.parts) > 1 or path.is_dir()):
+    is_run = path.suffix in {".safetensors", ".pt"} or len(path.parts) > 1 or path.is_dir()
+    if resume == "true" and model and is_run and path.suffix not in {".yaml", ".yml"}:
         settled["resume"] = model
     settled.pop("model", None)
     others = sorted(set(settled) - {"resume", "project"} - RESUMED_ANEW)

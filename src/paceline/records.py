@@ -359,7 +359,7 @@ class RunFolder:
 
     def records(self, *kinds: str) -> Iterator[Mapping[str, Any]]:
         """Read the lines of some kinds."""
-        return (line for line in read_lines(self.metrics) if line["kind"] in kinds)
+        return (line for line in read_lines(self.metrics) if line.get("kind") in kinds)
 
     def epochs(self) -> list[dict[str, Any]]:
         """Read the epochs with their figures, wherever these stand; see `joined_epochs`."""

@@ -90,7 +90,13 @@ def test_data_that_were_named_from_another_folder_are_found(run: Path, monkeypat
     assert resumed(run).data.data == str(pets / "data.yaml")
     monkeypatch.chdir(run.parent)
     assert resumed(run).data.data == "pets/data.yaml"
+    other = run.parent / "other"
+    (other / "pets").mkdir(parents=True)
+    (other / "pets" / "data.yaml").write_text("names: [dog]")
+    monkeypatch.chdir(other)
+    assert resumed(run).data.data == str(pets / "data.yaml"), "another set of that name is not what it was trained on"
     (pets / "data.yaml").unlink()
+    monkeypatch.chdir(run.parent)
     with pytest.raises(UserError, match=r"pets/data\.yaml, are not there"):
         resumed(run)
 
@@ -109,6 +115,10 @@ def test_a_batch_that_other_devices_cannot_share_is_no_advice_to_change_it(run: 
     words = {"resume": str(run), "device": "cpu", "devices": 3}
     with pytest.raises(UserError, match="keeps its batch, so take another number of devices"):
         ranks_to_launch(TrainOptions.from_flat(settle_resume(words)))
+    words |= {"parallel": "pipeline", "stages": 2}
+    with pytest.raises(UserError) as found:
+        ranks_to_launch(TrainOptions.from_flat(settle_resume(words)))
+    assert "keeps its batch" not in str(found.value), "what is wrong is the number of stages"
 
 
 def test_a_run_goes_on_where_its_data_are(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

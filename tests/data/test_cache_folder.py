@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from paceline.data.cache_folder import cache_folder
+from paceline.errors import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -27,11 +28,19 @@ def test_what_is_named_goes_before_the_home(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_folder() == Path("/home/me/own")
 
 
-def test_a_user_without_a_home_has_a_folder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_a_home_has_a_folder_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a container that runs under a number that has no name."""
 
     def unknown(number: int) -> None:
         raise KeyError(number)
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    assert cache_folder() == Path(tempfile.gettempdir()) / f"paceline-{os.getuid()}"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine = os.getuid()
+    folder = tmp_path / f"paceline-{mine}"
+    assert cache_folder() == folder
+    assert folder.stat().st_mode & 0o777 == 0o700, "addresses that are remembered there may hold passwords"
+    folder.rename(tmp_path / f"paceline-{mine + 1}")
+    monkeypatch.setattr(os, "getuid", lambda: mine + 1)
+    with pytest.raises(UserError, match="is somebody else's; name a folder of yours in PACELINE_CACHE"):
+        cache_folder()

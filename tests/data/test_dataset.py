@@ -137,6 +137,17 @@ def test_a_path_from_the_working_folder_is_found(
     assert recognise("configs/pets.yaml").root == beside
 
 
+def test_a_set_that_has_its_own_yaml_is_none_of_the_working_folders(
+    make_yolo: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its `path` may be that of another machine, or of another time."""
+    files = {"train": [GOOD] * 3, "val": [GOOD]}
+    other = make_yolo(files, folder="datasets/pets")
+    root = make_yolo(files, "names: [cat, dog]\npath: pets\n", folder="mine")
+    monkeypatch.chdir(other.parents[1])
+    assert recognise(str(root)).root == root
+
+
 def test_single_image_cannot_be_divided(make_yolo: Callable[..., Path], open_set: Callable[..., DataSet]) -> None:
     with pytest.raises(UserError, match="single image with boxes"):
         open_set(make_yolo({"train": [GOOD]}))

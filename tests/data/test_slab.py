@@ -281,6 +281,24 @@ def test_places_that_are_lost_are_had_again(path: Path) -> None:
     assert worst <= most + max(-(-array(number).size // 64) * 64 for number in range(COUNT))
 
 
+def test_a_damaged_entry_that_names_a_far_place_costs_no_other_array(path: Path) -> None:
+    """A file is as long as it may become, so there are places in it that nobody has."""
+    count = 64
+    slab = Slab.open(path, count, 1_000_000, kept=True)
+    for number in range(count):
+        with slab.claim(number):
+            assert slab.store(number, np.full((8, 8), number, np.uint8)) is not None
+    slab.close()
+    with path.open("r+b") as file:
+        file.seek(64 + 40 * 4 + 2)  # the third byte of an offset: half a million further on
+        file.write(b"\x08")
+    again = Slab.open(path, count, 1_000_000, kept=True)
+    for number in range(count):
+        with again.claim(number):
+            assert (again.load(number) is None) == (number == 4)
+    again.close()
+
+
 def test_another_version_is_made_anew(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     slab = Slab.open(path, COUNT, 10_000, kept=True)
     fill(slab)

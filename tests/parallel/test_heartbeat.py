@@ -23,7 +23,7 @@ from paceline.parallel.launch import launch
 from paceline.parallel.preemption import Preemption
 from paceline.parallel.process_group import joined
 from paceline.parallel.rank import Rank
-from paceline.parallel.warden import Process
+from paceline.parallel.warden import Process, space_of_processes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,11 +115,19 @@ def test_a_fault_that_cannot_be_handed_to_the_launcher_is_printed(
 def test_a_rank_of_another_container_on_the_host_is_not_taken_for_dead() -> None:
     """Its number means another process here, or none; that it lives is heard from it."""
     beat, own = heartbeat(), Process.of(os.getpid())
+    common = {"host": "here", "node": beat._rank.node, "pid": own.pid, "started": own.started}
     people: dict[int, dict[str, str | int]] = {
-        rank: {"host": "here", "node": "here", "pid": own.pid, "started": own.started - rank} for rank in range(2)
+        rank: common | {"space": space} for rank, space in enumerate((space_of_processes(), "pid:[7]"))
     }
     beat._meet(people)
     assert beat._peers == {0: own}
+
+
+def test_a_rank_that_died_before_all_had_met_is_known_to_be_dead() -> None:
+    beat, own = heartbeat(), Process.of(os.getpid())
+    common = {"host": "here", "node": beat._rank.node, "space": space_of_processes(), "pid": own.pid}
+    beat._meet({0: common | {"started": own.started}, 1: common | {"started": own.started - 1}})
+    assert beat._peers[1].state() == "X"
 
 
 def connect(failures: int) -> float:

@@ -6,6 +6,7 @@ import difflib
 import io
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paceline.cli.console import complain
@@ -105,7 +106,7 @@ def _replace_unknown_letters() -> None:
 def run(words: list[str]) -> int:
     """Run a command; mistakes come as UserError."""
     for place in (0, 1):  # the task, which the reference's command line may name before the command or after it
-        if words[place : place + 1] == ["detect"]:
+        if words[place : place + 1] == ["detect"] and not (place and Path("detect").exists()):
             words = words[:place] + words[place + 1 :]
     if words[:1] == ["help"] and words[1:2] != []:
         words = [*words[1:], "--help"]

@@ -109,7 +109,7 @@ def describe_device(device: torch.device) -> str:
 def deterministic_algorithms(*, alone: bool) -> Iterator[None]:
     """Let this process use algorithms `alone` that give the same bits every time, even where they are slower.
 
-    Afterwards it uses what it did before.
+    Afterwards it uses what it did before, but for the room that cuBLAS works in, which is settled once in a process.
     """
     if not alone:
         yield

@@ -30,6 +30,16 @@ def ranks_to_launch(options: TrainOptions) -> int:
     return count
 
 
+def _is_possible(options: TrainOptions, devices: int) -> bool:
+    """Whether another batch would do."""
+    batch = devices * options.parallel.microbatches * ANY_BATCH
+    try:
+        Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
+    except UserError:
+        return False
+    return True
+
+
 def check_layout(options: TrainOptions, devices: int, *, goes_on: bool = False) -> None:
     """Raise UserError at once, before anything is started or read, for a layout that is not possible.
 
@@ -41,7 +51,7 @@ def check_layout(options: TrainOptions, devices: int, *, goes_on: bool = False) 
     try:
         layout = Layout.of(options.parallel, devices=devices, batch=batch, nodes=ANY_NUMBER)
     except UserError as error:
-        if goes_on:
+        if goes_on and _is_possible(options, devices):
             raise UserError(
                 f"{error} A run that goes on keeps its batch, so take another number of devices."
             ) from error

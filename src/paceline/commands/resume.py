@@ -60,10 +60,12 @@ def options_of(folder: RunFolder) -> TrainOptions:
     """
     options = TrainOptions.read(folder.config)
     data = options.data.data
-    if data == SHAPES or "://" in data or Path(data).expanduser().exists():
+    path = Path(data).expanduser()
+    if data == SHAPES or "://" in data or path.is_absolute():
         return options
     for record in folder.records("run"):
-        if Path(record["data"]).exists():
+        trained_on = Path(record["data"])
+        if trained_on.exists() and not (path.exists() and path.samefile(trained_on)):
             return replace(options, data=replace(options.data, data=record["data"]))
     return options
 

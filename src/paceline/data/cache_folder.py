@@ -6,11 +6,14 @@ import os
 import tempfile
 from pathlib import Path
 
+from paceline.errors import UserError
+
 
 def cache_folder() -> Path:
     """Return `$PACELINE_CACHE`, else `$XDG_CACHE_HOME/paceline`, else `~/.cache/paceline`; it need not exist.
 
-    A user without a home, as in a container under a number that has no name, has it among the temporary files.
+    A user without a home, as in a container under a number that has no name, has it among the temporary files, readable
+    for nobody else; UserError where somebody else has a folder of its name.
     """
     own = os.environ.get("PACELINE_CACHE")
     if own:
@@ -21,4 +24,8 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "paceline"
     except RuntimeError:
-        return Path(tempfile.gettempdir()) / f"paceline-{os.getuid()}"
+        folder = Path(tempfile.gettempdir()) / f"paceline-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.lstat().st_uid != os.getuid():
+            raise UserError(f"{folder} is somebody else's; name a folder of yours in PACELINE_CACHE.") from None
+        return folder

@@ -35,6 +35,7 @@ from paceline.data.slab_file import (
     SPACE,
     WRITTEN,
     SlabFile,
+    check_of,
     data_start,
 )
 
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_CHECKED_BYTES = 28
-"""Of an entry: all before `crc`."""
 _GROWTH_BYTES = 64 << 20
 
 
@@ -184,7 +183,7 @@ class Slab:
 
     def _check(self, number: int) -> int:
         start = HEADER_BYTES + number * ENTRY.itemsize
-        return zlib.crc32(self.bytes[start : start + _CHECKED_BYTES].data) ^ number
+        return check_of(self.bytes[start : start + ENTRY.itemsize].data, number)
 
     def _is_placed(self, number: int) -> bool:
         """Whether an entry of the table is whole, and lies within what is reserved."""

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import mmap
 import os
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +34,8 @@ ENTRY = np.dtype(
         ("state", "<u4"),
     ]
 )
+_CHECKED_BYTES = 28
+"""Of an entry: all before `crc`."""
 EMPTY, PLACED = 0, 1
 WRITTEN = 2
 """State of an array that is whole."""
@@ -43,6 +46,11 @@ MOST_LOST = 1 / 32
 _LOCKS = 1 << 62
 """Where the lock bytes begin: no file is as long. First the users, then the header, then one for each array."""
 USERS, SPACE, FIRST_ARRAY = _LOCKS, _LOCKS + 1, _LOCKS + 2
+
+
+def check_of(entry: memoryview, number: int) -> int:
+    """Return the `check` of an array's entry, which begins here: of all before `crc`, and its number."""
+    return zlib.crc32(entry[:_CHECKED_BYTES]) ^ number
 
 
 class SlabFile:
@@ -123,9 +131,12 @@ class SlabFile:
         length = os.fstat(self.descriptor).st_size
         size = self._count * ENTRY.itemsize
         table = np.frombuffer(os.pread(self.descriptor, size, HEADER_BYTES), ENTRY).copy()
+        rows = memoryview(table.tobytes())
+        checks = (check_of(rows[number * ENTRY.itemsize :], number) for number in range(self._count))
+        sound = table["check"] == np.fromiter(checks, np.uint32, self._count)
         ends = table["offset"] + np.uint64(1) * table["height"] * table["width"] * table["planes"]
-        inside = (table["state"] != EMPTY) & (table["offset"] >= start) & (ends <= length)
-        table["state"][~inside] = EMPTY  # what was cut off; other arrays will lie there
+        inside = sound & (table["state"] != EMPTY) & (table["offset"] >= start) & (ends <= length)
+        table["state"][~inside] = EMPTY  # what was cut off or damaged; other arrays will lie there
         os.pwrite(self.descriptor, table.tobytes(), HEADER_BYTES)
         used = max(int(ends[inside].max(initial=0)), start)
         taken = -(-(ends - table["offset"])[inside].astype(np.int64) // ALIGNMENT) * ALIGNMENT

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from paceline.parallel.fault import Fault
 from paceline.parallel.lookout import Beat, watched_ranks
-from paceline.parallel.warden import Process
+from paceline.parallel.warden import Process, space_of_processes
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
@@ -71,6 +71,7 @@ class Courier:
     def _run(self) -> None:
         own = Process.of(os.getpid())
         person = {"host": self._rank.host, "node": self._rank.node, "pid": own.pid, "started": own.started}
+        person["space"] = space_of_processes()
         arrived = False
         while True:
             self.stuck_since, leaving = self.stuck_since or time.monotonic(), self._leaving

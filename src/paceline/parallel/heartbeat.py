@@ -33,7 +33,7 @@ from paceline.parallel import warden
 from paceline.parallel.courier import PERIOD_S, Courier
 from paceline.parallel.fault import Fault
 from paceline.parallel.lookout import LEFT, Beat, Lookout
-from paceline.parallel.warden import Process
+from paceline.parallel.warden import Process, space_of_processes
 from paceline.records import write_atomically
 
 if TYPE_CHECKING:
@@ -180,9 +180,8 @@ class Heartbeat:
     def _meet(self, people: dict[int, dict[str, str | int]]) -> None:
         for rank, person in people.items():
             self._hosts[rank] = str(person["host"])
-            process = Process(pid=int(person["pid"]), started=int(person["started"]))
-            if person["node"] == self._rank.node and process.state() != "X":  # else it is in another container
-                self._peers[rank] = process
+            if (person["node"], person["space"]) == (self._rank.node, space_of_processes()):
+                self._peers[rank] = Process(pid=int(person["pid"]), started=int(person["started"]))
 
     def _judge(self, now: float) -> Fault | None:
         """Look for a fault, the surest signs first."""

@@ -63,6 +63,14 @@ class Process:
                 os.kill(self.pid, signal.SIGKILL)
 
 
+def space_of_processes() -> str:
+    """Name whose numbers of processes this one shares: containers of a machine have each their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def _stat(pid: int) -> tuple[str, int] | None:
     """State and start of a process, None where there is none. The name before them may hold spaces and brackets."""
     try:

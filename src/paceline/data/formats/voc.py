@@ -139,7 +139,7 @@ class VocSource:
     def _listed(self, file: Path, images: Stamps, absent: list[Finding]) -> list[str]:
         """Find the images that a list names, with or without ending."""
         places = {_stem(image, str(self.images)): image for image in images}
-        places |= {shown(image, str(self.images)): image for image in images}  # a.jpg is never a.png
+        places |= {shown(image, str(self.images)): image for image in images}  # where a.jpg is there, it is not a.png
         chosen: dict[str, None] = {}
         for number, line in enumerate(_read_lines(file), 1):
             name = line.strip()

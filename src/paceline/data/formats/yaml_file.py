@@ -67,22 +67,36 @@ def read_yaml(path: Path) -> Mapping[str, object]:
 def root_of(path: Path, content: Mapping[str, object]) -> Path:
     """Return the folder that a yaml's entries start from: its `path`, else the yaml's own folder, which is logged.
 
-    A `path` is relative to the yaml's folder; where nothing is there, to the working folder or to `datasets` in it, as
-    other YOLO trainers have it, which is logged too.
+    A `path` is relative to the yaml's folder. Where nothing is there, nor any of the entries beside the yaml, it is the
+    one from the working folder, or from `datasets` in it, that has one of them, as other YOLO trainers read it; this is
+    logged too.
     """
     own = Path(os.path.abspath(path)).parent
     named = _given(content, "path") or ""
     if not isinstance(named, str):
         raise UserError(f"{path}: `path` must be one folder; write `path: folder`, or leave it out.")
-    for start in (own, Path.cwd(), Path.cwd() / "datasets"):
-        for text in spellings(named):
-            root = Path(os.path.normpath(start / Path(text).expanduser()))
-            if root.is_dir():
-                if start != own:
-                    _log.info("%s: its `path: %s` is %s.", path, named, root)
-                return root
+    for root in _roots(own, named):
+        if root.is_dir():
+            return root
+    others = () if _has_entries(own, content) else (Path.cwd(), Path.cwd() / "datasets")
+    for root in (root for start in others for root in _roots(start, named)):
+        if _has_entries(root, content):
+            _log.info("%s: its `path: %s` is %s.", path, named, root)
+            return root
     _log.info("%s: there is no folder `path: %s`; its entries start from %s instead.", path, named, own)
     return own
+
+
+def _roots(start: Path, named: str) -> list[Path]:
+    return [Path(os.path.normpath(start / Path(text).expanduser())) for text in spellings(named)]
+
+
+def _has_entries(root: Path, content: Mapping[str, object]) -> bool:
+    """Whether there is anything in a folder that a yaml names as a split."""
+    named = [entry_of(content, split) for split in SPLITS]
+    entries = [entry for entry in named if isinstance(entry, str)]
+    entries += [entry for some in named if isinstance(some, list) for entry in some if isinstance(entry, str)]
+    return any((root / text).exists() for entry in filter(None, entries) for text in spellings(entry))
 
 
 def entry_of(content: Mapping[str, object], split: str) -> object:
